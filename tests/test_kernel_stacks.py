@@ -107,10 +107,64 @@ def test_a_wait_for_another_rwsem_is_no_wait_for_this_one() -> None:
         ("unmap_page_range < unmap_vmas < exit_mmap < mmput < do_exit", "shared", "exit"),
         ("folio_wait_bit < populate_vma_page_range < __mm_populate < do_mlock < __x64_sys_mlock",
          "shared", "mlock"),
+        ("mlock_pte_range < walk_pgd_range < walk_page_range_mm < mlock_fixup < "
+         "apply_mlockall_flags < __do_sys_mlockall", "exclusive", "mlockall"),
+        ("vm_normal_page < folio_walk_start < do_pages_stat < kernel_move_pages < "
+         "__x64_sys_move_pages", "shared", "move_pages"),
+        ("huge_pte_offset < __walk_page_range < walk_page_range_mm < do_pagemap_scan < "
+         "__x64_sys_ioctl", "shared", "PAGEMAP_SCAN"),
+        ("find_vma < pagemap_pte_hole < walk_pgd_range < walk_page_range_mm < pagemap_read < "
+         "vfs_read < ksys_read", "shared", "read of pagemap"),
+        ("break_ksm < unmerge_ksm_pages < ksm_del_vmas < ksm_disable_merge_any < __do_sys_prctl",
+         "exclusive", "prctl"),
     ],
 )  # fmt: skip
 def test_who_is_deeper_inside_has_it(stack: str, mode: str, operation: str) -> None:
     assert said(stack) == ("holds", mode, operation)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "unmaps", "frees"),
+    [
+        (NEW, ("holds", "shared", "exit"), ("holds", "exclusive", "exit")),
+        ((6, 0), ("holds", "exclusive", "exit"), ("holds", "exclusive", "exit")),
+        ((5, 16), ("", "", "exit"), ("", "", "exit")),
+    ],
+)
+def test_an_exit_frees_its_page_tables_exclusively(
+    kernel: tuple[int, int], unmaps: tuple[str, str, str], frees: tuple[str, str, str]
+) -> None:
+    """What /proc shows of an exit on 6.18; and no lock at all before 64591e8605d6 (5.17)."""
+    end = "exit_mmap < __mmput < do_exit < do_group_exit"
+    assert said(f"zap_pte_range < unmap_vmas < {end}", asleep=False, kernel=kernel) == unmaps
+    assert said(f"unlink_anon_vmas < free_pgtables < {end}", asleep=False, kernel=kernel) == frees
+
+
+BRINGS = "request_wait_answer < fuse_do_readfolio < filemap_fault < __do_fault < handle_mm_fault"
+
+
+def test_who_reads_anothers_memory_keeps_the_lock_while_a_page_is_brought() -> None:
+    """access_remote_vm can't come again for the page, so it doesn't let go of the lock for it."""
+    reads = "__get_user_pages < get_user_pages_remote < __access_remote_vm < mem_rw < vfs_read"
+    assert said(f"{BRINGS} < {reads}") == ("holds", "shared", "access to mem")
+    assert said("__pi_memcpy < __access_remote_vm < mem_rw < vfs_read", asleep=False)[0] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("stack", "operation"),
+    [
+        (f"{BRINGS} < do_user_addr_fault < exc_page_fault", "page fault"),
+        (f"{BRINGS} < __get_user_pages < populate_vma_page_range < do_mlock < __x64_sys_mlock",
+         "mlock"),
+        ("zap_pte_range < zap_page_range_single_batched < madvise_vma_behavior < do_madvise",
+         "madvise"),
+        ("clear_page_erms < handle_mm_fault < do_user_addr_fault < exc_page_fault", ""),
+    ],
+)  # fmt: skip
+def test_a_stack_may_leave_open_whether_it_has_the_lock(stack: str, operation: str) -> None:
+    """A second fault on the same page keeps the lock; so does an madvise over several VMAs."""
+    found = meaning(stack.split(" < "), asleep=True, kernel=NEW)
+    assert (found.does, found.operation, found.perhaps) == ("", operation, True)
 
 
 def test_madvise_frees_under_its_vmas_lock_from_6_17_on() -> None:

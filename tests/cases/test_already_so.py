@@ -277,6 +277,23 @@ def test_a_process_that_reads_its_own_smaps_is_named(folder: Path) -> None:
     )
 
 
+def test_a_watch_keeps_the_file_of_a_reader_that_gives_way(folder: Path, tmp_path: Path) -> None:
+    """It lets go of the lock for each writer, so that events know better than the look who has it:
+    but not which file it reads."""
+    file = tmp_path / "smaps.zaplock"
+    with running(built("own_smaps", folder), 30_000, 0) as program:
+        program.says("go")
+        until(stack_has(program.pid, "show_smaps_rollup"))
+        limits = ("--stop-after-wait", "2ms", "--after", "300ms", "-d", "50s")
+        zaplock("record", "-p", program.pid, "--watch", *limits, "-o", file)
+        if not stack_has(program.pid, "show_smaps_rollup")():
+            pytest.skip("it was through before it was looked at")
+    told = json.loads(zaplock("report", file, "--json", "--top", "999"))
+    held = [one for one in told["holds"] + told["holds_in_part"] if one["comm"] == "metrics"]
+    assert held
+    assert {one["operation"] for one in held} == {f"read of /proc/{program.pid}/smaps_rollup"}
+
+
 def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
     """A read() into memory that isn't there yet waits behind a munmap and a writer in front."""
     said = while_it_hangs(

@@ -53,8 +53,14 @@ class Beginning:
 
     def found(self, events: Columns) -> tuple[FoundTask, ...]:
         """Return what was so at the beginning; `events` are those until the look was over."""
-        told = _first_ns(events, events["kind"] <= EventKind.RELEASED)
-        kept = [self._placed(one) for one in self.look.seen if not _before(one.task, told)]
+        kind = events["kind"]
+        told = _first_ns(events, kind <= EventKind.RELEASED)
+        calls = _first_ns(events, _of_calls(kind))
+        kept = [
+            self._placed(_surer(one, calls))
+            for one in self.look.seen
+            if not _before(one.task, told)
+        ]
         since = self._waited_for(kept)
         return tuple(self._since(task, since) for task in kept)
 
@@ -66,7 +72,7 @@ class Beginning:
         """
         kind = events["kind"]
         locks = _first_ns(events, kind <= EventKind.RELEASED)
-        calls = _first_ns(events, (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END))
+        calls = _first_ns(events, _of_calls(kind))
         known = [one for one in self.look.seen if _before(one.task, locks)]
         return tuple(self._in_call(one, events) for one in known if not _before(one.task, calls))
 
@@ -103,7 +109,9 @@ class Beginning:
     def _since(self, task: FoundTask, since: Mapping[int, int]) -> FoundTask:
         if not task.does:
             return task
-        first_ns = task.since_ns or (since.get(task.mm, 0) if task.does == "holds" else 0)
+        # Who has it has had it since the first of those who wait came, and since it fell asleep.
+        waited_ns = since.get(task.mm, 0) if task.does == "holds" else 0
+        first_ns = min(filter(None, (task.since_ns, waited_ns)), default=0)
         return replace(task, since_ns=min(first_ns or self.on_ns, self.on_ns))
 
 
@@ -119,6 +127,18 @@ def _first_ns(events: Columns, chosen: NDArray[np.bool_]) -> dict[int, int]:
     for tid, time_ns in zip(events["tid"][chosen].tolist(), events["time_ns"][chosen].tolist()):
         first.setdefault(tid, time_ns)
     return first
+
+
+def _of_calls(kind: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    chosen: NDArray[np.bool_] = (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END)
+    return chosen
+
+
+def _surer(one: Seen, calls: Mapping[int, int]) -> Seen:
+    """Leave out what was concluded of a task that has come out of its call since tracing is on."""
+    if one.perhaps and _before(one.task, calls):
+        return replace(one, task=replace(one.task, does="", exclusive=False))
+    return one
 
 
 def _came_ns(events: Columns, task: FoundTask, mm: int) -> int:

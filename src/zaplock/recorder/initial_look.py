@@ -8,8 +8,11 @@ from zaplock.errors import UserError
 from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.shared_mm import share_mm
-from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
+from zaplock.recorder.snapshot import Seen, TaskSnapshot, look, sleeping_holders
 from zaplock.recorder.targets import LearnedMm
+from zaplock.trace.event_kinds import PAGE_FAULT
+from zaplock.trace.kernel_stacks import reads_a_page
+from zaplock.trace.madvise import ADVISING
 from zaplock.trace.recorded_tasks import FoundTask
 
 MOST_PROCESSES = 8
@@ -41,6 +44,7 @@ def first_look(capture: Capture) -> Beginning:
         in_trouble = {one.subject for one in seen.seen if one.task.does and one.subject}
         seen = TaskSnapshot(seen.seen, seen.whole and len(in_trouble) <= MOST_PROCESSES)
     stuck = {one.mm: one for one in learned if one.waits}
+    seen = _with_holders(seen, mms, stuck, [one.tid for one in learned])
     lone = [one for mm, one in stuck.items() if not _explained(seen, mms, mm)]
     own = tuple(_ours(one, mms) for one in lone)
     hidden = {one.tid for one in learned} - {one.tid for one in lone}
@@ -78,6 +82,53 @@ def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[L
         mms[pid] = one.mm
         learned.append(one)
     return mms, learned
+
+
+def _with_holders(
+    seen: TaskSnapshot, mms: dict[int, int], stuck: dict[int, LearnedMm], hidden: list[int]
+) -> TaskSnapshot:
+    """Find who has the locks for which reads of ours wait, where the look didn't see it.
+
+    It may be a stranger who sleeps. If it isn't, and one task alone has some lock of which nothing
+    tells whose (khugepaged), or is in something that is done under the shared lock now and then (a
+    page fault, an madvise that frees), it is that one.
+    """
+    lone = {pid for pid, mm in mms.items() if mm in stuck and not _explained(seen, mms, mm)}
+    if lone:
+        asleep = (_of_target(one, lone) for one in sleeping_holders(lone, hidden=hidden))
+        found = [one for one in asleep if one.subject in lone]
+        seen = replace(seen, seen=(*seen.seen, *found))
+    for pid in lone:
+        if seen.whole and not _explained(seen, mms, mms[pid]):
+            may = [one for one in seen.seen if _may_have(one, pid, stuck[mms[pid]].asked_ns)]
+            if len(may) == 1:
+                having = _having(may[0], pid)
+                seen = replace(seen, seen=(*(one for one in seen.seen if one not in may), having))
+    told = tuple(one for one in seen.seen if _is_told(one))
+    return replace(seen, seen=told)
+
+
+def _is_told(one: Seen) -> bool:
+    task = one.task
+    return bool(task.does or task.operation or task.state == "D" or reads_a_page(task.stack))
+
+
+def _may_have(one: Seen, pid: int, asked_ns: int) -> bool:
+    """Say whether a task may have the lock of a process, since before a read of ours asked for it.
+
+    Whoever hasn't slept since then may have come later: of an madvise events will tell.
+    """
+    if one.task.does == "holds":
+        return not one.subject
+    slept = one.task.since_ns and one.task.since_ns <= asked_ns
+    return one.perhaps and one.subject == pid and bool(slept or one.task.operation in ADVISING)
+
+
+def _having(one: Seen, pid: int) -> Seen:
+    operation = one.task.operation or PAGE_FAULT
+    exclusive = one.task.exclusive and not one.perhaps
+    task = replace(one.task, does="holds", exclusive=exclusive, operation=operation)
+    return replace(one, task=task, subject=pid)
 
 
 def _explained(seen: TaskSnapshot, mms: dict[int, int], mm: int) -> bool:

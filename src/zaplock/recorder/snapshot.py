@@ -20,37 +20,40 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from zaplock.recorder.scheduling import start_first
-from zaplock.system_calls import TRACED
+from zaplock.recorder.subjects import Subjects
 from zaplock.trace.kernel_functions import ON_OTHERS, WRITE
 from zaplock.trace.kernel_stacks import advice_of, functions, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
+
+Found = TypeVar("Found")
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""
 
 _OFTEN = 3
 """A running task may slip away to another cpu while we come to its own: so many tries."""
-_PROC_FILE = re.compile(r"/proc/(\d+)/(?:task/\d+/)?(\w+)$")
 _EXEC_START = re.compile(r"se\.exec_start\s*:\s*([\d.]+)")
-_READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
-_DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
-_MANY_FILES = 64
 _TICK_NS = 20_000_000
 """The birth of a task is told in hundredths of a second: so much earlier is no error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A found task, its process, and the process whose address space it works on (0: unknown)."""
+    """A found task, its process, and the process whose address space it works on (0: unknown).
+
+    `perhaps`: it may have the lock, shared (`StackMeaning.perhaps`).
+    """
 
     task: FoundTask
     pid: int
     subject: int
+    perhaps: bool = False
 
 
 NOT_WHOLE = (
@@ -73,22 +76,49 @@ def look(pids: Iterable[int], *, hidden: Iterable[int] = (), foreign: bool = Tru
 
     `hidden` are threads of ours that are not to be told of.
     """
-    found: list[TaskSnapshot] = []
-    looker = threading.Thread(target=lambda: found.append(_look(set(pids), set(hidden), foreign)))
-    start_first(looker)  # a thread of its own, since it goes from cpu to cpu with a higher priority
+    return _aside(lambda: _look(set(pids), set(hidden), foreign))
+
+
+def sleeping_holders(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> tuple[Seen, ...]:
+    """Find who else than `pids` has a lock and sleeps meanwhile so that a signal wakes it.
+
+    A reader of another process's memory does while a file system (FUSE) brings it a page. `look`
+    leaves such sleepers out, since nearly every task of a machine is one.
+    """
+    return _aside(lambda: tuple(_sleeping_holders(set(pids), set(hidden))))
+
+
+def _aside(work: Callable[[], Found]) -> Found:
+    """Look from a thread of its own, since it goes from cpu to cpu with a higher priority."""
+    found: list[Found] = []
+    looker = threading.Thread(target=lambda: found.append(work()))
+    start_first(looker)
     looker.join()
     return found[0]
 
 
+def _sleeping_holders(pids: set[int], hidden: set[int]) -> Iterator[Seen]:
+    by = _Means()
+    end = time.monotonic() + FOREIGN_PATIENCE_S
+    for pid in _processes():
+        for tid in () if pid in pids else _threads(pid):
+            if time.monotonic() > end:
+                return
+            if tid in hidden or _state(f"/proc/{pid}/task/{tid}")[0] != "S":
+                continue
+            one = _seen(pid, tid, by, every=True)
+            if one and one.task.does == "holds":
+                yield one
+
+
 def _look(pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
-    kernel = version(os.uname().release)
-    at = _Cpus()
+    by = _Means()
     hidden.add(threading.get_native_id())
     seen = [
         one
         for pid in sorted(pids)
         for tid in _threads(pid)
-        if tid not in hidden and (one := _seen(pid, tid, at, kernel, every=True))
+        if tid not in hidden and (one := _seen(pid, tid, by, every=True))
     ]
     end = time.monotonic() + FOREIGN_PATIENCE_S
     for pid in _processes() if foreign else ():
@@ -97,7 +127,7 @@ def _look(pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
         if pid in pids:
             continue
         for tid in _threads(pid):
-            if tid not in hidden and (one := _seen(pid, tid, at, kernel, every=False)):
+            if tid not in hidden and (one := _seen(pid, tid, by, every=False)):
                 seen.append(one)
     return TaskSnapshot(tuple(seen), whole=True)
 
@@ -123,7 +153,7 @@ def _threads(pid: int) -> list[int]:
         return []
 
 
-def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool) -> Seen | None:
+def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
     """Look at one task; None where it is gone or there is nothing to tell of it."""
     path = f"/proc/{pid}/task/{tid}"
     state, cpu = _state(path)
@@ -131,24 +161,25 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
         return None
     stack = functions(_read(path, "stack"))
     for _ in range(_OFTEN if state == "R" and not stack else 0):
-        at.go_to(cpu)
+        by.cpus.go_to(cpu)
         stack = functions(_read(path, "stack"))
         if stack:
             break
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
-    means = meaning(stack, asleep=state in "DSI", kernel=kernel)
-    if not stack or not (means.does or state == "D" or means.operation):
+    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel)
+    if not stack or not (means.does or state == "D" or means.operation or means.perhaps):
         return None
     if not every and not means.does and state != "D":
         return None
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
-    name, subject, ranged = _work(path, pid, means.operation, arguments)
+    name, subject, ranged = by.subjects.work(path, pid, means.operation, arguments)
+    subject = 0 if name in ON_OTHERS else subject
     if name in ADVISING and not arguments:
         advice = advice_of(stack)
         ranged = (0, 0, NOT_SEEN if advice is None else advice)
-    since_ns = at.since(path, cpu) if state in "DSTtI" and means.does != "holds" else 0
+    since_ns = by.cpus.since(path, cpu) if state in "DSTtI" else 0
     exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
     address, length, detail = ranged
     task = FoundTask(
@@ -166,7 +197,7 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
         length,
         detail,
     )
-    return Seen(task, pid, subject)
+    return Seen(task, pid, subject, means.perhaps)
 
 
 _SHARED_ADVICE = frozenset({"madvise", "process_madvise"})
@@ -191,54 +222,12 @@ def _arguments(call: list[str]) -> tuple[int, ...]:
     return tuple(int(word, 16) for word in call[1:7]) if len(call) == 9 else ()
 
 
-def _work(
-    path: str, pid: int, operation: str, arguments: tuple[int, ...]
-) -> tuple[str, int, tuple[int, int, int]]:
-    """Return the operation's full name, the process that it works on, and its range and detail."""
-    known = _DETAILS.get(operation)
-    if known is not None:
-        ranged = [
-            arguments[place] if place is not None and place < len(arguments) else 0
-            for place in known
-        ]
-        length = min(ranged[1], (1 << 62) - 1)
-        return operation, pid, (ranged[0], length, min(ranged[2], (1 << 62) - 1))
-    file = _proc_file(path, operation, arguments)
-    if file:
-        subject, name = file
-        verb = "write" if operation.startswith("write") or operation == "pwrite64" else "read"
-        return f"{verb} of /proc/{subject}/{name}", subject, (0, 0, 0)
-    if operation in ("process_vm_readv", "process_vm_writev") and arguments:
-        return operation, arguments[0], (0, 0, 0)
-    if operation == "ptrace" and len(arguments) > 1:
-        return operation, arguments[1], (0, 0, 0)
-    return operation, 0 if operation in ON_OTHERS else pid, (0, 0, 0)
+class _Means:
+    """What a look is made with."""
 
-
-def _proc_file(path: str, operation: str, arguments: tuple[int, ...]) -> tuple[int, str] | None:
-    """Find which file of which process in /proc a task reads or writes."""
-    kind = re.sub("^(read of|write of|access to) ", "", operation)
-    kind = "pagemap" if operation == "PAGEMAP_SCAN" else kind
-    if kind == operation and operation not in _READS:
-        return None
-    if arguments:
-        return _link(path, str(arguments[0]))
-    # It runs, so its arguments can't be seen: the one open file of that name.
-    try:
-        files = os.listdir(f"{path}/fd")[:_MANY_FILES]
-    except OSError:
-        return None
-    links = {link for file in files if (link := _link(path, file))}
-    named = {link for link in links if link[1] == kind} if kind != operation else links
-    return named.pop() if len(named) == 1 else None
-
-
-def _link(path: str, file: str) -> tuple[int, str] | None:
-    try:
-        found = _PROC_FILE.search(os.readlink(f"{path}/fd/{file}"))
-    except OSError:
-        return None
-    return (int(found[1]), found[2]) if found else None
+    def __init__(self) -> None:
+        self.cpus, self.subjects = _Cpus(), Subjects()
+        self.kernel = version(os.uname().release)
 
 
 class _Cpus:

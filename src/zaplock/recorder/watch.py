@@ -249,6 +249,7 @@ def noticed(
     beginning = replace(first_look(capture), on_ns=on_ns)
     first = stream.feed(capture.buffers.drain(), _ALL)
     found = beginning.found(first)
+    calls = tuple(task for task in beginning.in_calls(first) if task.mm)
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
     made, asked = [], list[int]()
     by_lock = of_locks(first, queues) if len(queues) > 1 else dict.fromkeys(queues, first)
@@ -258,6 +259,7 @@ def noticed(
         made.append(_made(waiting, over, first, mm))
         found = _held_after(found, over, mm)
         asked += [one.tid for one in waiting]
+    found = (*found, *calls)
     first = merged([*made, rows(found, operations, asked=asked), first])
     return Noticed(fired, first, on_ns, found, beginning.hidden)
 

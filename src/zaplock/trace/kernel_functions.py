@@ -27,7 +27,7 @@ ASKS = {
     **dict.fromkeys(
         (
             "__do_sys_mincore", "__do_sys_msync", "__mm_populate", "do_pages_move",
-            "kernel_move_pages", "do_migrate_pages", "process_vm_rw_core",
+            "do_pages_stat", "kernel_move_pages", "do_migrate_pages", "process_vm_rw_core",
             "process_vm_rw_single_vec", "__do_sys_process_mrelease", "do_get_mempolicy",
             "add_page_for_migration", "add_folio_for_migration",
         ),
@@ -95,7 +95,7 @@ HAS = {
             "mremap_to", "mremap_at", "copy_vma", "apply_vma_lock_flags", "mlock_vma_pages_range",
             "copy_page_range", "vma_modify", "vma_modify_flags", "__split_vma", "vma_merge",
             "do_mbind_range", "mbind_range", "unmerge_ksm_pages", "__ksm_add_vma",
-            "madvise_set_anon_name", "set_anon_vma_name",
+            "madvise_set_anon_name", "set_anon_vma_name", "mlock_pte_range",
         ),
         (WRITE, ""),
     ),
@@ -106,7 +106,8 @@ HAS = {
             "madvise_remove", "mincore_pte_range", "do_mincore", "pin_user_pages_remote",
             "get_user_pages_remote", "get_user_page_vma_remote", "__get_user_pages",
             "remap_pfn_range", "move_pages_and_store_status", "queue_pages_range",
-            "hmm_range_fault", "handle_mm_fault",
+            "hmm_range_fault", "handle_mm_fault", "folio_walk_start", "walk_page_range",
+            "walk_page_range_mm",
         ),
         (READ, ""),
     ),
@@ -159,6 +160,12 @@ INSIDE_OF = {
     "unuse_mm": (READ, "swapoff"),
     "setup_arg_pages": (WRITE, ""),
     "__do_sys_process_mrelease": (READ, ""),
+    "mlock_fixup": (WRITE, ""),
+    "apply_mlockall_flags": (WRITE, ""),
+    "do_pages_stat": (READ, ""),
+    "do_pages_stat_array": (READ, ""),
+    "__access_remote_vm": (READ, ""),
+    "access_remote_vm": (READ, ""),
 }
 """These mean what they do only below (called by) one that asks; the mode is of the holder."""
 
@@ -169,6 +176,11 @@ ZAPS = frozenset(
     }
 )  # fmt: skip
 """After a downgrade: the page work of `DOWNGRADES`, which let go of the exclusive lock before."""
+
+EXIT_ZAPS = frozenset({"unmap_vmas", "unmap_single_vma", "unmap_page_range"})
+EXIT_ZAPS_SHARED = (6, 1)
+"""From here on exit_mmap unmaps under the shared lock, and frees page tables and VMAs under the
+exclusive one (bf3980c85212); before, all of it is under the exclusive one."""
 
 DOWNGRADES = frozenset({"__vm_munmap", "__do_sys_brk", "do_mremap", "__do_sys_mremap", "mremap"})
 
@@ -183,6 +195,19 @@ LETS_GO = frozenset(
 )  # fmt: skip
 """These have let go of the lock, whoever called them; so have those of `UNANSWERED`."""
 
+KEEPS = frozenset({"__access_remote_vm", "access_remote_vm"})
+"""Whoever faults a page in for these keeps the lock until the page is there, however long that
+takes: they can't come again (`get_user_pages_remote` without `locked`)."""
+
+READS_PAGES = frozenset({"filemap_fault", "__folio_lock_or_retry", "__lock_page_or_retry"})
+"""A page fault that waits in these waits for a file system, or for swap.
+
+The first time that it comes so far it lets go of the lock; if it came a second time, it keeps it.
+"""
+
+SINCE = {"exit_mmap": (5, 17)}  # 64591e8605d6
+"""From this release on under the mmap_lock, before it under none."""
+
 UNTIL = {
     **dict.fromkeys(("show_map", "show_map_vma"), (6, 17)),  # 5631da56c9a8
     **dict.fromkeys(
@@ -192,7 +217,11 @@ UNTIL = {
 }  # fmt: skip
 """Until this release under the mmap_lock, from it on under the locks of the VMAs."""
 
-CALLERS = {"mwriteprotect_range": READ, "migrate_to_node": READ, "do_mbind": WRITE}
+CALLERS = {
+    "mwriteprotect_range": READ, "migrate_to_node": READ, "do_mbind": WRITE,
+    "clear_refs_write": WRITE, "mlock_fixup": WRITE, "apply_mlockall_flags": WRITE,
+    "ksm_del_vmas": WRITE, "unmerge_and_remove_all_rmap_items": READ,
+}  # fmt: skip
 """Whatever is above these on the stack has the lock in their mode."""
 
 ADVISED_ZAPS = frozenset(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from zaplock import advice
@@ -34,15 +34,20 @@ from zaplock.trace.kernel_functions import (
     CALLS,
     DOWNGRADES,
     DUMPED,
+    EXIT_ZAPS,
+    EXIT_ZAPS_SHARED,
     FAULTS,
     GUARDS_UNDER_VMA_LOCK,
     HALTED,
     HAS,
     INSIDE_OF,
+    KEEPS,
     LETS_GO,
     OF_KERNEL_THREADS,
     READ,
+    READS_PAGES,
     RETURNS,
+    SINCE,
     UNTIL,
     USEREVENT,
     USERFAULT,
@@ -64,12 +69,15 @@ _SYSCALL = re.compile(r"^(?:__(?:x64|arm64|ia32|se|do|riscv|s390x?)_(?:compat_)?
 class StackMeaning:
     """`does` is "waits", "holds" or ""; `operation` names what for, "" where nothing tells.
 
-    `mode` is "shared", "exclusive" or "" (it depends on the call's arguments).
+    `mode` is "shared", "exclusive" or "" (it depends on the call's arguments). `perhaps`: it may
+    have the lock, shared, which the stack alone does not tell (a page fault, an madvise that frees:
+    mostly these have their VMA's lock).
     """
 
     does: str
     mode: str
     operation: str
+    perhaps: bool = field(default=False, repr=False)
 
 
 def functions(text: str) -> tuple[str, ...]:
@@ -149,21 +157,29 @@ def _holder(inner: Sequence[str], call: str, kernel: tuple[int, int]) -> StackMe
     if halted := next((HALTED[name] for name in inner if name in HALTED), ""):
         return StackMeaning("", "", halted)
     operation = _work(inner, call) or _own(_outer(inner), call) or call
-    if names & LETS_GO:
-        return StackMeaning("", "", operation)
+    if names & LETS_GO and not names & KEEPS:
+        reads = bool(names & READS_PAGES)
+        in_fault = reads and names & FAULTS
+        return StackMeaning("", "", _asked_for(PAGE_FAULT, call) if in_fault else operation, reads)
     if names & ADVISED_ZAPS:
         under = GUARDS_UNDER_VMA_LOCK if _is_guard(advice_of(inner)) else ZAP_UNDER_VMA_LOCK
-        return StackMeaning("", "", call) if kernel >= under else StackMeaning("holds", READ, call)
+        by_vma = kernel >= under
+        return StackMeaning("" if by_vma else "holds", "" if by_vma else READ, call, by_vma)
     for place, name in enumerate(inner):
         found = HAS.get(name) or (INSIDE_OF.get(name) if place else None)
-        if found is None or kernel >= UNTIL.get(name, (*kernel, 1)):
+        if found is None or not SINCE.get(name, kernel) <= kernel < UNTIL.get(name, (*kernel, 1)):
             continue
         if name == "handle_mm_fault" and names & FAULTS:
             operation = _asked_for(PAGE_FAULT, call)
         elif found[1] and not _outer(inner):
             operation = _work(inner, call) or _own(found[1], call)
-        return StackMeaning("holds", _mode(found[0], inner), operation)
-    return StackMeaning("", "", operation)
+        return StackMeaning("holds", _mode(found[0], inner, kernel), operation)
+    return StackMeaning("", "", operation, "handle_mm_fault" in names)
+
+
+def reads_a_page(stack: Sequence[str]) -> bool:
+    """Say whether a page fault waits for a file system, or for swap, to bring a page."""
+    return bool(READS_PAGES.intersection(_since_return(stack)))
 
 
 def _is_guard(number: int | None) -> bool:
@@ -205,9 +221,11 @@ def _own(operation: str, call: str) -> str:
     return operation
 
 
-def _mode(mode: str, inner: Sequence[str]) -> str:
-    """A munmap that is past its downgrade has the lock shared."""
+def _mode(mode: str, inner: Sequence[str], kernel: tuple[int, int]) -> str:
+    """A munmap that is past its downgrade has the lock shared; so has an exit that unmaps."""
     names = set(inner)
+    if "exit_mmap" in names:
+        return READ if kernel >= EXIT_ZAPS_SHARED and names & EXIT_ZAPS else WRITE
     above = next((CALLERS[name] for name in inner if name in CALLERS), None)
     if above is not None:
         return above

@@ -8,6 +8,7 @@ from typing import Any
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_functions import HALTED, UNANSWERED
+from zaplock.trace.kernel_stacks import reads_a_page
 from zaplock.trace.madvise import with_advice
 from zaplock.units import duration
 from zaplock.views.sentences import owner, what, who
@@ -17,6 +18,9 @@ FRAMES = 8
 
 _ENTRY = ("do_syscall_64", "entry_SYSCALL_64", "x64_sys_call", "el0_svc", "invoke_syscall")
 _OFTEN = 3
+_SLOW_NS = 100_000_000
+"""A page that doesn't come for so long is told: disks are quicker."""
+
 _LONG_NS = 10_000_000
 """Whoever has the lock for so long may keep others from what else it has."""
 
@@ -84,6 +88,16 @@ def _no_waits(analysis: Analysis) -> Iterator[str]:
                 f"{_several(analysis, stuck)} {stand} in {operation},{since}: that is no wait for "
                 "the lock. Does the monitor (the process that reads the userfaultfd) live and "
                 "answer?"
+            )
+    for task in analysis.events.found:
+        if task.does or not task.since_ns or not reads_a_page(task.stack):
+            continue
+        if task.time_ns - task.since_ns >= _SLOW_NS:
+            doing = what(with_advice(task.operation, task.detail), task.length)
+            yield (
+                f"{who(analysis, task.tid)} stands in {doing}{_since([task])}, until a file "
+                "system or swap brings a page: that is no wait for the lock. It is in "
+                f"{stack_line(task.stack)}"
             )
     for operation in dict.fromkeys(HALTED.values()):
         if halted := [task for task in analysis.events.found if task.operation == operation]:
