@@ -705,12 +705,11 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
-        "6.19", None, "mm: propagate VM_SOFTDIRTY on merge",
+        "6.19", "6707915e030a", "mm: propagate VM_SOFTDIRTY on merge",
         "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
         "flags were written last, or the neighbour that took it over",
         {"merges_keep_mark": True},
-        doubt="its id was not looked up; the release is by guests: 6.12.117, 6.16.12 and 6.17.13 "
-        "lose marks, 6.19.14, 7.0.13 and 7.1.13 do not",
+        doubt="a backport to 6.18.y was sent in April 2026; whether it was taken is not known",
     ),
     Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
@@ -791,12 +790,10 @@ CHANGES: tuple[Change, ...] = (
         doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
     ),
     Change(
-        "7.2", None, "(io_uring: fixed buffers of more than 1 GiB)",
+        "7.2", "b4e41050b212", "io_uring/rsrc: raise registered buffer 1GB limit",
         "an io_uring takes fixed buffers of almost 1 TiB, and refuses longer ones in other words "
         "(1 TiB: EOVERFLOW; more: EINVAL); before, what is longer than 1 GiB was EFAULT",
         {"registers_terabytes": True},
-        doubt="its id and subject are not known: 6.19.14, 7.0.13 and 7.1.13 (EFAULT) are without "
-        "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
     ),
     Change(
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",

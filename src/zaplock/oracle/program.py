@@ -75,8 +75,8 @@ class ProgramNames(NamedTuple):
 
     `huge_files`: the names of those of huge pages, by slot.
     `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
-    sequence runs whose lazily free pages are counted; -1: none are. `settles`: there is swap, so
-    pages go on being written after MADV_PAGEOUT has returned.
+    sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
+    swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
@@ -153,7 +153,7 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
     places = []
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
-        if references and names.cpu >= 0:
+        if names.cpu >= 0:
             build_into.add(DRAIN)
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(look.after)))
@@ -212,7 +212,14 @@ def _stay_on(b: Builder, cpu: int) -> None:
 
 
 DRAIN = ring.call("madvise", ring.RING + ring.SCRATCH, ring.PAGE, advice.MADV_COLD)
-"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows."""
+"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows.
+
+It comes after each operation where it shows what is on such a list. What MADV_FREE has put there is
+not lazily free yet; and a list holds its pages, so that wp_can_reuse_anon_folio (mm/memory.c) takes
+one that nobody else has for shared, and it is copied. MADV_COLD lists what is active, under MGLRU
+(Debian's kernels) every page: folio_deactivate, mm/swap.c. A list is worked off when 31 pages are
+on it or something has it done, so which page is copied would be a matter of time.
+"""
 
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
@@ -321,10 +328,7 @@ def operation(
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
-    drains = names.cpu >= 0 and ops.frees_lazily(op)
     settles = names.settles and is_pageout(op)
-    if drains:
-        b.add(DRAIN)
     if settles:
         b.add(DRAIN_ALL)
     if op.name in _COMPOSED:
@@ -334,8 +338,6 @@ def operation(
             arguments.append(ring.RING + ring.SCRATCH)
         number = ops.CALLS[op.name][0]
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
-    if drains:
-        b.add(DRAIN)
     if settles:
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
