@@ -394,6 +394,12 @@ CHANGES: tuple[Change, ...] = (
         {"uncharges_untouched": True},
     ),
     Change(
+        "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
+        "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
+        "one's own there, too",
+        {"ksm_marks_zeros": True},
+    ),
+    Change(
         "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
         "MAP_STACK keeps huge pages out of a mapping",
         {"stacks_nohugepage": True},
@@ -446,6 +452,12 @@ CHANGES: tuple[Change, ...] = (
         'sealed mappings can\'t be unmapped, moved, protected or discarded; the whole "range" is '
         "looked over before anything of it is changed",
         {"mseal": "range"},
+    ),
+    Change(
+        "6.11", "ac90c56bbd73", "mm/ksm: refactor out try_to_merge_with_zero_page()",
+        "with use_zero_pages ksmd maps the zero page in a page of zeros' place, also where it "
+        "could merge it with a merged page of zeros",
+        {"ksm_zeros_first": True},
     ),
     Change(
         "6.11", "9aac777aaf94", "filemap: Convert generic_perform_write() to support large folios",

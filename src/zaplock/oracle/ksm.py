@@ -17,7 +17,8 @@ from zaplock.oracle.kept import kept
 KSM = Path("/sys/kernel/mm/ksm")
 SETTINGS = {
     "smart_scan": 0,  # else what did not merge is passed over for a while (6.7)
-    "use_zero_pages": 0,
+    "use_zero_pages": 0,  # unless a sequence sets it, as the next one
+    "max_page_sharing": 256,
     "sleep_millisecs": 0,
     "pages_to_scan": 1_000_000,
 }
