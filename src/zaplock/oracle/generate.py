@@ -333,8 +333,8 @@ class Generator:
         if self._theme != "ksm":
             return ""
         choices: tuple[Merging, ...] = ("pages", "pages", "processes", "few", "huge")
-        if self.scope.without & {"into_child"}:
-            choices = ("pages", "few", "huge")
+        if self.scope.without & {"into_child", "ksm_unmerge"}:
+            choices = ("pages", "huge")
         return self.random.choice(choices)
 
     def _leaves_out(self) -> tuple[str, ...]:
