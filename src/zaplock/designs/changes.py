@@ -387,17 +387,17 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
+        "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
+        "one's own there, too",
+        {"ksm_marks_zeros": True},
+    ),
+    Change(
         "6.7", "9b9143298585",
         "mm/mprotect: allow unfaulted VMAs to be unaccounted on mprotect()",
         "an mprotect that takes write permission from anonymous memory which was never touched "
         "gives back what was charged for it",
         {"uncharges_untouched": True},
-    ),
-    Change(
-        "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
-        "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
-        "one's own there, too",
-        {"ksm_marks_zeros": True},
     ),
     Change(
         "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
