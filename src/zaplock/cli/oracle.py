@@ -338,7 +338,10 @@ def _sides(args: argparse.Namespace) -> str:
     return f"{kernel} --against-itself" if args.against_itself else kernel
 
 
-_NEEDS_THEME = {"ksm_scan": "ksm", "fill_memory": "group"}
+_NEEDS_THEME = {
+    "ksm_scan": "ksm", "ksm_unmerge": "ksm", "ksm_zero_pages": "ksm", "ksm_most": "ksm",
+    "fill_memory": "group",
+}  # fmt: skip
 """Operations that need what is lent to the sequences of a theme."""
 
 

@@ -387,6 +387,12 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
+        "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
+        "one's own there, too",
+        {"ksm_marks_zeros": True},
+    ),
+    Change(
         "6.7", "9b9143298585",
         "mm/mprotect: allow unfaulted VMAs to be unaccounted on mprotect()",
         "an mprotect that takes write permission from anonymous memory which was never touched "
@@ -446,6 +452,12 @@ CHANGES: tuple[Change, ...] = (
         'sealed mappings can\'t be unmapped, moved, protected or discarded; the whole "range" is '
         "looked over before anything of it is changed",
         {"mseal": "range"},
+    ),
+    Change(
+        "6.11", "ac90c56bbd73", "mm/ksm: refactor out try_to_merge_with_zero_page()",
+        "with use_zero_pages ksmd maps the zero page in a page of zeros' place, also where it "
+        "could merge it with a merged page of zeros",
+        {"ksm_zeros_first": True},
     ),
     Change(
         "6.11", "9aac777aaf94", "filemap: Convert generic_perform_write() to support large folios",
@@ -705,12 +717,11 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
-        "6.19", None, "mm: propagate VM_SOFTDIRTY on merge",
+        "6.19", "6707915e030a", "mm: propagate VM_SOFTDIRTY on merge",
         "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
         "flags were written last, or the neighbour that took it over",
         {"merges_keep_mark": True},
-        doubt="its id was not looked up; the release is by guests: 6.12.117, 6.16.12 and 6.17.13 "
-        "lose marks, 6.19.14, 7.0.13 and 7.1.13 do not",
+        doubt="a backport to 6.18.y was sent in April 2026; whether it was taken is not known",
     ),
     Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
@@ -791,12 +802,10 @@ CHANGES: tuple[Change, ...] = (
         doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
     ),
     Change(
-        "7.2", None, "(io_uring: fixed buffers of more than 1 GiB)",
+        "7.2", "b4e41050b212", "io_uring/rsrc: raise registered buffer 1GB limit",
         "an io_uring takes fixed buffers of almost 1 TiB, and refuses longer ones in other words "
         "(1 TiB: EOVERFLOW; more: EINVAL); before, what is longer than 1 GiB was EFAULT",
         {"registers_terabytes": True},
-        doubt="its id and subject are not known: 6.19.14, 7.0.13 and 7.1.13 (EFAULT) are without "
-        "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
     ),
     Change(
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",

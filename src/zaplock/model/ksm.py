@@ -1,21 +1,32 @@
 """KSM: pages of equal content that have become one page, of which whoever writes gets a copy.
 
 The entry of such a page is of the kind "anon", its frame of the kind "ksm". That is nobody's own: a
-write copies it also where nobody else maps it any more.
+write copies it also where nobody else maps it any more. A page of zeros becomes the zero page where
+use_zero_pages says so; its entry is of the kind "zero" and `merged`.
 
-What ksmd does is here the outcome of two of its scans of a process that stands still: the first
-notes each page's checksum, the second merges what has kept its own.
+What ksmd does is here the outcome of its scans of processes that stand still: the first notes each
+page's checksum, the others merge until nothing changes any more. A scan looks at one page after the
+other, for one that is merged already or one that waits in its tree for an equal one. A page that a
+fork shares follows in the next scan.
 
-Sources: mm/ksm.c (cmp_and_merge_page, replace_page, unmerge_ksm_pages), mm/memory.c
-(wp_can_reuse_anon_folio). Not covered: merging into the zero page (use_zero_pages), huge pages,
-pages of several processes, and how many may share one page (max_page_sharing).
+A huge page with a page that would merge is split, and gives its pages of zeros back where splitting
+does that (6.12); a page that has gone so while it waited keeps its place in the tree until the scan
+ends. No more than max_page_sharing entries map one merged page; more pages of the same content
+become a second one, and one that is left over alone stays as it is.
+
+Sources: mm/ksm.c (cmp_and_merge_page, try_to_merge_with_zero_page, stable_node_dup, replace_page,
+unmerge_ksm_pages), mm/memory.c (wp_can_reuse_anon_folio). Not covered: merging by NUMA node, what
+smart_scan passes over, and which of several merged pages has room when max_page_sharing was reached
+and pages were written to since, unless all was unmerged in between.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.model.flags import PAGE_SHIFT, VM_MERGEABLE, VM_WRITE
+from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_MERGEABLE, VM_WRITE
+from zaplock.model.folios import split_folio
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.step import Task
@@ -25,20 +36,39 @@ from zaplock.model.vma import Vma, change
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
 
+MAX_PAGE_SHARING = 256
+"""How many entries may map one merged page, unless somebody has set that."""
 
-def merge_equal(m: Machine, task: Task, space: Mm) -> None:
-    """Let the anonymous pages of equal content in mergeable VMAs be one page each."""
-    for pages in _by_content(m, space).values():
-        frames = sorted({vpn + pte.delta for vpn, pte in pages})
-        if len(frames) < 2:
-            continue
-        shared = next((one for one in frames if _is_merged(m, one)), frames[0])
-        frame = m.frames.at(shared)
-        assert frame is not None
-        m.frames.set(shared, shared + 1, change(frame, kind="ksm", dirty=True))
-        for vpn, pte in pages:
-            _map_instead(m, task, space, vpn, pte, shared, False)
-        m.globals.put("ksm", 1)
+
+class ScanRules(NamedTuple):
+    """How a release merges.
+
+    finds_zeros: a huge page that is split gives its zeros back. zeros_first: a page of zeros
+    becomes the zero page though a merged page of zeros is there. marks_zeros: the zero page that
+    ksmd has put somewhere can be told from others.
+    """
+
+    finds_zeros: bool
+    zeros_first: bool
+    marks_zeros: bool
+
+
+class _Mapped(NamedTuple):
+    """A page that ksmd looks at: where it is mapped, and by which entry."""
+
+    space: Mm
+    vpn: int
+    pte: Pte
+
+    @property
+    def pfn(self) -> int:
+        return self.vpn + self.pte.delta
+
+
+def scan(m: Machine, task: Task, rules: ScanRules) -> None:
+    """Let the anonymous pages of equal content in all mergeable VMAs be one page each."""
+    while _Scan(m, task, rules).merge():
+        pass
 
 
 def has_merged(m: Machine) -> bool:
@@ -46,11 +76,22 @@ def has_merged(m: Machine) -> bool:
     return bool(m.globals.get("ksm", 0))
 
 
+def exists(m: Machine) -> bool:
+    """Return whether a merged page is there."""
+    return any(frame.kind == "ksm" and frame.refs for _, frame in m.frames.data.values())
+
+
 def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int) -> None:
     """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there."""
-    space = m.mm(vma.mm)
+    space, writable = m.mm(vma.mm), bool(vma.flags & VM_WRITE)
     for vpn, pte in merged_in(m, space, first, last):
-        give_copy(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))
+        give_copy(m, task, space, vpn, pte, writable)
+    for low, high, pte in space.ptes.overlapping(first, last):
+        for vpn in range(low, high) if pte.merged else ():
+            own = alloc_frames(m, task, "anon", 1, refs=0)
+            m.spend("fault_cow")
+            space.add("rss_anon", 1)
+            _map_instead(m, task, _Mapped(space, vpn, pte), own, writable)
 
 
 def give_copy(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
@@ -60,7 +101,7 @@ def give_copy(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: b
     if tag:
         m.content.set(copy, copy + 1, tag)
     m.spend("fault_cow")
-    _map_instead(m, task, space, vpn, pte, copy, writable)
+    _map_instead(m, task, _Mapped(space, vpn, pte), copy, writable)
 
 
 def merged_in(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, Pte]]:
@@ -77,19 +118,126 @@ def merged_in(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, P
     ]
 
 
-def _by_content(m: Machine, space: Mm) -> dict[int, list[tuple[int, Pte]]]:
-    """Find what ksmd may merge: virtual pages and their entries, by what they hold."""
-    found: dict[int, list[tuple[int, Pte]]] = {}
-    for start in space.tree.order:
-        vma = m.vmas[space.tree.data[start]]
-        if not isinstance(vma, Vma) or not vma.flags & VM_MERGEABLE or not vma.anon_vma:
-            continue
-        for low, high, pte in space.ptes.overlapping(start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT):
-            for vpn in range(low, high) if pte.kind == "anon" else ():
+def mergeable_vmas(m: Machine) -> list[Vma]:
+    """List the VMAs of all processes in which ksmd looks for pages, in its order."""
+    return [
+        vma
+        for space in m.mms.values()
+        for start in space.tree.order
+        if isinstance(vma := m.vmas[space.tree.data[start]], Vma)
+        and vma.flags & VM_MERGEABLE
+        and vma.anon_vma
+    ]
+
+
+class _Scan:
+    """One of ksmd's scans."""
+
+    def __init__(self, m: Machine, task: Task, rules: ScanRules) -> None:
+        self._m, self._task, self._rules = m, task, rules
+        self._uses_zeros = bool(m.globals.get("ksm_zero_pages", 0))
+        self._most = m.globals.get("ksm_most", 0) or MAX_PAGE_SHARING
+        self._tree: dict[int, _Mapped] = {}  # by content: who waits for an equal page
+        self._shared: dict[int, Counter[int]] = {}  # by content: how many map each merged page
+        self._changed = False
+
+    def merge(self) -> bool:
+        """Look at every page once; return whether anything has changed."""
+        pages = _candidates(self._m)
+        for content, page in pages:
+            if _is_merged(self._m, page.pfn):
+                self._shared.setdefault(content, Counter())[page.pfn] += 1
+        for content, page in pages:
+            now = self._still(page)
+            if now is not None and not _is_merged(self._m, now.pfn):
+                self._look_at(content, now)
+        return self._changed
+
+    def _look_at(self, content: int, page: _Mapped) -> None:
+        counts = self._shared.setdefault(content, Counter())
+        room = next((pfn for pfn, count in counts.items() if count < self._most), None)
+        if self._uses_zeros and not content and (self._rules.zeros_first or room is None):
+            if small := self._small(page):
+                self._map_zero_page(small)
+        elif room is not None:
+            if small := self._small(page):
+                self._map(small, room)
+                counts[room] += 1
+        elif content not in self._tree:
+            self._tree[content] = page
+        elif self._merge_two(page, self._still(self._tree[content])):
+            counts[page.pfn] = 2
+            del self._tree[content]
+
+    def _merge_two(self, page: _Mapped, other: _Mapped | None) -> bool:
+        """Let the page that was come to be the merged one; False where one of them has gone."""
+        if other is None or other.pfn == page.pfn:
+            return False
+        head = page.pfn & -PAGES_PER_PMD
+        of_one = head == other.pfn & -PAGES_PER_PMD and self._is_huge(page)
+        small = self._small(page)
+        if of_one or small is None:  # its other pages are met again in the next scan
+            return False
+        others = self._small(other)
+        if others is None:
+            return False
+        _become_merged(self._m, small.pfn)
+        for one in (others, small):
+            self._map(one, small.pfn)
+        return True
+
+    def _still(self, page: _Mapped) -> _Mapped | None:
+        """Return a page with the entry that it has now; None where the zero page has come."""
+        pte = page.space.ptes.at(page.vpn)
+        return page._replace(pte=pte) if pte is not None and pte.kind in ("anon", "thp") else None
+
+    def _is_huge(self, page: _Mapped) -> bool:
+        frame = self._m.frames.at(page.pfn)
+        return frame is not None and frame.kind == "thp"
+
+    def _small(self, page: _Mapped) -> _Mapped | None:
+        """Split the huge page that a page is of; None where that has put the zero page there."""
+        if self._is_huge(page):
+            self._changed = True
+            head = page.pfn & -PAGES_PER_PMD
+            for space in self._m.mms.values():
+                split_folio(self._m, self._task, space, head, self._rules.finds_zeros)
+        return self._still(page)
+
+    def _map(self, page: _Mapped, pfn: int) -> None:
+        self._changed = True
+        _map_instead(self._m, self._task, page, pfn, False)
+
+    def _map_zero_page(self, page: _Mapped) -> None:
+        self._changed = True
+        space, vpn = page.space, page.vpn
+        no_access, marks = page.pte.no_access, self._rules.marks_zeros
+        space.ptes.set(vpn, vpn + 1, Pte("zero", 0, no_access=no_access, merged=marks))
+        space.add("rss_anon", -1)
+        flush_tlb_range(self._m, space.mm, vpn, vpn + 1, False)
+        change_frames(self._m, self._task, page.pfn, page.pfn + 1, refs=-1, maps=-1)
+
+
+def _candidates(m: Machine) -> list[tuple[int, _Mapped]]:
+    """List what ksmd may merge, and what it holds: pages that only page tables refer to."""
+    found: list[tuple[int, _Mapped]] = []
+    for vma in mergeable_vmas(m):
+        space = m.mm(vma.mm)
+        first, last = vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
+        for low, high, pte in space.ptes.overlapping(first, last):
+            for vpn in range(low, high) if pte.kind in ("anon", "thp") else ():
                 frame = m.frames.at(vpn + pte.delta)
-                if frame and frame.kind in ("anon", "ksm") and frame.refs == frame.maps:
-                    found.setdefault(m.content.at(vpn + pte.delta) or 0, []).append((vpn, pte))
+                if frame and frame.kind in ("anon", "ksm", "thp") and frame.refs == frame.maps:
+                    content = m.content.at(vpn + pte.delta) or 0
+                    found.append((content, _Mapped(space, vpn, pte)))
     return found
+
+
+def _become_merged(m: Machine, pfn: int) -> None:
+    frame = m.frames.at(pfn)
+    assert frame is not None
+    m.frames.set(pfn, pfn + 1, change(frame, kind="ksm", dirty=True))
+    m.globals.put("ksm", 1)
 
 
 def _is_merged(m: Machine, pfn: int) -> bool:
@@ -97,14 +245,14 @@ def _is_merged(m: Machine, pfn: int) -> bool:
     return frame is not None and frame.kind == "ksm"
 
 
-def _map_instead(
-    m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, pfn: int, writable: bool
-) -> None:
+def _map_instead(m: Machine, task: Task, page: _Mapped, pfn: int, writable: bool) -> None:
     """Let an entry map another page of the same content, and let go of the one that it mapped."""
+    space, vpn, pte = page
     writable = writable and not pte.no_access
-    old = vpn + pte.delta
-    space.ptes.set(vpn, vpn + 1, change(pte, delta=pfn - vpn, writable=writable))
+    new = change(pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False)
+    space.ptes.set(vpn, vpn + 1, new)
     flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
-    if old != pfn:
+    if page.pfn != pfn:
         change_frames(m, task, pfn, pfn + 1, refs=1, maps=1)
-        change_frames(m, task, old, old + 1, refs=-1, maps=-1)
+        if pte.kind != "zero":
+            change_frames(m, task, page.pfn, page.pfn + 1, refs=-1, maps=-1)

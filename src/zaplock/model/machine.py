@@ -33,6 +33,8 @@ Figure = Literal[
     "batches",  # whether entries of a huge page that change together get each other's bits
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
+    "ksm_zero_pages",  # whether pages of zeros become the zero page
+    "ksm_most",  # how many entries may map one merged page; 0: model.ksm.MAX_PAGE_SHARING
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory
     "allocation_fails",  # whether the next allocation is to fail (protocols.shortage)

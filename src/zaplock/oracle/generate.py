@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from zaplock import advice
 from zaplock.oracle import gigantic, ops, ring
@@ -107,9 +108,10 @@ THEMES: dict[str, dict[str, int]] = {
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
     "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16},
-    "ksm": {**_STAYING, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
-            "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
-            "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
+    "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "ksm_unmerge": 2,
+            "ksm_zero_pages": 2, "mremap": 8, "fork": 4, "mlock": 3, "mlock2": 1, "munlock": 1,
+            "set_memory_merge": 2, "brk": 2, "mseal": 1, "process_vm_readv": 1,
+            "process_vm_writev": 2, "ftruncate": 1},
     "group": {**_COMMON, "fill_memory": 6, "fork": 3, "madvise": 16, "mremap": 6, "mlock": 2,
               "ftruncate": 2, "brk": 2},
     "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
@@ -165,6 +167,12 @@ _TO_MERGE = (  # and of the theme "ksm"
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_MERGEABLE)),
 )
 
+_HUGE_TO_MERGE = (
+    Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, advice.MADV_HUGEPAGE)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, advice.MADV_MERGEABLE)),
+)
+
 _TO_FREE = (  # and of the theme "lazyfree"
     Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_POPULATE_WRITE)),
@@ -183,6 +191,13 @@ not compared: it depends on what was written."""
 
 _NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm", "group")
 """Themes whose mappings are short: else what is long would be faulted in."""
+
+
+Merging = Literal["", "pages", "processes", "few", "huge"]
+"""What a sequence of the theme "ksm" is about, since not all goes together: "pages" of one process,
+of several "processes" (which of their pages becomes the merged one is up to the order in which ksmd
+comes to them, so nothing is locked, where shares show, and nothing made unmergeable), a "few" that
+may share one (and what was merged is undone before each scan), or "huge" ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +234,7 @@ class Generator:
     _removes: bool = field(init=False, default=False)
     _huge_too: bool = field(init=False, default=False)
     _watches: bool = field(init=False, default=False)
+    _merges: Merging = field(init=False, default="")
     _protects: bool = field(init=False, default=False)
     made: list[Op] = field(init=False, default_factory=list)
     chosen: list[int] = field(init=False, default_factory=list)
@@ -256,6 +272,9 @@ class Generator:
         self.forks = self._theme != "gigantic" or self.chance(40)
         names = (self._watching if self._watches else self._unwatched)[self._theme]
         names = names if self.forks else [name for name in names if name not in ops.FORKS]
+        self._merges = self._choose_merging()
+        if self._merges:
+            names = [name for name in names if name not in self._leaves_out()]
         self.made, self.chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
         self._huge_too = self._theme == "references" and self.chance(30)
@@ -264,9 +283,13 @@ class Generator:
         for op in self._beginning() if self.chance(75) else ():
             self._remember(op)
             self.made.append(op)
+        if self._merges == "few":
+            self.made.append(Op("ksm_most", (pick.choice((2, 2, 3, 4, 1)),)))
         for number in range(len(self.made), self.length):
             name = _FIRST.get(self._theme, "") if not number else ""
             name = name or pick.choice(names)
+            if name == "ksm_scan" and self._merges == "few":
+                self.made.append(Op("ksm_unmerge"))
             op = Op(name, (makers.get(name) or _MAKERS[name])(self))
             self._remember(op)
             self.made.append(op)
@@ -278,6 +301,8 @@ class Generator:
         """Make what three in four sequences of a theme begin with."""
         if self._theme == "uffd-huge":
             return _HUGE_TO_MOVE
+        if self._merges == "huge":
+            return _HUGE_TO_MERGE
         if self._is_huge:
             return _HUGE_PAGES
         if self._theme == "uffd-move" or (self._theme == "swap" and self.chance(30)):
@@ -304,9 +329,26 @@ class Generator:
             return (WINDOW,)
         return (WINDOW, *self.random.sample(FAR_WINDOWS, self.random.randint(1, 3)))
 
+    def _choose_merging(self) -> Merging:
+        if self._theme != "ksm":
+            return ""
+        choices: tuple[Merging, ...] = ("pages", "pages", "processes", "few", "huge")
+        if self.scope.without & {"into_child", "ksm_unmerge"}:
+            choices = ("pages", "huge")
+        return self.random.choice(choices)
+
+    def _leaves_out(self) -> tuple[str, ...]:
+        if self._merges == "processes":
+            return ("mlock", "mlock2", "set_memory_merge")
+        return ("into_child",)
+
     @property
     def _is_huge(self) -> bool:
-        return self._theme in ("huge", "collapse", "process", "uffd-huge") or self._huge_too
+        return (
+            self._theme in ("huge", "collapse", "process", "uffd-huge")
+            or self._huge_too
+            or self._merges == "huge"
+        )
 
     @property
     def _pages_out(self) -> bool:
@@ -460,7 +502,7 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
         length = g.extent()
     if length >= MOST_FILLED:
         flags &= ~_FILLING
-    if g._theme == "references":
+    if g._theme == "references" or g._merges == "processes":
         flags &= ~_MAP_LOCKED
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
     slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
@@ -564,8 +606,10 @@ def _advice(g: Generator) -> int:
         return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
     if g._theme == "lazyfree" and g.chance(70):
         return g.random.choice((*[advice.MADV_FREE] * 4, 22, 23, 4, 20, 102, 103))
-    if g._theme == "ksm" and g.chance(75):
-        return g.random.choice((*[advice.MADV_MERGEABLE] * 4, 13, 13, 23, 23, 4))
+    if g._merges and g.chance(75):
+        undoes = advice.MADV_MERGEABLE if g._merges == "processes" else advice.MADV_UNMERGEABLE
+        huge: tuple[int, ...] = (14, 14) if g._merges == "huge" else ()
+        return g.random.choice((*[advice.MADV_MERGEABLE] * 4, undoes, undoes, 23, 23, 4, *huge))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
@@ -573,7 +617,9 @@ def _advice(g: Generator) -> int:
     chosen = g.random.choice(g.scope.advice)
     if g._protects and chosen == advice.MADV_GUARD_INSTALL:
         return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
-    if g._theme == "ksm" and chosen == advice.MADV_HUGEPAGE:
+    if g._merges == "processes" and chosen == advice.MADV_UNMERGEABLE:
+        return advice.MADV_MERGEABLE
+    if g._merges not in ("", "huge") and chosen == advice.MADV_HUGEPAGE:
         return advice.MADV_MERGEABLE
     if g._theme in ("pageout", "lazyfree") and chosen == advice.MADV_HUGEPAGE:
         return advice.MADV_FREE
@@ -691,6 +737,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "fill_memory": lambda g: (g.random.choice((ops.LITTLE, ops.MUCH)), g.random.choice((0, 1, 2))),
     "clear_refs": lambda g: (g.flags_of((1, 1, 1, 2, 2, 3, 3, 4, 5), (0, 6, -1)),),
     "ksm_scan": lambda g: (),
+    "ksm_unmerge": lambda g: (),
+    "ksm_zero_pages": lambda g: (g.random.choice((0, 1, 1, 1)),),
     "set_memory_merge": lambda g: (g.random.choice((0, 1, 1, 1, 7)),),
     "setrlimit": _setrlimit,
     "fork": lambda g: (),

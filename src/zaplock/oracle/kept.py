@@ -71,7 +71,10 @@ def kept(program: str, *arguments: object) -> Iterator[int]:
     _ENDS.append(end)
     try:
         assert keeper.stdout is not None
-        yield int(keeper.stdout.readline() or 0)
+        got = keeper.stdout.readline()
+        if not got:
+            raise RuntimeError("who was to keep what a run takes has ended, as said above")
+        yield int(got)
     finally:
         _ENDS.remove(end)
         os.close(end)

@@ -98,7 +98,9 @@ def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> LockSam
     reason of its own (an interrupt between two looks at a VMA's lock). What a child does goes on
     under another thread id, so none goes on here.
     """
-    generator = Generator(seed, replace(scope, without=scope.without | {"into_child"}))
+    generator = Generator(
+        seed, replace(scope, without=scope.without | {"into_child", "ksm_unmerge"})
+    )
     first = compare(real, model, [generator.sequence() for _ in range(BATCH)])
     again = compare(real, model, [found.sequence for found in first.differences])
     return first._replace(differences=again.differences)

@@ -366,6 +366,9 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "set_thp_disable": prctl.prctl_set_thp_disable,
     "set_memory_merge": ksm.prctl_set_memory_merge,
     "ksm_scan": ksm.ksm_scan,
+    "ksm_unmerge": ksm.ksm_unmerge,
+    "ksm_zero_pages": ksm.set_ksm_zero_pages,
+    "ksm_most": ksm.set_ksm_most,
 }
 """Operations that are one protocol and nothing else."""
 

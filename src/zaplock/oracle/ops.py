@@ -76,6 +76,9 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
     "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "ksm_scan": (),  # ksmd merges pages until it finds no more
+    "ksm_unmerge": (),  # and undoes that everywhere
+    "ksm_zero_pages": ("enable",),
+    "ksm_most": ("pages",),  # that may share one page: max_page_sharing
     "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
@@ -126,7 +129,10 @@ def file_tag(slot: int, page: int) -> int:
 LITTLE, MUCH = 16 << 20, 128 << 20
 """Bytes for `fill_memory`: within and beyond what a group may charge (memory_group.LIMIT)."""
 
-FORKS = ("fork", "into_child")  # their result is 0 on either side
+FORKS = ("fork", "into_child")
+KSM_WRITES = ("ksm_unmerge", "ksm_zero_pages", "ksm_most")
+SUCCEED_WITH_0 = (*FORKS, *KSM_WRITES)
+"""Operations whose result is 0 on either side where they do not fail."""
 
 WRITERS = ("store", "process_vm_writev", "uffd_copy")
 """Operations that write a tag of their own to the beginning of pages."""
@@ -151,10 +157,13 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
     Nor where all is locked, as that keeps the bare process from working its lists of pages off.
     """
     return any(map(frees_lazily, sequence)) and not any(
-        op.name in _CLOUDS_LAZYFREE
-        or (op.name in ("madvise", "process_madvise") and op.args[2] in _MAKES_HUGE)
-        for op in sequence
+        op.name in _CLOUDS_LAZYFREE or makes_huge(op) for op in sequence
     )
+
+
+def makes_huge(op: Op) -> bool:
+    """Return whether there may be huge pages after an operation."""
+    return op.name in ("madvise", "process_madvise") and op.args[2] in _MAKES_HUGE
 
 
 def shows_references(sequence: Many[Op]) -> bool:

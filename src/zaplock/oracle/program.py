@@ -13,6 +13,7 @@ from typing import NamedTuple
 from zaplock import advice
 from zaplock.model.flags import MAP_HUGE_SHIFT
 from zaplock.oracle import ops, ring, stub
+from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.ops import Op, Ref
 from zaplock.protocols.memory_group import BY_ADVICE, BY_MMAP
 
@@ -70,20 +71,28 @@ class BareProgram(NamedTuple):
     baseline: int
 
 
+class KsmNames(NamedTuple):
+    """Where in the ring the names of KSM's files are."""
+
+    run: int
+    scans: int
+    zero_pages: int
+    most: int
+
+
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
     `huge_files`: the names of those of huge pages, by slot.
     `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
-    sequence runs whose lazily free pages are counted; -1: none are. `settles`: there is swap, so
-    pages go on being written after MADV_PAGEOUT has returned.
+    sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
+    swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
     filled: int
     meminfo: int
-    ksm_run: int
-    ksm_scans: int
+    ksm: KsmNames
     max_map_count: int
     huge_files: dict[int, int]
     cpu: int = -1
@@ -105,9 +114,12 @@ MARKING = Look(stub.syscall(_GETPID), MARK)
 """Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
 
 HUGE_FILE_FDS = 50  # and the slot
-MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = 60, 61, 62, 63
-SCANS = 3
-"""How often ksmd scans: once for the checksums, once to merge, and once more to be sure."""
+KSM_ZERO_PAGES_FD, KSM_MOST_FD, MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = range(58, 64)
+SCANS, SCANS_OF_HUGE = 3, 8
+"""How often ksmd scans: once for the checksums, once to merge, and once more to be sure.
+
+It splits one huge page of zeros in each scan; more of them wait for the next.
+"""
 PAUSE_NS = 200_000
 _MEMINFO = stub.entry(
     stub.READ, MEMINFO_FD, ring.BUFFER_ROOM, ring.RING + ring.BUFFER, ring.OUT_FD, 1
@@ -124,6 +136,7 @@ class Builder:
         self.here = 0
         self.segment = -1  # the entry that has made System V shared memory, if one has
         self.observes = ring.OBSERVE  # how a forked child looks at itself
+        self.scans = SCANS  # of ksmd's, in each operation
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -147,18 +160,22 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
     build_into = Builder()
     if look is OBSERVING and references:
         look, build_into.observes = UNTOUCHED, ring.OBSERVE_UNTOUCHED
+    if any(ops.makes_huge(op) for op in sequence):
+        build_into.scans = SCANS_OF_HUGE
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
     results: list[int] = []
     places = []
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
-        if references and names.cpu >= 0:
+        if names.cpu >= 0:
             build_into.add(DRAIN)
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(look.after)))
     if build_into.segment >= 0:
         _of_segment(build_into, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, results)
+    if any(op.name in ops.KSM_WRITES for op in sequence):
+        _begin_ksm(build_into)
     build_into.add(ring.EXIT)
     return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
 
@@ -191,16 +208,32 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
         build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
     if look.needs_meminfo:
         _open_as(build_into, MEMINFO_FD, names.meminfo, 0)
-    if "ksm_scan" in used:
-        _open_as(build_into, KSM_RUN_FD, names.ksm_run, 1)
-        _open_as(build_into, KSM_SCANS_FD, names.ksm_scans, 0)
-        _set_ksmd(build_into, "0")  # also where whoever has started it was killed
+    if used & _OF_KSM:
+        _open_as(build_into, KSM_RUN_FD, names.ksm.run, 1)
+        _open_as(build_into, KSM_SCANS_FD, names.ksm.scans, 0)
+        _open_as(build_into, KSM_ZERO_PAGES_FD, names.ksm.zero_pages, 1)
+        _open_as(build_into, KSM_MOST_FD, names.ksm.most, 1)
+        _begin_ksm(build_into)
 
 
-def _set_ksmd(b: Builder, run: str) -> None:
-    """Append what starts ksmd ("1") or stops it ("0")."""
-    switch = ring.RING + ring.SCRATCH + 24
-    b.add(stub.entry(stub.STORE, switch, ord(run)), stub.syscall(_PWRITE, KSM_RUN_FD, switch, 1, 0))
+_OF_KSM = {"ksm_scan", *ops.KSM_WRITES}
+
+
+def _begin_ksm(b: Builder) -> None:
+    """Append what lets KSM be as every sequence finds it, also where an earlier one was killed."""
+    for run in "20":  # what was merged is undone and forgotten, and ksmd at rest
+        _write_number(b, KSM_RUN_FD, run)
+    _write_number(b, KSM_ZERO_PAGES_FD, str(SETTINGS["use_zero_pages"]))
+    _write_number(b, KSM_MOST_FD, str(SETTINGS["max_page_sharing"]))
+
+
+def _write_number(b: Builder, fd: int, number: str) -> int:
+    """Append what writes a number to a file; return where its result is."""
+    text, place = number.encode(), ring.RING + ring.SCRATCH + 24
+    for at in range(0, len(text), 8):
+        word = int.from_bytes(text[at : at + 8], "little")
+        b.add(stub.entry(stub.STORE, place + at, word))
+    return b.add(stub.syscall(_PWRITE, fd, place, len(text), 0))
 
 
 def _stay_on(b: Builder, cpu: int) -> None:
@@ -212,7 +245,14 @@ def _stay_on(b: Builder, cpu: int) -> None:
 
 
 DRAIN = ring.call("madvise", ring.RING + ring.SCRATCH, ring.PAGE, advice.MADV_COLD)
-"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows."""
+"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows.
+
+It comes after each operation where it shows what is on such a list. What MADV_FREE has put there is
+not lazily free yet; and a list holds its pages, so that wp_can_reuse_anon_folio (mm/memory.c) takes
+one that nobody else has for shared, and it is copied. MADV_COLD lists what is active, under MGLRU
+(Debian's kernels) every page: folio_deactivate, mm/swap.c. A list is worked off when 31 pages are
+on it or something has it done, so which page is copied would be a matter of time.
+"""
 
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
@@ -321,10 +361,7 @@ def operation(
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
-    drains = names.cpu >= 0 and ops.frees_lazily(op)
     settles = names.settles and is_pageout(op)
-    if drains:
-        b.add(DRAIN)
     if settles:
         b.add(DRAIN_ALL)
     if op.name in _COMPOSED:
@@ -334,8 +371,6 @@ def operation(
             arguments.append(ring.RING + ring.SCRATCH)
         number = ops.CALLS[op.name][0]
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
-    if drains:
-        b.add(DRAIN)
     if settles:
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
@@ -621,7 +656,7 @@ def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -
 
 
 def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    """Let ksmd run until it has scanned everything SCANS times, which its count of scans tells.
+    """Let ksmd run until it has scanned everything so often, which its count of scans tells.
 
     The count is text of up to eight digits, compared in two halves with what it was before.
     """
@@ -629,8 +664,8 @@ def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
     b.add(stub.entry(stub.STORE, pause, 0), stub.entry(stub.STORE, pause + 8, PAUSE_NS))
     b.add(stub.entry(stub.STORE, before, 0))
     b.add(stub.syscall(_PREAD, KSM_SCANS_FD, before, 8, 0))
-    _set_ksmd(b, "1")
-    for _ in range(SCANS):
+    _write_number(b, KSM_RUN_FD, "1")
+    for _ in range(b.scans):
         loop = b.here + 2 * _E
         first, second = loop + 3 * _E, loop + 6 * _E
         for compared, half in ((first, before), (second, before + 4)):
@@ -643,8 +678,22 @@ def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
         b.add(stub.syscall(_FUTEX, text + 4, _FUTEX_CMP_REQUEUE, 0, 0, other, 0))
         b.add(stub.entry(stub.JUMP_IF_ZERO, address(loop)))
         b.add(stub.entry(stub.PATCH, before, text, 0))
-    _set_ksmd(b, "0")
+    _write_number(b, KSM_RUN_FD, "0")
     return b.add(stub.entry(stub.STORE, pause, 0))
+
+
+def _ksm_unmerge(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    result = _write_number(b, KSM_RUN_FD, "2")
+    _write_number(b, KSM_RUN_FD, "0")
+    return result
+
+
+def _ksm_zero_pages(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return _write_number(b, KSM_ZERO_PAGES_FD, str(arguments[0]))
+
+
+def _ksm_most(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return _write_number(b, KSM_MOST_FD, str(arguments[0]))
 
 
 def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
@@ -682,6 +731,9 @@ _COMPOSED = {
     "clear_refs": _clear_refs,
     "fill_memory": _fill_memory,
     "ksm_scan": _ksm_scan,
+    "ksm_unmerge": _ksm_unmerge,
+    "ksm_zero_pages": _ksm_zero_pages,
+    "ksm_most": _ksm_most,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
     "uffd_copy": _fill_userfault,

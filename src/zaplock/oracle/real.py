@@ -178,7 +178,7 @@ class RealSide:
         self._run(built.code)
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
-        forked = [op.name in ops.FORKS for op in sequence]
+        forked = [op.name in ops.SUCCEED_WITH_0 for op in sequence]
         return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
 
     def _run(self, code: bytes) -> None:
@@ -246,6 +246,8 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             "meminfo": "/proc/meminfo",
             "ksm_run": f"{KSM}/run",
             "ksm_scans": f"{KSM}/full_scans",
+            "ksm_zero_pages": f"{KSM}/use_zero_pages",
+            "ksm_most": f"{KSM}/max_page_sharing",
             **{name: name for name, _ in ops.HUGE_FILES.values()},
         },
         ring.FILE_STRINGS,
@@ -255,8 +257,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
         files,
         where["filled"],
         where["meminfo"],
-        where["ksm_run"],
-        where["ksm_scans"],
+        program.KsmNames(*(where[f"ksm_{name}"] for name in program.KsmNames._fields)),
         max_map_count,
         {slot: where[name] for slot, (name, _) in ops.HUGE_FILES.items()},
     ), data
@@ -296,7 +297,7 @@ class _Reader:
         result = self._result(place.result)
         seen = self._take(place.seen) if place.seen >= 0 else b""
         child = None
-        result = min(result, 0) if op.name in ops.FORKS else result
+        result = min(result, 0) if op.name in ops.SUCCEED_WITH_0 else result
         if op.name == "fork":
             child = self.snapshot(place.child) if result == 0 else None
         outcome = CallOutcome(result, seen if result == 0 else b"", child)

@@ -104,11 +104,16 @@ def merge():
     scans, run = (open("/sys/kernel/mm/ksm/" + name, mode, 0) for name, mode in
                   (("full_scans", "rb"), ("run", "wb")))
     run.write(b"1")
-    last = int(os.pread(scans.fileno(), 20, 0)) + 3
+    last = int(os.pread(scans.fileno(), 20, 0)) + 8
     while int(os.pread(scans.fileno(), 20, 0)) < last:
         time.sleep(0.001)
     run.write(b"0")
     return 0
+
+
+def ksm_write(name, number):
+    with open("/sys/kernel/mm/ksm/" + name, "wb", 0) as file:
+        return file.write(b"%d" % number) and 0
 
 
 def page(fd, number, tag):
@@ -210,6 +215,11 @@ def _text(name: str, value: Argument) -> str:
     return hex(value) if value > 9 else str(value)
 
 
+_KSM_FILES = {
+    "ksm_unmerge": "run", "ksm_zero_pages": "use_zero_pages", "ksm_most": "max_page_sharing",
+}  # fmt: skip
+
+
 def _call(k: int, op: Op, arguments: list[str]) -> str:
     inside = ", ".join(arguments)
     if op.name == "load":
@@ -220,6 +230,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return f"poke({arguments[0]} & -4096, {arguments[1]})"
     if op.name == "ksm_scan":
         return "merge()"
+    if op.name in _KSM_FILES:
+        return f"ksm_write({_KSM_FILES[op.name]!r}, {inside or 2})"
     if op.name == "fill_memory":
         return f"fill_memory({inside})"
     if op.name == "clear_refs":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from zaplock.model import files, folios, frames, page_fault, pagetable, vma
 from zaplock.model import flags as f
+from zaplock.model import ksm as merged_pages
 from zaplock.model.mm import change_limits
 from zaplock.model.step import StepKind
 from zaplock.oracle.campaign import Bench, slice_seed
@@ -285,6 +286,17 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               ksm.unmerge_ksm_pages, "run", _always(None)),
         Fault("pins-keep-merged", "who pins a merged page gets a copy",
               kernel_access.unshare_page, "run", _always(None)),
+        Fault("any-zero-page", "a zero page that ksmd has put somewhere is known by that",
+              merged_pages, "ScanRules",
+              lambda original: lambda *rules: original(*rules[:2], marks_zeros=False)),
+        Fault("merged-before-zero", "use_zero_pages comes before what is merged", merged_pages,
+              "ScanRules", lambda original: lambda *rules: original(rules[0], False, rules[2])),
+        Fault("all-share-one", "no more than max_page_sharing pages are one", ksm.share_at_most,
+              "run", _always(0)),
+        Fault("own-pages-only", "pages of several processes are one", merged_pages,
+              "mergeable_vmas", _but(lambda vmas: [v for v in vmas if v.mm == vmas[-1].mm])),
+        Fault("zeros-stay-huge", "a huge page that ksmd splits gives its zeros back", merged_pages,
+              "ScanRules", lambda original: lambda *rules: original(False, *rules[1:])),
     ),
 }  # fmt: skip
 """Faults that only these themes can find, on a machine that has what they need."""

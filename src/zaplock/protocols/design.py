@@ -135,6 +135,8 @@ class Design:
     registers_terabytes: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
+    ksm_zeros_first: bool = False
+    ksm_marks_zeros: bool = False
     collapse_passes_holes: bool = False
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True

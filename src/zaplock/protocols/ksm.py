@@ -1,12 +1,12 @@
 """What a process asks of KSM and has done to it: PR_SET_MEMORY_MERGE, ksmd's scans, the undoing.
 
 Source: mm/ksm.c ksm_enable_merge_any, ksm_disable_merge_any (6.4), ksm_vma_flags (6.17),
-unmerge_ksm_pages.
+unmerge_ksm_pages, unmerge_and_remove_all_rmap_items, max_page_sharing_store.
 """
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL
+from errno import EBUSY, EINTR, EINVAL, ERANGE
 from typing import TYPE_CHECKING
 
 from zaplock.model import ksm
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
 
+_INT_MAX = (1 << 31) - 1
 LATE, EARLY = 1, 2
 """When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge)."""
 DEVICES = ("zero",)
@@ -87,15 +88,65 @@ def unmerge_ksm_pages(m: Machine, task: Task, vma: Vma, low: int, high: int) -> 
 
 
 async def ksm_scan(cx: Cx) -> int:
-    """Let ksmd scan an address space, which nobody changes meanwhile, until it merges no more."""
-    await merge_pages(cx.mm)
+    """Let ksmd scan everything, which nobody changes meanwhile, until it merges no more."""
+    design = cx.design
+    await merge_pages(
+        ksm.ScanRules(design.finds_zeros, design.ksm_zeros_first, design.ksm_marks_zeros)
+    )
     return 0
 
 
+async def ksm_unmerge(cx: Cx) -> int:
+    """Write 2 to KSM's `run`: what was merged is undone in all processes, and may merge anew."""
+    await unmerge_all()
+    return 0
+
+
+async def set_ksm_zero_pages(cx: Cx, enable: int) -> int:
+    """Write to KSM's use_zero_pages: is a page of zeros to become the zero page?"""
+    if str(enable)[0] not in "01":  # as what is a yes or a no is read, by its first letter
+        return -EINVAL
+    await use_zero_pages(str(enable)[0] == "1")
+    return 0
+
+
+async def set_ksm_most(cx: Cx, most: int) -> int:
+    """Write to KSM's max_page_sharing: how many entries may map one merged page, at least two.
+
+    Returns 0, -EINVAL, -ERANGE beyond an int, or -EBUSY where pages are merged.
+    """
+    if most > _INT_MAX:
+        return -ERANGE
+    return -EINVAL if most < 2 else await share_at_most(most)
+
+
 @step
-def merge_pages(m: Machine, task: Task, mm: int) -> None:
-    """Merge the equal pages of an address space."""
-    ksm.merge_equal(m, task, m.mm(mm))
+def merge_pages(m: Machine, task: Task, rules: ksm.ScanRules) -> None:
+    """Merge the equal pages of all processes."""
+    ksm.scan(m, task, rules)
+
+
+@step
+def unmerge_all(m: Machine, task: Task) -> None:
+    """Give all mergeable VMAs pages of their own again."""
+    for vma in ksm.mergeable_vmas(m):
+        ksm.unmerge(m, task, vma, vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
+
+
+@step
+def use_zero_pages(m: Machine, _task: Task, enable: bool) -> None:
+    """Set use_zero_pages."""
+    m.globals.put("ksm_zero_pages", int(enable))
+
+
+@step
+def share_at_most(m: Machine, _task: Task, most: int) -> int:
+    """Set max_page_sharing; -EBUSY where that is another value and pages are merged."""
+    if most != (m.globals.get("ksm_most", 0) or ksm.MAX_PAGE_SHARING):
+        if ksm.exists(m):
+            return -EBUSY
+        m.globals.put("ksm_most", most)
+    return 0
 
 
 def mergeable_flags(space: Mm, vm_flags: int, name: str, when: int = EARLY) -> int:
