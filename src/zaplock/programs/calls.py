@@ -17,7 +17,7 @@ from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import RING, LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number
+from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number, quoted
 from zaplock.protocols import (
     brk,
     ksm,
@@ -220,9 +220,9 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
         return -22
     start, length = number(call.arguments[2]), number(call.arguments[3])
     told = call.arguments[4]
-    name = told[1:-1] if told.startswith('"') else ""
+    name = quoted(told) if told.startswith('"') else ""
     if not name and number(told):
-        raise ValueError("the name of the mapping can't be read")
+        raise NotRecorded("the name of the mapping is not in the recording")
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 

@@ -290,12 +290,16 @@ class StraceWorld:
         return found
 
 
+NARROW = "its addresses have 32 bits (a 32-bit program, or x32)"
 WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
 
 
 def foreign(areas: Iterable[Area]) -> str:
     """Return why maps are none of a process that the model could be, "" where they may be."""
-    wide = any(a.end > f.TASK_SIZE_4_LEVELS and a.name != "[vsyscall]" for a in areas)
+    ends = [area.end for area in areas if area.name != "[vsyscall]"]
+    if ends and max(ends) <= 1 << 32:
+        return f"{NARROW}: the model is x86-64"
+    wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 
 

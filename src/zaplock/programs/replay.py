@@ -35,10 +35,9 @@ from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
-    DIED,
     NEVER_MADE,
-    NO_END,
     UNKNOWN,
+    UNREADABLE,
     Note,
     StraceRecording,
     TracedCall,
@@ -104,8 +103,7 @@ class StraceReplay:
     def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
         self.world = StraceWorld()
-        first = recording.calls[0].line
-        self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
+        self.knows_writes = recording.knows_writes
         names = {call.name for call in recording.calls}
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
@@ -222,7 +220,7 @@ class StraceReplay:
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
-        if call.cut in ("", NO_END, DIED) and not is_about_memory(call):
+        if call.cut != UNREADABLE and not is_about_memory(call):
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
