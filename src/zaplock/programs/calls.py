@@ -150,9 +150,9 @@ def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """
     if call.result:
         raise NotRecorded("which contexts of io_setup there may be is not in the recording")
-    if not call.arguments[1].startswith("["):
+    if not call.arguments[1].startswith(("[", "{")):
         raise NotRecorded("where the ring of io_setup lies is not in the recording")
-    at = number(call.arguments[1].strip("[]"))
+    at = number(call.arguments[1].strip("[]{}"))
     length = hole_above(world, live, at)
     if length <= 0:
         return -errno.ENOMEM

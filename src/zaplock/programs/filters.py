@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, TracedCall
+from zaplock.programs.prefix import MAKES_PROCESS
+from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import flags_of
 from zaplock.programs.text import CONSTANTS, number
 

@@ -35,7 +35,7 @@ from zaplock.errors import UserError
 from zaplock.inputs import open_plain
 from zaplock.programs.dialects import as_strace
 from zaplock.programs.files_of_ff import by_thread, by_time, has_times
-from zaplock.programs.prefix import MAKES_PROCESS, NAME, PREFIX
+from zaplock.programs.prefix import NAME, PREFIX
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
@@ -145,7 +145,8 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*[mK]")
 _SUMMARY = re.compile(r"^-{4,}(?: -{4,})+")
 """The line of a table of counts (-C, -c) that comes before its rows."""
 _RESULT = re.compile(
-    r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
+    r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?"
+    r"(?:\s+(E[A-Z0-9]+)|\s+\(errno (\d{1,4})\))?"
 )
 _INJECTED = re.compile(r"\(INJECTED(?:: ([\w, ]+))?\)(?: \(DELAYED\))?\s*(?:<[\d.]+>)?\s*$")
 _UNFINISHED = re.compile(r"<unfinished \.\.\.>\s*$")
@@ -158,7 +159,7 @@ _BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
 """As -N (6.16) puts it in front of each argument; of clone every strace does."""
-_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
+_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8}|\d{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
@@ -437,6 +438,8 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
         value = -errno.EINTR
     elif matched[3]:
         value = -getattr(errno, matched[3], 0) or value
+    elif matched[4]:  # -e raw, and calls that have no name (4.x)
+        value = -int(matched[4])
     opened = file_of(matched[1] + matched[2]) if matched[2] else ""
     call = TracedCall(pid, *_named(name, split[0]), value, begun, number, not_made, opened)
     state.calls.append(call)
@@ -445,8 +448,8 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
     if told := _NUMBERED.fullmatch(name):
-        name = BY_NUMBER.get(int(told[1], 16), name)
-    if name != "clone" or arguments[:1] and arguments[0].startswith("arg1="):
+        name = BY_NUMBER.get(int(told[1], 0), name)
+    if name != "clone" or (arguments[:1] and arguments[0].startswith("arg1=")):
         arguments = [_ARGUMENT_NAME.sub("", argument, count=1) for argument in arguments]
     if name == "syscall" and arguments:
         try:

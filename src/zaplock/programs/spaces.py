@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import (
     EXECS,
-    MAKES_PROCESS,
     NEVER_MADE,
     UNKNOWN,
     Area,

@@ -40,9 +40,10 @@ from zaplock.programs.calls import (
     pidfd_owner,
     shmat_call,
 )
+from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
-from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
+from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
