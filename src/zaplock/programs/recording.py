@@ -119,7 +119,8 @@ class StraceRecording:
         """Whether the recorder told of written pages also behind calls, not just at a beginning."""
         begun: dict[int, int] = {}
         called: dict[int, int] = {}
-        for event in sorted([*self.notes, *self.calls], key=lambda event: event.line):
+        events: list[TracedCall | Note] = [*self.notes, *self.calls]
+        for event in sorted(events, key=lambda event: event.line):
             if isinstance(event, TracedCall):
                 called[event.pid] = event.line
             elif event.kind == "begin":
