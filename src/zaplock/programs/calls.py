@@ -83,9 +83,17 @@ def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | N
     return world.run(live, mmap.mmap(world.cx(live), address, length, prot, flags, file, offset))
 
 
+def unknown_target(call: TracedCall) -> bool:
+    """Return whether a call moves to a place that only its result tells (ltrace, strace 4)."""
+    moves = f.MREMAP_FIXED | f.MREMAP_DONTUNMAP
+    return call.name == "mremap" and len(call.arguments) == 4 and bool(numbers(call, 4)[3] & moves)
+
+
 def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """mremap has a fifth argument only where it moves."""
     values = numbers(call, min(5, max(4, len(call.arguments))))
+    if unknown_target(call):
+        values.append(max(call.result, 0))
     return world.run(live, mremap.mremap(world.cx(live), *values))
 
 

@@ -83,6 +83,14 @@ class Known:
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
 
+    def without_clouds(self, start: int, end: int) -> Known:
+        """Return what is known when a range is known again."""
+        clouds = []
+        for cloud in self.clouds:
+            parts = ((cloud.start, min(cloud.end, start)), (max(cloud.start, end), cloud.end))
+            clouds += [Cloud(low, high, cloud.why) for low, high in parts if low < high]
+        return replace(self, clouds=tuple(clouds))
+
     def cloud_over(self, start: int, end: int) -> Cloud | None:
         """Return what hides a part of a range, if anything does."""
         return next((c for c in self.clouds if start < c.end and c.start < end), None)

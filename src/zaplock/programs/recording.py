@@ -156,6 +156,7 @@ _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")
 _STACK = re.compile(r"^ {1,8}> ")
 """A line of what -k adds to a call."""
+_ERRORS = (1 << 64) - 4095
 _BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
@@ -435,6 +436,7 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
     injected = _INJECTED.search(split[1])
     not_made = "" if injected is None else POKED if injected[1] == "args" else NOT_MADE
     value = UNKNOWN if matched[1] == "?" else int(matched[1], 16 if "x" in matched[1] else 10)
+    value -= 1 << 64 if _ERRORS <= value < 1 << 64 else 0
     if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
         value = -errno.EINTR
     elif matched[3]:

@@ -28,6 +28,7 @@ from zaplock.programs.calls import (
     mmap_call,
     numbers,
     set_limit,
+    unknown_target,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
 from zaplock.programs.filters import SeccompFilters
@@ -256,6 +257,11 @@ class StraceReplay:
             got = CALLS[call.name](self.world, live, call)
             if taken and got == call.result:
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
+            if unknown_target(call) and call.result >= 0:
+                if got != call.result:
+                    self.world.undo(live, mark)
+                    self._follow(live, call)
+                return Ruling("refused", call, "where it was to move is not in the recording")
             if got == call.result:
                 return Ruling("agrees", call)
             self.world.undo(live, mark)
@@ -266,7 +272,8 @@ class StraceReplay:
             why = unrecorded.reason(self.world, live, call, got) or _why_hidden(live, call, got)
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
-            told = str(error)
+            is_short = isinstance(error, IndexError)
+            told = "not all of them are in the recording" if is_short else str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
@@ -316,6 +323,14 @@ class StraceReplay:
         return next((cloud for cloud in found if cloud is not None), None)
 
     def _follow_in_cloud(self, live: LiveSpace, call: TracedCall) -> None:
+        """Hide what a call in a cloud has touched; of what it has replaced all is known again."""
+        mark = self.world.mark(live)
+        with suppress(ValueError, IndexError):
+            if _replaces(call) and CALLS[call.name](self.world, live, call) == call.result:
+                for low, high in ranges_of(call):
+                    live.known = live.known.without_clouds(low, high)
+                return
+        self.world.undo(live, mark)
         for low, high in ranges_of(call):
             self._hide(live, low, high, f"a cloud since line {call.line}")
 
@@ -348,6 +363,13 @@ class StraceReplay:
 
     def _hide(self, live: LiveSpace, low: int, high: int, why: str) -> None:
         live.known = replace(live.known, clouds=(*live.known.clouds, Cloud(low, high, why)))
+
+
+def _replaces(call: TracedCall) -> bool:
+    """Return whether nothing is left of what was at the addresses of a call that went well."""
+    return call.name == "munmap" or (
+        call.name == "mmap" and bool(numbers(call, 4)[3] & f.MAP_FIXED)
+    )
 
 
 def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:

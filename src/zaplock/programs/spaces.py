@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import (
     EXECS,
@@ -322,7 +323,8 @@ def waits_for_child(call: TracedCall) -> bool:
 def executed(call: TracedCall) -> str:
     """Return the path that an execve runs, "" where it can't be read."""
     with suppress(ValueError, IndexError):
-        return quoted(call.arguments[1 if call.name == "execveat" else 0])
+        told = quoted(call.arguments[1 if call.name == "execveat" else 0])
+        return "" if told == UNKNOWN_NAME else told
     return ""
 
 

@@ -143,7 +143,8 @@ def _term(part: str) -> int:
     try:
         return int(part, 0)
     except ValueError:
-        raise ValueError(f"{part!r} is no number") from None
+        told = "its value is not in the recording" if part == "?" else f"{part!r} is no number"
+        raise ValueError(told) from None
 
 
 def file_of(text: str) -> str:
