@@ -84,9 +84,9 @@ def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | N
 
 
 def unknown_target(call: TracedCall) -> bool:
-    """Return whether a call moves to a place that only its result tells (ltrace, strace 4)."""
-    moves = f.MREMAP_FIXED | f.MREMAP_DONTUNMAP
-    return call.name == "mremap" and len(call.arguments) == 4 and bool(numbers(call, 4)[3] & moves)
+    """Return whether a call moves to a place that only its result tells (ltrace)."""
+    is_short = call.name == "mremap" and len(call.arguments) == 4
+    return is_short and bool(numbers(call, 4)[3] & f.MREMAP_FIXED)
 
 
 def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
