@@ -43,6 +43,7 @@ EXECS = ("execve", "execveat")
 UNKNOWN = 1 << 70
 """The result of a call whose end is not in the recording."""
 
+_NEVER = 1 << 60
 UNREADABLE = "the line can't be read"
 NO_END, DIED = "its end is not in the recording", "the process ended in it"
 """What is wrong with a call that can be read as far as it goes."""
@@ -222,7 +223,7 @@ def parse(path: Path) -> StraceRecording:
         _close_block(state, pid)
     for pid, (call, begun) in state.open.items():
         state.calls.append(_cut(pid, call, begun, NO_END))
-    calls = tuple(sorted(state.calls, key=lambda call: call.line))
+    calls = _ended(sorted(state.calls, key=lambda call: call.line))
     for note in state.notes if not calls else ():
         if note.kind == "lost":
             raise UserError(f"{path}: {note.name}: give a recording of a 64-bit program")
@@ -235,6 +236,17 @@ def parse(path: Path) -> StraceRecording:
     notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
     shows_all = state.names_pids and not parts and len({call.pid for call in calls}) > 1
     return StraceRecording(first, calls, notes, tuple(state.unreadable), ordered, shows_all)
+
+
+def _ended(calls: list[TracedCall]) -> tuple[TracedCall, ...]:
+    """Let calls whose end is not seen have ended before the next one of their thread."""
+    following: dict[int, int] = {}
+    for k in range(len(calls) - 1, -1, -1):
+        call = calls[k]
+        if call.end == _NEVER and call.pid in following:
+            calls[k] = call._replace(end=following[call.pid] - 1)
+        following[call.pid] = call.line
+    return tuple(calls)
 
 
 def _with_own_id(calls: tuple[TracedCall, ...]) -> tuple[TracedCall, ...]:
@@ -466,7 +478,7 @@ def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
 def _cut(pid: int, text: str, number: int, why: str) -> TracedCall:
     name, _, inside = text.partition("(")
     named, arguments = _named(name, split_arguments(inside))
-    return TracedCall(pid, named, arguments, UNKNOWN, number, 1 << 60, why)
+    return TracedCall(pid, named, arguments, UNKNOWN, number, _NEVER, why)
 
 
 def area(line: str) -> Area:
