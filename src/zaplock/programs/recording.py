@@ -150,7 +150,9 @@ _RESULT = re.compile(
     r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?"
     r"(?:\s+(E[A-Z0-9]+)|\s+\(errno (\d{1,4})\))?"
 )
-_INJECTED = re.compile(r"\(INJECTED(?:: ([\w, ]+))?\)(?: \(DELAYED\))?\s*(?:<[\d.]+>)?\s*$")
+_INJECTED = re.compile(
+    r"\(INJECTED(?:: ([\w, ]{1,40}))?\)(?: \(DELAYED\))?\s{0,9}(?:<[\d.]{1,40}>)?\s{0,9}$"
+)
 _UNFINISHED = re.compile(r"<unfinished \.\.\.>\s*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
