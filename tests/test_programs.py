@@ -19,7 +19,8 @@ from zaplock.programs import recording
 from zaplock.programs import text as strace_text
 from zaplock.programs.calls import CALLS
 from zaplock.programs.descriptors import DESCRIPTORS
-from zaplock.programs.recording import EXECS, MAKES_PROCESS
+from zaplock.programs.prefix import MAKES_PROCESS
+from zaplock.programs.recording import EXECS
 from zaplock.programs.replay import UNMODELLED, StraceReplay, StraceVerdict
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))

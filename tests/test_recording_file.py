@@ -141,6 +141,10 @@ def test_what_is_no_recording_is_said_in_one_line(tmp_path: Path) -> None:
         recording_file.read(tmp_path)
     with pytest.raises(UserError, match="is no recording"):
         recording_file.read(tmp_path / "nowhere")
+    of_calls = tmp_path / "calls.trace"
+    of_calls.write_text("# pid: 100\n# begin: 555555554000-555555556000 r-xp 0 fe:00 1 prog\n")
+    with pytest.raises(UserError, match="of system calls, not of locks: zaplock oracle --strace /"):
+        recording_file.read(of_calls)
     recording_file.write(tmp_path / "a.zaplock", events(1))
     with pytest.raises(UserError, match="already there"):
         recording_file.write(tmp_path / "a.zaplock", events(1))

@@ -17,7 +17,7 @@ from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import RING, LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number
+from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number, quoted
 from zaplock.protocols import (
     brk,
     ksm,
@@ -83,9 +83,17 @@ def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | N
     return world.run(live, mmap.mmap(world.cx(live), address, length, prot, flags, file, offset))
 
 
+def unknown_target(call: TracedCall) -> bool:
+    """Return whether a call moves to a place that only its result tells (ltrace)."""
+    is_short = call.name == "mremap" and len(call.arguments) == 4
+    return is_short and bool(numbers(call, 4)[3] & f.MREMAP_FIXED)
+
+
 def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """mremap has a fifth argument only where it moves."""
     values = numbers(call, min(5, max(4, len(call.arguments))))
+    if unknown_target(call):
+        values.append(max(call.result, 0))
     return world.run(live, mremap.mremap(world.cx(live), *values))
 
 
@@ -150,9 +158,9 @@ def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """
     if call.result:
         raise NotRecorded("which contexts of io_setup there may be is not in the recording")
-    if not call.arguments[1].startswith("["):
+    if not call.arguments[1].startswith(("[", "{")):
         raise NotRecorded("where the ring of io_setup lies is not in the recording")
-    at = number(call.arguments[1].strip("[]"))
+    at = number(call.arguments[1].strip("[]{}"))
     length = hole_above(world, live, at)
     if length <= 0:
         return -errno.ENOMEM
@@ -220,9 +228,9 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
         return -22
     start, length = number(call.arguments[2]), number(call.arguments[3])
     told = call.arguments[4]
-    name = told[1:-1] if told.startswith('"') else ""
+    name = quoted(told) if told.startswith('"') else ""
     if not name and number(told):
-        raise ValueError("the name of the mapping can't be read")
+        raise NotRecorded("the name of the mapping is not in the recording")
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 

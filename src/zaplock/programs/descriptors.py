@@ -10,7 +10,7 @@ from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
-from zaplock.programs.text import CONSTANTS, descriptor, field, number, unescaped, without_comments
+from zaplock.programs.text import CONSTANTS, descriptor, field, number, quoted, without_comments
 
 
 def _kind_of_opened(call: TracedCall) -> str:
@@ -49,10 +49,9 @@ def _path_of(call: TracedCall) -> str:
         return f"pid:{''.join(call.arguments[:1]).split('<')[0]}"
     if call.name not in _PATHS:
         return monitors.NAME
-    told = "".join(call.arguments[_PATHS[call.name] :][:1])
-    path = (
-        unescaped(told.strip('"')) if told.startswith('"') else UNKNOWN_NAME
-    )  # -e raw: where it lies
+    path = UNKNOWN_NAME  # -e raw: where it lies
+    with suppress(ValueError, IndexError):
+        path = quoted(call.arguments[_PATHS[call.name]])
     return f"memfd:{path}" if call.name == "memfd_create" else path
 
 

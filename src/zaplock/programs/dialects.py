@@ -19,10 +19,14 @@ _PERF = re.compile(
 _PERF_CALL = re.compile(r"^(\w+)\(")
 _PERF_RESULT = re.compile(r"\s=\s|\s\.\.\.$")
 _PERF_GOES_ON = re.compile(r"^\.\.\. \[continued\]: (\w+)\(\)\)?\s+=\s*+(.*)$")
-_PERF_ARGUMENT = re.compile(r"\b(\w{1,40}): ")
+_PERF_ARGUMENT = re.compile(r"\b(\w{1,40}):(?: |$|(?=\|))")
 _LTRACE = re.compile(r"\bSYS_(\w+)(?=\(| resumed>)")
 _LTRACE_LINE = re.compile(r"^(?:\[pid\s+\d+\]\s+|\d+\s+)?(?:\d+\.\d+\s+)?SYS_\w+\(")
-_LTRACE_CALL = re.compile(r"^(.*?\bmmap)\(([^,()]+), ([^,()]+), ([^,()]+), ([^,()]+)\)(.*)$")
+_LTRACE_CALL = re.compile(
+    r"^(.*?\bmmap\([^,()]+, [^,()]+, [^,()]+, )([^,()<\s]+)(\)| <unfinished \.\.\.>)(.*)$"
+)
+_LTRACE_GONE = re.compile(r" <no return \.\.\.>\s*$")
+_NUMBER = re.compile(r"[1-9]\d{0,9}|0|0x[0-9a-f]{1,8}")
 _ANONYMOUS = 0x20
 UNKNOWN_NAME = "?"
 """Stands for the path of a file of which only the address of its name is told."""
@@ -49,6 +53,7 @@ _ORDER = {  # where perf's names are none of the catalogue's
     "memfd_create": ("uname", "flags"),
     "userfaultfd": ("flags",),
     "close": ("fd",),
+    "fcntl": ("fd", "cmd", "arg"),
     "dup": ("fildes",),
     "dup2": ("oldfd", "newfd"),
     "dup3": ("oldfd", "newfd", "flags"),
@@ -66,7 +71,8 @@ _PREFIXES = {
     ("mmap", "prot"): "PROT_", ("mmap", "flags"): "MAP_", ("mprotect", "prot"): "PROT_",
     ("pkey_mprotect", "prot"): "PROT_", ("mremap", "flags"): "MREMAP_",
     ("madvise", "behavior"): "MADV_", ("msync", "flags"): "MS_", ("openat", "flags"): "O_",
-    ("open", "flags"): "O_", ("prctl", "option"): "PR_", ("clone", "clone_flags"): "CLONE_",
+    ("open", "flags"): "O_", ("prctl", "option"): "PR_", ("fcntl", "cmd"): "F_",
+    ("clone", "clone_flags"): "CLONE_",
     ("setrlimit", "resource"): "RLIMIT_", ("prlimit64", "resource"): "RLIMIT_",
     ("process_madvise", "behavior"): "MADV_",
 }  # fmt: skip
@@ -84,8 +90,8 @@ def as_strace(lines: Sequence[str]) -> Iterator[str]:
         elif matched := _PERF.match(line):
             yield f"{_of_perf(matched[1] or '', matched[2].rstrip())}\n"
         elif is_ltrace:
-            if _LTRACE.search(line) or "+++" in line:
-                yield _of_ltrace(line)
+            is_of_system = _LTRACE.search(line) or "+++" in line
+            yield _of_ltrace(line) if is_of_system else "\n"  # numbers of lines stay
         else:
             yield line
 
@@ -93,9 +99,12 @@ def as_strace(lines: Sequence[str]) -> Iterator[str]:
 def _of_ltrace(line: str) -> str:
     """Take the prefix off; of a mapping of memory say that it has no file."""
     named = _LTRACE.sub(lambda m: f"syscall_{int(m[1]):#x}" if m[1].isdigit() else m[1], line)
+    if gone := _LTRACE_GONE.search(named):
+        end = ") = 0" if "execve" in named else " <unfinished ...>"
+        named = f"{named[: gone.start()]}{end}\n"
     cut = _LTRACE_CALL.match(named)
-    if cut and cut[5].isdigit() and int(cut[5]) & _ANONYMOUS:
-        return f"{cut[1]}({cut[2]}, {cut[3]}, {cut[4]}, {cut[5]}, -1, 0){cut[6]}\n"
+    if cut and _NUMBER.fullmatch(cut[2]) and int(cut[2], 0) & _ANONYMOUS:
+        return f"{cut[1]}{cut[2]}, -1, 0{cut[3]}{cut[4]}\n"
     return named
 
 
@@ -118,7 +127,8 @@ def _arguments(name: str, told: str) -> list[str]:
     """Put named arguments into their order; what was left out is zero."""
     parts = _PERF_ARGUMENT.split(told)
     pairs = zip(parts[1::2], parts[2::2], strict=True)
-    values = {key: value.rstrip(", ") for key, value in pairs}
+    values = {key: value.rstrip(", ") or UNKNOWN_NAME for key, value in pairs}
+    values |= {key: UNKNOWN_NAME for key, value in values.items() if value.startswith("|")}
     order = _ORDER.get(name)
     if order is None:
         known = SYSTEM_CALLS.get(name)
@@ -131,9 +141,11 @@ def _arguments(name: str, told: str) -> list[str]:
 
 
 def _prefixed(prefix: str, value: str) -> str:
-    """Give names their prefix back, numbers stay."""
+    """Give names their prefix back; numbers stay, and what is not told."""
+    if value == UNKNOWN_NAME:
+        return value
     parts = value.split("|") if prefix else [value]
     return "|".join(
-        prefix + part if part[:1].isalpha() and not part.startswith(prefix) and prefix else part
+        part if not prefix or _NUMBER.fullmatch(part) or part.startswith(prefix) else prefix + part
         for part in parts
     )

@@ -7,8 +7,12 @@ SECCOMP_FILTER_FLAG_TSYNC for all threads of a process. Source: seccomp(2).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
-from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, TracedCall
+from zaplock.programs.prefix import MAKES_PROCESS
+from zaplock.programs.recording import UNKNOWN, TracedCall
+from zaplock.programs.spaces import flags_of
+from zaplock.programs.text import CONSTANTS, number
 
 _NEVER = 1 << 60
 
@@ -30,7 +34,7 @@ class SeccompFilters:
         if is_filter(call):
             self._from.setdefault(leader, call.line)
         elif call.name in MAKES_PROCESS and 0 < call.result < UNKNOWN:
-            is_thread = any("CLONE_THREAD" in argument for argument in call.arguments)
+            is_thread = bool((flags_of(call) or 0) & CONSTANTS["CLONE_THREAD"])
             self._leaders[call.result] = leader if is_thread else call.result
             if not is_thread and leader in self._from:
                 self._from.setdefault(call.result, call.line)
@@ -46,5 +50,7 @@ class SeccompFilters:
 def is_filter(call: TracedCall) -> bool:
     """Return whether a call sets a seccomp filter."""
     if call.name == "prctl":
-        return call.arguments[:1] in (("PR_SET_SECCOMP",), ("0x16",), ("22",)) and not call.result
+        with suppress(ValueError, IndexError):  # most options have no number here
+            return number(call.arguments[0]) == CONSTANTS["PR_SET_SECCOMP"] and not call.result
+        return False
     return call.name == "seccomp" and 0 <= call.result < UNKNOWN

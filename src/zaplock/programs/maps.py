@@ -37,7 +37,7 @@ def compare_maps(
     places = {(a.start, a.end, a.perms, a.offset): a.name for a in kernel}
     model = [
         a._replace(name=places.get((a.start, a.end, a.perms, a.offset), a.name))
-        if a.name == UNKNOWN_NAME
+        if a.name.removeprefix("memfd:") == UNKNOWN_NAME
         else a
         for a in model
     ]

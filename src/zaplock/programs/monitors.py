@@ -31,6 +31,8 @@ def opened(live: LiveSpace, file: int) -> None:
 
 def range_of(call: TracedCall) -> tuple[int, int]:
     """Return the range that an ioctl names. Raises ValueError where it can't be read."""
+    if not call.arguments[2].startswith("{"):
+        raise ValueError("which range the userfaultfd watches is not in the recording")
     start, length = (
         number(field(call.arguments[2], "start")),
         number(field(call.arguments[2], "len")),

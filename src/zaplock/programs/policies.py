@@ -32,11 +32,13 @@ def _nodes_of(call: TracedCall, most_bits: int) -> int | None:
     told = call.arguments[3]
     if told == "NULL" or not most_bits or told == "0x0":
         return 0
+    if told == "{}" and call.result != -EINVAL:  # as 4.x wrote NULL
+        return 0
     if most_bits > _MOST_BITS:
         return -EINVAL
-    if not told.startswith("["):  # what could not be read is shown as where it is
+    if not told.startswith(("[", "{")) or "..." in told:  # where it is, or cut by -s
         return -EFAULT if call.result == -EFAULT else None
-    words = [number(word) for word in told.strip("[]").split(",") if word.strip()]
+    words = [number(word) for word in told.strip("[]{}").split(",") if word.strip()]
     return sum(word << 64 * place for place, word in enumerate(words)) & (1 << most_bits) - 1
 
 

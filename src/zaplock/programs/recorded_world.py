@@ -83,6 +83,14 @@ class Known:
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
 
+    def without_clouds(self, start: int, end: int) -> Known:
+        """Return what is known when a range is known again."""
+        clouds = []
+        for cloud in self.clouds:
+            parts = ((cloud.start, min(cloud.end, start)), (max(cloud.start, end), cloud.end))
+            clouds += [Cloud(low, high, cloud.why) for low, high in parts if low < high]
+        return replace(self, clouds=tuple(clouds))
+
     def cloud_over(self, start: int, end: int) -> Cloud | None:
         """Return what hides a part of a range, if anything does."""
         return next((c for c in self.clouds if start < c.end and c.start < end), None)
@@ -290,12 +298,16 @@ class StraceWorld:
         return found
 
 
+NARROW = "its addresses have 32 bits (a 32-bit program, or x32)"
 WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
 
 
 def foreign(areas: Iterable[Area]) -> str:
     """Return why maps are none of a process that the model could be, "" where they may be."""
-    wide = any(a.end > f.TASK_SIZE_4_LEVELS and a.name != "[vsyscall]" for a in areas)
+    ends = [area.end for area in areas if area.name != "[vsyscall]"]
+    if ends and max(ends) <= 1 << 32:
+        return f"{NARROW}: the model is x86-64"
+    wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 
 

@@ -16,9 +16,8 @@ What perf trace and ltrace -S write is read too (see `dialects`).
 Understood are the prefixes of -f, -ff (one file a process), -Y, -t, -tt, -ttt, -r, -n, -i and what
 -T, -y and -yy add. What a cut line has lost is told as a call without a result.
 
-The files of -ff are put into one order by their times. Without times only that of each thread is
-known, and that a thread begins behind the call that made it: then every file stands in the text
-right behind that call, and the recording is not `ordered`.
+The files of -ff are put into one text (see `files_of_ff`), which is not `ordered` where they have
+no times.
 """
 
 from __future__ import annotations
@@ -35,17 +34,21 @@ from typing import NamedTuple
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain
 from zaplock.programs.dialects import as_strace
+from zaplock.programs.files_of_ff import by_thread, by_time, has_times
+from zaplock.programs.prefix import NAME, PREFIX
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
-MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")
 UNKNOWN = 1 << 70
 """The result of a call whose end is not in the recording."""
 
+_NEVER = 1 << 60
+UNREADABLE = "the line can't be read"
 NO_END, DIED = "its end is not in the recording", "the process ended in it"
 """What is wrong with a call that can be read as far as it goes."""
 NOT_MADE = "strace gave it its result (-e inject): the kernel has never seen it"
+POKED = "strace has changed what its arguments point to (-e inject)"
 FILTERED = "a seccomp filter has stopped it: the kernel has never done it"
 NEVER_MADE = (NOT_MADE, FILTERED)
 
@@ -113,6 +116,21 @@ class StraceRecording:
     shows_all: bool = True
 
     @property
+    def knows_writes(self) -> bool:
+        """Whether the recorder told of written pages also behind calls, not just at a beginning."""
+        begun: dict[int, int] = {}
+        called: dict[int, int] = {}
+        events: list[TracedCall | Note] = [*self.notes, *self.calls]
+        for event in sorted(events, key=lambda event: event.line):
+            if isinstance(event, TracedCall):
+                called[event.pid] = event.line
+            elif event.kind == "begin":
+                begun[event.pid] = event.line
+            elif event.kind == "anon" and called.get(event.pid, 0) > begun.get(event.pid, 0):
+                return True
+        return False
+
+    @property
     def begin(self) -> tuple[Area, ...]:
         """The first maps of the first process."""
         return next((n.areas for n in self.notes if n.kind == "begin" and n.pid == self.pid), ())
@@ -124,28 +142,29 @@ class StraceRecording:
         return found[-1] if found else ()
 
 
-_PREFIX = re.compile(
-    r"^\s*(?:\[pid\s+(\d{1,10})(?:<[^>]*>)?\]\s*|(\d{1,10})(?:<[^>]*>)?(?:\s+/\*.*?\*/)?\s+)?"
-    r"(?:(?:\d\d:\d\d:\d\d(?:\.\d+)?|\d+\.\d+)\s+(?:\(\+\s*[\d.]+\)\s+)?)?"
-    r"(?:\[\s*\d+\]\s+)?(?:\[(?:[0-9a-f]{8,}|\?+)\]\s+)?"
-)
-_CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
-_TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
-_MESSAGE = re.compile(r"strace: Process \d{1,10} (?:attached|detached)\s?$")
-_NAME = re.compile(r"^(\w+)\(")
+_MESSAGE = re.compile(r"(?:strace: )?Process \d{1,10} (?:attached|detached)\s?$")
+_COLOR = re.compile(r"\x1b\[[0-9;]*[mK]")
+_SUMMARY = re.compile(r"^-{4,}(?: -{4,})+")
+"""The line of a table of counts (-C, -c) that comes before its rows."""
 _RESULT = re.compile(
-    r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
+    r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?"
+    r"(?:\s+(E[A-Z0-9]+)|\s+\(errno (\d{1,4})\))?"
 )
-_UNFINISHED = re.compile(r"<unfinished \.\.\.>")
+_INJECTED = re.compile(
+    r"\(INJECTED(?:: ([\w, ]{1,40}))?\)(?: \(DELAYED\))?\s{0,9}(?:<[\d.]{1,40}>)?\s{0,9}$"
+)
+_UNFINISHED = re.compile(r"<unfinished \.\.\.>\s*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")
 _STACK = re.compile(r"^ {1,8}> ")
 """A line of what -k adds to a call."""
+_ERRORS = (1 << 64) - 4095
 _BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
-_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
-_DAY_S = 86_400.0
+_ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
+"""As -N (6.16) puts it in front of each argument; of clone every strace does."""
+_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8}|\d{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
@@ -174,6 +193,7 @@ class _State:
     unreadable: list[str] = field(default_factory=list)
     blocks: dict[int, _Block] = field(default_factory=dict)
     names_pids: bool = False
+    in_summary: bool = False
 
 
 _LARGEST = 64 << 20
@@ -205,7 +225,7 @@ def parse(path: Path) -> StraceRecording:
         _close_block(state, pid)
     for pid, (call, begun) in state.open.items():
         state.calls.append(_cut(pid, call, begun, NO_END))
-    calls = tuple(sorted(state.calls, key=lambda call: call.line))
+    calls = _ended(sorted(state.calls, key=lambda call: call.line))
     for note in state.notes if not calls else ():
         if note.kind == "lost":
             raise UserError(f"{path}: {note.name}: give a recording of a 64-bit program")
@@ -213,10 +233,37 @@ def parse(path: Path) -> StraceRecording:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
     if not any(note.kind == "begin" for note in state.notes):
         raise UserError(f"{path} has no '# begin: ' lines (the maps right after exec): {HOW}")
+    calls = _with_own_id(calls)
     first = next(note.pid for note in state.notes if note.kind == "begin") or calls[0].pid
     notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
-    shows_all = state.names_pids and not parts
+    shows_all = state.names_pids and not parts and len({call.pid for call in calls}) > 1
     return StraceRecording(first, calls, notes, tuple(state.unreadable), ordered, shows_all)
+
+
+def _ended(calls: list[TracedCall]) -> tuple[TracedCall, ...]:
+    """Let calls whose end is not seen have ended before the next one of their thread."""
+    following: dict[int, int] = {}
+    for k in range(len(calls) - 1, -1, -1):
+        call = calls[k]
+        if call.end == _NEVER and call.pid in following:
+            calls[k] = call._replace(end=following[call.pid] - 1)
+        following[call.pid] = call.line
+    return tuple(calls)
+
+
+def _with_own_id(calls: tuple[TracedCall, ...]) -> tuple[TracedCall, ...]:
+    """Give calls without an id, which are of one process, the one that it was told by one of them.
+
+    The C library asks for it at the beginning of every program.
+    """
+    if any(call.pid for call in calls):
+        return calls
+    told = {call.name: call.result for call in calls if 0 < call.result < UNKNOWN}
+    pid = next((told[name] for name in _TELL_ID if name in told), 0)
+    return tuple(call._replace(pid=pid) for call in calls)
+
+
+_TELL_ID = ("getpid", "set_tid_address")
 
 
 def _lines(path: Path) -> tuple[bool, list[tuple[str, str]]]:
@@ -231,6 +278,7 @@ def _lines(path: Path) -> tuple[bool, list[tuple[str, str]]]:
             for line in _text(part):
                 if len(lines) >= _MOST_LINES:
                     raise UserError(f"{path} has over {_MOST_LINES:,} lines: {_SHORTER}")
+                line = _COLOR.sub("", line)
                 if not _STACK.match(line):
                     lines.append((part.suffix[1:] if parts else "", line))
     except (OSError, ValueError) as error:
@@ -272,104 +320,6 @@ def _rejoined(lines: Iterable[str]) -> Iterator[str]:
         yield f"{held}\n"
 
 
-def has_times(lines: Iterable[tuple[str, str]]) -> bool:
-    """Return whether every call of the files of -ff has a time, or there is one file only."""
-    lines = list(lines)
-    if len({pid for pid, _ in lines}) < 2:
-        return True
-    return all(_CLOCK.search(line) or line.startswith(("#", "+++", "---")) for _, line in lines)
-
-
-def by_time(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Merge the files of `-ff` by time, a call that took long as one that began and ended."""
-    lines = [(pid, whole.rstrip("\n")) for pid, whole in lines]
-    told = [_CLOCK.search(line) for _, line in lines]
-    times = _over_midnight([_seconds(one[1]) if one else None for one in told])
-    events: list[tuple[float, int, str]] = []
-    last, clock = "", 0.0
-    for (pid, line), at in zip(lines, times, strict=True):
-        clock = at if at is not None else clock if pid == last else 0.0
-        last = pid
-        took = _TOOK.search(line)
-        took_s = float(took[1]) if took else 0.0
-        events += _spread(line, pid, clock, took_s, len(events))
-        clock += took_s
-    yield from (f"{line}\n" for _, _, line in sorted(events))
-
-
-def _over_midnight(times: list[float | None]) -> list[float | None]:
-    """Return times of day that only grow: where they span half a day, the early ones come next."""
-    known = [time for time in times if time is not None]
-    if not known or not _DAY_S / 2 < max(known) - min(known) < _DAY_S:
-        return times
-    return [time + _DAY_S if time is not None and time < _DAY_S / 2 else time for time in times]
-
-
-def by_thread(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Merge the files of `-ff`: each stands right behind the first call that made its thread."""
-    files: dict[str, list[str]] = {}
-    for pid, whole in lines:
-        files.setdefault(pid, []).append(whole.rstrip("\n"))
-    made = {
-        (pid, number): child
-        for pid, told in files.items()
-        for number, line in enumerate(told)
-        if (child := _made(line)) in files and child != pid
-    }
-    children = set(made.values())
-    rest = {pid: iter(enumerate(told)) for pid, told in files.items()}
-    stack = [*reversed(files), *(pid for pid in reversed(files) if pid not in children)]
-    said = ""  # whose the last comment was
-    while stack:
-        pid = stack[-1]
-        for number, line in rest[pid]:
-            if line.startswith("#"):
-                if said != pid:
-                    yield f"# pid: {pid}\n"
-                said = pid
-                yield f"{line}\n"
-                continue
-            yield f"{pid} {line}\n"
-            if child := made.get((pid, number), ""):
-                stack.append(child)
-                break
-        else:
-            stack.pop()
-
-
-def _made(line: str) -> str:
-    """Return the id of the process that a line has made, "" where it has made none."""
-    text = line[_end_of_prefix(line) :]
-    named, told = _NAME.match(text), _DIGITS.match(text.rpartition(" = ")[2])
-    return told[0] if named and told and named[1] in MAKES_PROCESS else ""
-
-
-def _spread(
-    line: str, pid: str, clock: float, took_s: float, number: int
-) -> list[tuple[float, int, str]]:
-    if line.startswith("#"):
-        return [(clock, number, line)]
-    split = _NAME.match(line[_end_of_prefix(line) :])
-    rest = arguments_and_rest(line[_end_of_prefix(line) :].partition("(")[2]) if split else None
-    if not took_s or split is None or rest is None:
-        return [(clock, number, f"{pid} {line}")]
-    begun, ended = f"{pid} {line.removesuffix(rest[1])[:-1]} <unfinished ...>", rest[1]
-    resumed = f"{pid} <... {split[1]} resumed>){ended}"
-    return [(clock, number, begun), (clock + took_s, number + 1, resumed)]
-
-
-def _end_of_prefix(line: str) -> int:
-    matched = _PREFIX.match(line)
-    return matched.end() if matched else 0
-
-
-def _seconds(told: str) -> float:
-    value = 0.0
-    for part in told.split(":"):
-        value = value * 60 + float(part)
-    return value
-
-
 def _comment(state: _State, path: Path, number: int, line: str) -> None:
     """Read one of the recorder's own lines."""
     key, _, value = line[2:].partition(": ")
@@ -409,7 +359,7 @@ def _close_block(state: _State, pid: int) -> None:
 
 def _take(state: _State, number: int, line: str) -> None:
     line = _PLAIN.sub(_plain_character, line) if "\\x" in line else line
-    matched = _PREFIX.match(line)
+    matched = PREFIX.match(line)
     assert matched is not None
     state.names_pids |= bool(matched[1] or matched[2])
     pid = int(matched[1] or matched[2] or state.pid)
@@ -431,13 +381,17 @@ def _take(state: _State, number: int, line: str) -> None:
             state.calls.append(_cut(pid, told, number, "its beginning is not in the recording"))
         else:
             _event(state, number, pid, begun[0] + resumed[2], begun[1])
-    elif _NAME.match(text):
+    elif NAME.match(text):
         if pid in state.open:
             old, at = state.open.pop(pid)
             state.calls.append(_cut(pid, old, at, NO_END))
         _event(state, number, pid, text, number)
-    elif text.strip() and (matched[1] or matched[2]) and not text.startswith(_SPEECH):
-        state.calls.append(_cut(pid, text, number, "the line can't be read"))
+    elif _SUMMARY.match(line):
+        state.in_summary = True
+    elif state.in_summary or text.startswith(_SPEECH):
+        return
+    elif text.strip() and (matched[1] or matched[2]):
+        state.calls.append(_cut(pid, text, number, UNREADABLE))
 
 
 _FILTERED = re.compile(r"^--- SIGSYS \{.*si_code=SYS_SECCOMP.*si_syscall=__NR_(\w+)")
@@ -493,12 +447,16 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
     if matched is None:
         state.calls.append(_cut(pid, text, begun, "the line is cut"))
         return
-    not_made = NOT_MADE if split[1].rstrip().endswith("(INJECTED)") else ""
+    injected = _INJECTED.search(split[1])
+    not_made = "" if injected is None else POKED if injected[1] == "args" else NOT_MADE
     value = UNKNOWN if matched[1] == "?" else int(matched[1], 16 if "x" in matched[1] else 10)
+    value -= 1 << 64 if _ERRORS <= value < 1 << 64 else 0
     if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
         value = -errno.EINTR
     elif matched[3]:
         value = -getattr(errno, matched[3], 0) or value
+    elif matched[4]:  # -e raw, and calls that have no name (4.x)
+        value = -int(matched[4])
     opened = file_of(matched[1] + matched[2]) if matched[2] else ""
     call = TracedCall(pid, *_named(name, split[0]), value, begun, number, not_made, opened)
     state.calls.append(call)
@@ -507,8 +465,10 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
     if told := _NUMBERED.fullmatch(name):
-        name = BY_NUMBER.get(int(told[1], 16), name)
-    elif name == "syscall" and arguments:
+        name = BY_NUMBER.get(int(told[1], 0), name)
+    if name != "clone" or (arguments[:1] and arguments[0].startswith("arg1=")):
+        arguments = [_ARGUMENT_NAME.sub("", argument, count=1) for argument in arguments]
+    if name == "syscall" and arguments:
         try:
             name = BY_NUMBER.get(int(arguments[0], 0), name)
         except ValueError:
@@ -520,7 +480,7 @@ def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
 def _cut(pid: int, text: str, number: int, why: str) -> TracedCall:
     name, _, inside = text.partition("(")
     named, arguments = _named(name, split_arguments(inside))
-    return TracedCall(pid, named, arguments, UNKNOWN, number, 1 << 60, why)
+    return TracedCall(pid, named, arguments, UNKNOWN, number, _NEVER, why)
 
 
 def area(line: str) -> Area:

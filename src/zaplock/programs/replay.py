@@ -28,6 +28,7 @@ from zaplock.programs.calls import (
     mmap_call,
     numbers,
     set_limit,
+    unknown_target,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
 from zaplock.programs.filters import SeccompFilters
@@ -35,10 +36,9 @@ from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
-    DIED,
     NEVER_MADE,
-    NO_END,
     UNKNOWN,
+    UNREADABLE,
     Note,
     StraceRecording,
     TracedCall,
@@ -104,8 +104,7 @@ class StraceReplay:
     def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
         self.world = StraceWorld()
-        first = recording.calls[0].line
-        self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
+        self.knows_writes = recording.knows_writes
         names = {call.name for call in recording.calls}
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
@@ -222,7 +221,7 @@ class StraceReplay:
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
-        if call.cut in ("", NO_END, DIED) and not is_about_memory(call):
+        if call.cut != UNREADABLE and not is_about_memory(call):
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
@@ -258,6 +257,11 @@ class StraceReplay:
             got = CALLS[call.name](self.world, live, call)
             if taken and got == call.result:
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
+            if unknown_target(call) and call.result >= 0:
+                if got != call.result:
+                    self.world.undo(live, mark)
+                    self._follow(live, call)
+                return Ruling("refused", call, "where it was to move is not in the recording")
             if got == call.result:
                 return Ruling("agrees", call)
             self.world.undo(live, mark)
@@ -268,7 +272,8 @@ class StraceReplay:
             why = unrecorded.reason(self.world, live, call, got) or _why_hidden(live, call, got)
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
-            told = str(error)
+            is_short = isinstance(error, IndexError)
+            told = "not all of them are in the recording" if is_short else str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
@@ -318,6 +323,14 @@ class StraceReplay:
         return next((cloud for cloud in found if cloud is not None), None)
 
     def _follow_in_cloud(self, live: LiveSpace, call: TracedCall) -> None:
+        """Hide what a call in a cloud has touched; of what it has replaced all is known again."""
+        mark = self.world.mark(live)
+        with suppress(ValueError, IndexError):
+            if _replaces(call) and CALLS[call.name](self.world, live, call) == call.result:
+                for low, high in ranges_of(call):
+                    live.known = live.known.without_clouds(low, high)
+                return
+        self.world.undo(live, mark)
         for low, high in ranges_of(call):
             self._hide(live, low, high, f"a cloud since line {call.line}")
 
@@ -350,6 +363,13 @@ class StraceReplay:
 
     def _hide(self, live: LiveSpace, low: int, high: int, why: str) -> None:
         live.known = replace(live.known, clouds=(*live.known.clouds, Cloud(low, high, why)))
+
+
+def _replaces(call: TracedCall) -> bool:
+    """Return whether nothing is left of what was at the addresses of a call that went well."""
+    return call.name == "munmap" or (
+        call.name == "mmap" and bool(numbers(call, 4)[3] & f.MAP_FIXED)
+    )
 
 
 def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:

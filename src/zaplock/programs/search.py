@@ -92,7 +92,8 @@ class OrderSearch:
                 return self._slide()
             mark = self.world.mark(self.live)
         if taken is None:
-            return [*self.settle(), *self._unexplained(group, mark)]
+            self.world.undo(self.live, mark)
+            return [*self.settle(), *self._unexplained(group)]
         self._held.append(_Held(mark, taken))
         return self._slide() if self.has_times else self.settle()
 
@@ -133,9 +134,9 @@ class OrderSearch:
             self.run(self.live, item)
         return None
 
-    def _unexplained(self, group: Sequence[Item], mark: Any) -> list[Outcome]:
+    def _unexplained(self, group: Sequence[Item]) -> list[Outcome]:
         """Run a group that differs, or a child of it, in the likeliest order."""
-        self.world.undo(self.live, mark)
+        mark = self.world.mark(self.live)
         taken = self._explained(self.live, group, STEPS, asks_children=False)
         if taken is None:
             self.world.undo(self.live, mark)

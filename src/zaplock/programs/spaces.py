@@ -19,9 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import (
     EXECS,
-    MAKES_PROCESS,
     NEVER_MADE,
     UNKNOWN,
     Area,
@@ -29,7 +30,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.text import CONSTANTS, number, without_comments
+from zaplock.programs.text import CONSTANTS, number, quoted, without_comments
 
 
 class Fork(NamedTuple):
@@ -218,10 +219,13 @@ class _Sorter:
             space.items.append(Note(call.pid, call.line, "lost", (), f"{why} of -ff"))
 
     def _exec(self, call: TracedCall, space: TracedSpace) -> None:
+        fresh = not any(map(_works_on_memory, space.items))
+        if call.result == UNKNOWN and any(self._after(call)) and not (fresh and space.begin):
+            told = f"line {call.line}: whether {call.name} has succeeded is not in the recording"
+            self._new(call.pid, unknown=told)
         if call.result != 0:
             return
         program = executed(call)
-        fresh = not any(map(_works_on_memory, space.items))
         began = space.begin
         if fresh and began and (is_mapped(program, began) or fits(began, self._after(call))):
             return  # the recording begins with the execve whose maps it has
@@ -318,8 +322,10 @@ def waits_for_child(call: TracedCall) -> bool:
 
 def executed(call: TracedCall) -> str:
     """Return the path that an execve runs, "" where it can't be read."""
-    at = 1 if call.name == "execveat" else 0
-    return call.arguments[at].strip('"') if len(call.arguments) > at else ""
+    with suppress(ValueError, IndexError):
+        told = quoted(call.arguments[1 if call.name == "execveat" else 0])
+        return "" if told == UNKNOWN_NAME else told
+    return ""
 
 
 def is_mapped(program: str, areas: tuple[Area, ...]) -> bool:

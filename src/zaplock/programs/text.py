@@ -24,7 +24,7 @@ CONSTANTS = {
     "SHM_RDONLY": 0o10000, "SHM_RND": 0o20000, "SHM_REMAP": 0o40000, "SHM_EXEC": 0o100000,
     "PR_SET_VMA": 0x53564D41, "PR_SET_VMA_ANON_NAME": 0, "PR_SET_MDWE": 65, "PR_SET_MM": 35,
     "PR_MDWE_REFUSE_EXEC_GAIN": 1, "PR_MDWE_NO_INHERIT": 2, "PR_SET_THP_DISABLE": 41,
-    "PR_SET_MEMORY_MERGE": 67,
+    "PR_SET_MEMORY_MERGE": 67, "PR_SET_SECCOMP": 22,
     "CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_VFORK": 0x4000,
     "MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
     "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6, "MPOL_F_STATIC_NODES": 1 << 15,
@@ -140,7 +140,11 @@ def _term(part: str) -> int:
         return ~_term(part[1:])
     if len(part) > 1 and part[0] == "0" and part.isdigit():
         return int(part, 8)
-    return int(part, 0)
+    try:
+        return int(part, 0)
+    except ValueError:
+        told = "its value is not in the recording" if part == "?" else f"{part!r} is no number"
+        raise ValueError(told) from None
 
 
 def file_of(text: str) -> str:
@@ -151,6 +155,19 @@ def file_of(text: str) -> str:
     path = matched[1]
     path = path.split("<", 1)[0] if path.endswith(">") else path  # -yy: </dev/null<char 1:3>>
     return unescaped(path.removesuffix(" (deleted)").removesuffix("(deleted)"))
+
+
+def quoted(text: str) -> str:
+    """Return what stands in the quotes that an argument begins with, as maps would write it.
+
+    Raises ValueError where there are none, or where strace has cut what is in them (-s).
+    """
+    end = _end_of_string(text, 0)
+    if not text.startswith('"') or text[end : end + 1] != '"':
+        raise ValueError(f"{text!r} is no string")
+    if text.startswith("...", end + 1):
+        raise ValueError(f"{text} is cut: record with a longer -s")
+    return unescaped(text[1:end])
 
 
 def unescaped(path: str) -> str:

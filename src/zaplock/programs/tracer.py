@@ -30,7 +30,7 @@ from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
 from zaplock.programs.ending import handing_on, send
-from zaplock.programs.recording import MAKES_PROCESS
+from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0

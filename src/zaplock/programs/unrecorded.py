@@ -40,9 +40,10 @@ from zaplock.programs.calls import (
     pidfd_owner,
     shmat_call,
 )
+from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
-from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
+from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -263,9 +264,17 @@ def _of_size(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     return ""
 
 
+def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """strace writes the fifth argument of an mremap only where it is bound to it."""
+    is_short = call.name == "mremap" and len(call.arguments) == 4
+    if not is_short or not numbers(call, 4)[3] & (f.MREMAP_FIXED | f.MREMAP_DONTUNMAP):
+        return ""
+    return "where it was to move is not in the recording"
+
+
 _RULES = (
     _of_file, _of_protection, _of_seals, _of_locking, _of_memory, _of_pages, _of_kernel,
-    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size,
+    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size, _of_hint,
 )  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from zaplock.errors import UserError
-from zaplock.inputs import read_plain
+from zaplock.inputs import open_plain, read_plain
 from zaplock.untrusted_names import visible
 
 FORMAT = "zaplock recording"
@@ -93,6 +94,11 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         raw = read_plain(file, _LARGEST, "record again", follow=False)
     except (FileNotFoundError, NotADirectoryError):
+        if _is_of_calls(Path(path)):
+            raise UserError(
+                f"{path} is a recording of system calls, not of locks: "
+                f"zaplock oracle --strace {shlex.quote(str(path))}"
+            ) from None
         raise UserError(
             f"{path} is no recording (it has no {FILE}): make one with "
             f"'zaplock record', or turn a text trace into one with 'zaplock import'"
@@ -113,6 +119,19 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     if manifest.version >= CHECKED and fields.pop("sha256", None) != _sum(fields):
         raise UserError(f"{file} is damaged (it is not what was written): record again")
     return _plain(manifest, file)
+
+
+def _is_of_calls(path: Path) -> bool:
+    """Return whether a file is what `zaplock oracle --trace` writes, or strace with maps in it."""
+    try:
+        with open_plain(path, "name a recording") as file:
+            lines = file.read(_BEGINNING).splitlines()
+    except (OSError, ValueError, UserError):
+        return False
+    return any(line.startswith((b"# command: execve(", b"# begin: ")) for line in lines)
+
+
+_BEGINNING = 64 << 10
 
 
 def _plain(manifest: Manifest, file: Path) -> Manifest:
