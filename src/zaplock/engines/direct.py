@@ -10,8 +10,9 @@ replaced in a module is replaced here too.
 
 A protocol that awaits within `try` or `with` stays as it is (the engine's steps raise outside of
 it, a call would raise inside), as one does whose source is not what it was compiled from. One that
-is a closure has a plain form over the same variables. The awaiting form is the witness: tests run both and compare. Compiling takes as long
-as some 20,000 runs save, so it begins after as many.
+is a closure has a plain form over the same variables. The awaiting form is the witness: tests run
+both and compare. Compiling takes as long as some 10,000 runs save, so it begins after as many, or
+at once where more are to come.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Plain = Callable[..., Any]
 Take = Callable[[Machine, Task, Any], Any]
 """Take one step, or run a protocol, and return its result."""
 
-WORTH_AFTER = 20_000
+WORTH_AFTER = 10_000
 _MACHINE, _TASK, _PLAIN, _TAKE, _KIND = "_machine_", "_task_", "_plain_", "_take_", "_kind_"
 _NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With, ast.GeneratorExp)
 _NOT_AT_ALL = (ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
@@ -135,7 +136,9 @@ class _Source:
         except (SyntaxError, ValueError):  # it was changed since
             tree = ast.Module([], [])
         # Compiled by itself, a call of a function of an imported module would be one of a method.
-        self._imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        self._imports = [
+            node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         self._body = tree.body
 
     def of(self, code: CodeType) -> ast.AsyncFunctionDef | None:
@@ -203,7 +206,9 @@ def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any
     )
     around = ast.FunctionDef(  # whose variables those of a closure are
         name="around",
-        args=ast.arguments([], [ast.arg(name) for name in code.co_freevars], None, [], [], None, []),
+        args=ast.arguments(
+            [], [ast.arg(name) for name in code.co_freevars], None, [], [], None, []
+        ),
         body=[ast.copy_location(plain, node)],
         decorator_list=[],
     )
