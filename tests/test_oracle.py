@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import platform
@@ -94,6 +95,19 @@ def test_the_model_says_the_same_as_plain_functions(
     forms.runs_left = 0
     assert [bench.model.run(sequence) for sequence in sequences] == awaited
     assert len(forms) > 100
+
+
+@needs_kernel
+def test_a_sequence_leaves_nothing_to_the_garbage_collector(bench: Bench) -> None:
+    sequence = (*Generator(8, COVERED).sequence(), Op("fork"), Op("into_child"))
+    bench.model.run(sequence)
+    gc.collect()
+    gc.disable()
+    try:
+        bench.model.run(sequence)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @needs_kernel
