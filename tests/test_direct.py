@@ -24,6 +24,7 @@ from zaplock.protocols.served_calls import SERVED
 T1 = Task(1, 1)
 PAGE = 4096
 SOURCE = """
+import json
 from zaplock.model.rwsem import down_read, down_write, up_write
 from zaplock.model.step import MarkStep, step
 
@@ -51,6 +52,23 @@ async def story(what, times=2):
 async def forgetful():
     await down_write(("mmap_lock", 1))
     await down_read(("mmap_lock", 1))
+
+async def from_a_module(what):
+    return await twice(json.dumps(what))
+
+async def each_of(whats, visit):
+    return [await visit(what) for what in whats]
+
+async def counted(whats):
+    count = 0
+
+    async def visit(what, *, end="."):
+        nonlocal count
+        count += 1
+        return await note(what + end * count)
+
+    await each_of(whats, visit)
+    return count
 
 async def careful(what):
     try:
@@ -124,6 +142,33 @@ def test_what_is_replaced_in_a_module_is_replaced_in_its_plain_functions(
 
     monkeypatch.setattr(stories, "note", nothing)
     assert _told(stories, "twice", "a") == ("nothing", [])
+
+
+def test_a_protocol_that_calls_a_module_s_functions_is_what_its_file_says(
+    forms: PlainForms, stories: ModuleType
+) -> None:
+    assert _is_plain(forms, stories, "from_a_module")
+    assert _told(stories, "from_a_module", "a") == (2, ['"a"', '"a"'])
+
+
+def test_a_closure_has_a_plain_form_over_the_same_variables(
+    stories: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[object] = []
+
+    def take(machine: Machine, task: Task, awaited: object) -> object:
+        taken.append(awaited)
+        return sequential._take(machine, task, awaited)
+
+    forms = PlainForms(take)
+    monkeypatch.setattr(sequential, "PLAIN_FORMS", forms)
+    awaited = _told(stories, "counted", ["a", "b"])
+    forms.runs_left = 0
+    assert _told(stories, "counted", ["a", "b"]) == awaited == (2, ["a.", "b.."])
+    assert not taken, "each was called, and no coroutine was made"
+    known = len(forms)
+    assert _told(stories, "counted", ["c"]) == (1, ["c."])
+    assert len(forms) == known, "no closure is kept"
 
 
 def test_a_wait_that_nobody_ends_is_a_violation(forms: PlainForms, stories: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import platform
@@ -97,6 +98,19 @@ def test_the_model_says_the_same_as_plain_functions(
 
 
 @needs_kernel
+def test_a_sequence_leaves_nothing_to_the_garbage_collector(bench: Bench) -> None:
+    sequence = (*Generator(8, COVERED).sequence(), Op("fork"), Op("into_child"))
+    bench.model.run(sequence)
+    gc.collect()
+    gc.disable()
+    try:
+        bench.model.run(sequence)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@needs_kernel
 def test_what_is_observed_again_is_the_same_snapshot(bench: Bench) -> None:
     page = ring.PAGE
     steps = bench.real.run(
@@ -142,6 +156,30 @@ def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
         assert found == whole
         assert [vma.start for vma in found.vmas] == starts
         assert (found.counters[2] < 0) == (ring.RING in locked)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        ("Rss: 4 kB", "Rss: 4 MB", "not one number a line"),
+        ("Rss: 4 kB", "Rss: four kB", "not one number a line"),
+        ("Rss: 4 kB\n", "", "no Rss in"),
+        ("Private_Hugetlb: 4 kB\n", "", "no Private_Hugetlb in"),
+    ],
+)
+def test_figures_that_no_known_kernel_tells_are_refused(was: str, now: str, told: str) -> None:
+    smaps = _smaps_of(ring.PAGE, False)
+    assert was.encode() in smaps
+    with pytest.raises(ValueError, match=told):
+        Parser().snapshot(smaps.replace(was.encode(), now.encode()), bytes(16), _STATUS)
+
+
+def test_a_kernel_without_ksm_in_smaps_has_merged_nothing() -> None:
+    smaps, place = _smaps_of(ring.PAGE, False), ops.FIGURES.index("KSM")
+    for text, kb in ((smaps, 4), (smaps.replace(b"KSM: 4 kB\n", b""), 0)):
+        (vma,) = Parser().snapshot(text, bytes(16), _STATUS).vmas
+        assert vma.figures[place] == kb
+        assert vma.figures[ops.FIGURES.index("Hugetlb")] == 8
 
 
 def _smaps_of(start: int, locked: bool) -> bytes:

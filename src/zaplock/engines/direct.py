@@ -9,19 +9,20 @@ the same source, line by line, and names are looked up where the protocol looks 
 replaced in a module is replaced here too.
 
 A protocol that awaits within `try` or `with` stays as it is (the engine's steps raise outside of
-it, a call would raise inside), as one does that is a closure, or whose source is not what it was
-compiled from. The awaiting form is the witness: tests run both and compare. Compiling takes as long
-as some 20,000 runs save, so it begins after as many.
+it, a call would raise inside), as one does whose source is not what it was compiled from. One that
+is a closure has a plain form over the same variables. The awaiting form is the witness: tests run
+both and compare. Compiling takes as long as some 10,000 runs save, so it begins after as many, or
+at once where more are to come.
 """
 
 from __future__ import annotations
 import __future__
 
 import ast
-import inspect
 import linecache
-from collections.abc import Callable, Coroutine
-from types import CodeType, CoroutineType, FunctionType
+from collections.abc import Callable, Coroutine, Iterator
+from inspect import CO_COROUTINE, CO_NESTED, CO_VARARGS, CO_VARKEYWORDS
+from types import CellType, CodeType, CoroutineType, FunctionType
 from typing import Any
 
 from zaplock.model.machine import Machine
@@ -32,7 +33,7 @@ Plain = Callable[..., Any]
 Take = Callable[[Machine, Task, Any], Any]
 """Take one step, or run a protocol, and return its result."""
 
-WORTH_AFTER = 20_000
+WORTH_AFTER = 10_000
 _MACHINE, _TASK, _PLAIN, _TAKE, _KIND = "_machine_", "_task_", "_plain_", "_take_", "_kind_"
 _NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With, ast.GeneratorExp)
 _NOT_AT_ALL = (ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
@@ -50,6 +51,7 @@ class PlainForms(dict[Any, Plain]):
         self[MarkStep] = _passed_over
         self.runs_left = WORTH_AFTER
         self._take = take
+        self._own = {_PLAIN: self, _TAKE: take, _KIND: StepKind}
         self._codes: dict[CodeType, CodeType | None] = {}
         self._begun: dict[tuple[CodeType, int], Plain | None] = {}
         self._sources: dict[str, _Source] = {}
@@ -61,19 +63,22 @@ class PlainForms(dict[Any, Plain]):
             self[called] = alone
             return alone
         take = self._take
-        if isinstance(called, FunctionType) and inspect.iscoroutinefunction(called):
-            plain = self._plain(called.__code__, called.__globals__)
+        lasts = isinstance(called, FunctionType) and not called.__code__.co_flags & CO_NESTED
+        if isinstance(called, FunctionType) and called.__code__.co_flags & CO_COROUTINE:
+            code, closure = called.__code__, called.__closure__
+            plain = self._plain(code, called.__globals__, closure)
             if plain is not None:
                 plain.__defaults__ = called.__defaults__
-                own = {_PLAIN: self, _TAKE: take, _KIND: StepKind}
-                plain.__kwdefaults__ = {**(called.__kwdefaults__ or {}), **own}
-                self[called] = plain
+                if called.__kwdefaults__:
+                    plain.__kwdefaults__ = {**called.__kwdefaults__, **self._own}
+                if lasts:
+                    self[called] = plain
                 return plain
 
         def made_and_taken(machine: Machine, task: Task, *args: Any, **kwargs: Any) -> Any:
             return take(machine, task, called(*args, **kwargs))
 
-        if isinstance(called, FunctionType) and "<locals>" not in called.__qualname__:
+        if lasts:
             self[called] = made_and_taken
         return made_and_taken
 
@@ -83,7 +88,7 @@ class PlainForms(dict[Any, Plain]):
             self.runs_left = max(self.runs_left - 1, 0)
             return None
         code, frame = program.cr_code, program.cr_frame
-        if frame is None or program.cr_suspended:
+        if frame is None or program.cr_suspended or code.co_freevars:
             return None
         # A file that was loaded again may have functions that are the same, and other names.
         key = code, id(frame.f_globals)
@@ -93,49 +98,72 @@ class PlainForms(dict[Any, Plain]):
             plain = self._begun[key] = self._plain(code, frame.f_globals)
         return None if plain is None else (plain, dict(frame.f_locals))
 
-    def _plain(self, code: CodeType, names: dict[str, Any]) -> FunctionType | None:
-        """Make the plain form of a function of a module, without its defaults."""
+    def _plain(
+        self,
+        code: CodeType,
+        names: dict[str, Any],
+        closure: tuple[CellType, ...] | None = None,
+    ) -> FunctionType | None:
+        """Make the plain form of a function, without its defaults."""
         if code not in self._codes:
             self._codes[code] = self._compiled(code, names)
         compiled = self._codes[code]
         if compiled is None:
             return None
-        plain = FunctionType(compiled, names)
-        plain.__kwdefaults__ = {_PLAIN: self, _TAKE: self._take, _KIND: StepKind}
+        plain = FunctionType(compiled, names, closure=closure)
+        plain.__kwdefaults__ = self._own
         return plain
 
     def _compiled(self, code: CodeType, names: dict[str, Any]) -> CodeType | None:
-        if code.co_freevars or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        if code.co_flags & (CO_VARARGS | CO_VARKEYWORDS):
             return None
         source = self._sources.get(code.co_filename)
         if source is None:
             source = self._sources[code.co_filename] = _Source(code.co_filename)
         node = source.of(code)
-        return _plain_code(node, code, names) if node and _may_be_plain(node) else None
+        if node is None or not _may_be_plain(node):
+            return None
+        plain = _plain_code(node, code, names)
+        return plain if plain.co_freevars == code.co_freevars else None
 
 
 class _Source:
-    """The protocols that a file has."""
+    """The protocols that a file has, also those within its functions."""
 
     def __init__(self, filename: str) -> None:
         try:
             tree = ast.parse("".join(linecache.getlines(filename)), filename)
         except (SyntaxError, ValueError):  # it was changed since
             tree = ast.Module([], [])
-        self._nodes = {
-            (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.AsyncFunctionDef)
-        }
+        # Compiled by itself, a call of a function of an imported module would be one of a method.
+        self._imports = [
+            node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        self._body = tree.body
 
     def of(self, code: CodeType) -> ast.AsyncFunctionDef | None:
         """Return the source of a function, None if what the file says now is something else."""
-        node = self._nodes.get((code.co_name, code.co_firstlineno))
-        if node is None:
-            return None
-        flags = code.co_flags & __future__.annotations.compiler_flag
-        module = compile(ast.Module([node], []), code.co_filename, "exec", flags, True)
-        return node if code in module.co_consts else None
+        name, line = code.co_name, code.co_firstlineno
+        outermost = next((one for one in self._body if (one.end_lineno or 0) >= line), ast.Pass())
+        for node in ast.walk(outermost):
+            if (
+                isinstance(node, ast.AsyncFunctionDef)
+                and node.name == name
+                and line == min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            ):
+                flags = code.co_flags & __future__.annotations.compiler_flag
+                tree = ast.Module([*self._imports, outermost], [])
+                module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
+                return node if code in _codes_in(module) else None
+        return None
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Name the functions that are compiled in some code, also those within others."""
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _codes_in(inner)
 
 
 def _passed_over(_machine: Machine, _task: Task, *_args: Any) -> None:
@@ -176,10 +204,18 @@ def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any
         body=[calls.visit(statement) for statement in node.body],
         decorator_list=[],
     )
-    tree = ast.fix_missing_locations(ast.Module([ast.copy_location(plain, node)], []))
+    around = ast.FunctionDef(  # whose variables those of a closure are
+        name="around",
+        args=ast.arguments(
+            [], [ast.arg(name) for name in code.co_freevars], None, [], [], None, []
+        ),
+        body=[ast.copy_location(plain, node)],
+        decorator_list=[],
+    )
+    tree = ast.fix_missing_locations(ast.Module([around if code.co_freevars else plain], []))
     flags = __future__.annotations.compiler_flag
     module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
-    return next(inner for inner in module.co_consts if isinstance(inner, CodeType))
+    return next(one for one in _codes_in(module) if one.co_name == node.name)
 
 
 class _Calls(ast.NodeTransformer):

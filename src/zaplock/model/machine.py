@@ -121,6 +121,14 @@ class Machine:
             self.store, "cells", lambda name: Cells(self.store, name), lambda cells: not cells
         )
 
+    def close(self) -> None:
+        """Let go of all state, at once: else the garbage collector has to find what refers to what.
+
+        Nothing can be asked of the machine after that.
+        """
+        self.store.close()
+        vars(self).clear()
+
     def cells(self, name: str) -> Cells[Any, Any]:
         """Return the cells of that name, made when they are first asked for.
 

@@ -182,7 +182,7 @@ class Mm:
 
     def count(self, counter: Counter) -> int:
         """Return a counter. Raises KeyError where there is none of that name."""
-        value: int | None = self.counters.get(counter)
+        value = self.counters.data.get(counter)
         if value is not None:
             return value
         if counter not in _NAMES:

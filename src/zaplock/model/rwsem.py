@@ -309,7 +309,7 @@ def _at_once(
     machine: Machine, task: Task, action: str, lock: Lock, write: bool, to: int = 0
 ) -> int:
     """Do a lock operation that cannot have to wait: the sequential engine's whole rwsem."""
-    sem = machine.locks.get(lock, FREE)
+    sem = machine.locks.data.get(lock, FREE)
     if sem is FREE and (action == "down" or action == "try"):
         machine.locks.put(lock, _only_holder(task.tid, write))
         return 1 if action == "try" else 0
@@ -363,7 +363,7 @@ def ends_wait(machine: Machine, task: Task, lock: Lock, write: bool) -> bool:
     """
     if not machine.has_fatal_signal(task.tid):
         return False
-    return not is_free_for(machine.locks.get(lock, FREE), write)
+    return not is_free_for(machine.locks.data.get(lock, FREE), write)
 
 
 @_kept

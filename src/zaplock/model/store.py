@@ -88,6 +88,11 @@ class Store:
         if self.making is not None:
             self.origins[container.name] = self.making
 
+    def close(self) -> None:
+        """Forget the containers, which name the store as it names them."""
+        self._containers.clear()
+        self.families.clear()
+
     def start_journal(self, hashes: bool = True) -> None:
         """Keep inverses from now on, and the hash unless nobody asks for it."""
         self.journal = []

@@ -11,7 +11,7 @@ sees the difference (the one bug that lives below that grain, CVE-2023-3269, has
 from __future__ import annotations
 
 from errno import EINVAL, ENOMEM
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 import msgspec
 
@@ -96,6 +96,7 @@ class Vma(msgspec.Struct, frozen=True):
         return f"VMA [{self.start:#x}, {self.end:#x}) {names(self.flags)}"
 
 
+@final
 class FreedVma(msgspec.Struct, frozen=True):
     """What is left of a freed VMA: enough to say whose it was."""
 
@@ -109,8 +110,8 @@ change = msgspec.structs.replace
 
 def vma_of(m: Machine, task: Task, handle: int) -> Vma:
     """Return the fields of a VMA; one that was freed is a violation."""
-    vma = m.vmas[handle]
-    if isinstance(vma, FreedVma):
+    vma = m.vmas.data[handle]
+    if type(vma) is FreedVma:
         raise Violation(
             Invariant.USE_AFTER_FREE,
             f"{task} uses the VMA [{vma.start:#x}, {vma.end:#x}), which {vma.freed_by} freed",

@@ -61,25 +61,33 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        references = self.environment.shows_references and ops.shows_references(sequence)
-        world = World(
-            self.environment,
-            self.design,
-            slots_used(sequence),
-            follows_references=references,
-        )
-        if self.environment.shows_soft_dirty and ops.shows_references(sequence):
+        world = self._world(sequence)
+        try:
+            return self._steps(world, sequence)
+        finally:
+            world.machine.close()
+
+    def _world(self, sequence: Sequence[Op]) -> World:
+        """Make the machine for a sequence; what it shows is what is compared in that one."""
+        untouched = ops.shows_references(sequence)
+        references = self.environment.shows_references and untouched
+        slots = slots_used(sequence)
+        world = World(self.environment, self.design, slots, follows_references=references)
+        if self.environment.shows_soft_dirty and untouched:
             world.machine.globals.put("soft_dirty", 1)
-        if ops.shows_references(sequence) and self.design.batches_entries:
+        if untouched and self.design.batches_entries:
             world.machine.globals.put("batches", 1)
         world.view.shows_references = references
-        world.view.untouched = ops.shows_references(sequence)
-        results: list[int] = []
-        steps = []
-        if self.promised is not None:
-            self.promised.append(_promised(world))
+        world.view.untouched = untouched
         world.view.shows_lazyfree = self.environment.shows_lazyfree and ops.shows_lazyfree(sequence)
         world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
+        return world
+
+    def _steps(self, world: World, sequence: Sequence[Op]) -> list[OracleStep]:
+        results: list[int] = []
+        steps: list[OracleStep] = []
+        if self.promised is not None:
+            self.promised.append(_promised(world))
         for index, op in enumerate(sequence):
             arguments = [
                 (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in op.args

@@ -8,7 +8,6 @@ snapshot of ten VMAs cost about as much as splitting the text.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -29,13 +28,6 @@ _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
 _VMLCK = COUNTERS.index("VmLck")
 
-# What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
-# header (addresses, permissions, offset, device, inode, path) and body.
-_PIECE = re.compile(
-    rb"(?:([a-z0-9? ]*+)\n)?"
-    rb"(?:([0-9a-f]++)-([0-9a-f]++) (\S++) ([0-9a-f]++) \S++ (\d++) *+(.*+)\n((?s:.*)))?"
-)
-_NUMBER = re.compile(rb"[ \t](\d+)")
 _FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
 
 
@@ -63,6 +55,10 @@ class _Piece(NamedTuple):
     head: _Head | None
 
 
+_Picks = tuple[Callable[[list[bytes]], tuple[bytes, ...]], list[tuple[int, tuple[int, ...]]]]
+"""Which words of a text the wanted numbers are, and which of them are sums of which words."""
+
+
 class _Fields:
     """Find some numbers in lines "Name: 12 kB" that always come in the same order."""
 
@@ -77,29 +73,39 @@ class _Fields:
         `hidden`: those of which 0 is read whatever the text says.
         """
         self._wanted, self._sums, self._hidden = wanted, sums, hidden
-        self._picks: dict[int, tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]] = {}
+        self._picks: dict[int, _Picks] = {}
 
     def read(self, text: bytes) -> tuple[int, ...]:
         """Return the wanted numbers of a text; raises ValueError where one isn't there."""
-        values = list(map(int, _NUMBER.findall(text)))
-        sums, pick = self._picks.get(len(values)) or self._learn(text, len(values))
-        for places in sums:
-            values.append(sum([values[place] for place in places]))
-        return pick(values)
+        words = text.split()
+        pick, sums = self._picks.get(len(words)) or self._learn(text, words)
+        values = list(map(int, pick(words)))
+        for at, places in sums:
+            values[at] = sum([int(words[place]) for place in places])
+        return tuple(values)
 
-    def _learn(
-        self, text: bytes, count: int
-    ) -> tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]:
-        names = [line.split(b":")[0].decode() for line in text.splitlines()]
-        if len(names) != count:
-            raise ValueError(f"not one number a line: {text[:200]!r}")
-        names = ["" if one in self._hidden else one for one in names]
-        absent: dict[str, tuple[str, ...]] = {
-            one: () for one in (*NEW_FIGURES, *self._hidden) if one not in names
-        }
-        sums = [tuple(map(names.index, parts)) for parts in (self._sums | absent).values()]
-        names += self._sums | absent
-        learnt = self._picks[count] = (sums, itemgetter(*map(names.index, self._wanted)))
+    def _learn(self, text: bytes, words: list[bytes]) -> _Picks:
+        """Find out which words of such a text the wanted numbers are."""
+        where: dict[str, int] = {}
+        at = 0
+        for line in text.splitlines():
+            name, number, *unit = line.split()
+            if not number.isdigit() or unit not in ([], [b"kB"]):
+                raise ValueError(f"not one number a line: {text[:200]!r}")
+            where[name.decode().removesuffix(":")] = at + 1
+            at += 2 + len(unit)
+        zeros = {*self._hidden, *(one for one in NEW_FIGURES if one not in where)}
+        parts = {**dict.fromkeys(zeros, ()), **self._sums}
+        if missing := {*self._wanted, *sum(self._sums.values(), ())} - {*where, *parts}:
+            raise ValueError(f"no {', '.join(sorted(missing))} in {text[:200]!r}")
+        learnt = self._picks[len(words)] = (
+            itemgetter(*(where.get(one, 1) for one in self._wanted)),
+            [
+                (place, tuple(where[part] for part in parts[one]))
+                for place, one in enumerate(self._wanted)
+                if one in parts
+            ],
+        )
         return learnt
 
 
@@ -216,20 +222,23 @@ class Parser:
 
     def _piece(self, text: bytes) -> _Piece:
         """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
-        match = _PIECE.match(text)
-        if match is None:
-            raise ValueError(f"smaps says {text[:200]!r}")
-        flags, start, end, perms, offset, inode, path, body = match.groups()
+        flags, _, rest = text.partition(b"\n")
+        if b"-" in flags:  # that is a header: nothing precedes the first
+            flags, rest = b"", text
+        header, _, body = rest.partition(b"\n")
         head = None
-        if start and body.count(b"\n") > _FEWEST_LINES:
+        if body.count(b"\n") > _FEWEST_LINES:
             figures = self._bodies.get(body)
             if figures is None:
                 figures = self._bodies[body] = self._body_fields.read(body)
+            addresses, perms, offset, _, inode, *path = header.split(None, 5)
+            start, end = addresses.split(b"-")
+            name = _label(path[0]) if path else ""
             head = _Head(
-                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode,
-                _label(path) if path else "", figures, {},
+                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode, name,
+                figures, {},
             )  # fmt: skip
-        piece = self._pieces[text] = _Piece(self._spelling(flags or b""), head)
+        piece = self._pieces[text] = _Piece(self._spelling(flags), head)
         return piece
 
     def _spelling(self, flags: bytes) -> str:

@@ -271,14 +271,6 @@ class _Reader:
         self._data = child.observed()
         self._at = 0
 
-    def _result(self, entry: int) -> int:
-        return self._words[entry + stub.RESULT >> 3]
-
-    def _take(self, entry: int) -> bytes:
-        begin = self._at
-        self._at = begin + max(self._words[entry + stub.RESULT >> 3], 0)
-        return self._data[begin : self._at]
-
     def snapshot(self, entry: int) -> Snapshot:
         words, first = self._words, entry + stub.RESULT >> 3
         smaps, pages, status = words[first], words[first + 8], words[first + 16]
@@ -294,13 +286,15 @@ class _Reader:
         return self._data[begin : self._at]
 
     def step(self, op: Op, place: program.Place) -> OracleStep:
-        result = self._result(place.result)
-        seen = self._take(place.seen) if place.seen >= 0 else b""
-        child = None
-        result = min(result, 0) if op.name in ops.SUCCEED_WITH_0 else result
-        if op.name == "fork":
-            child = self.snapshot(place.child) if result == 0 else None
-        outcome = CallOutcome(result, seen if result == 0 else b"", child)
+        result, seen, child = self._words[place.result + stub.RESULT >> 3], b"", None
+        if op.name in ops.SUCCEED_WITH_0:
+            result = min(result, 0)
+            if op.name == "fork" and result == 0:
+                child = self.snapshot(place.child)
+        if place.seen >= 0:
+            vector = self._next(max(self._words[place.seen + stub.RESULT >> 3], 0))
+            seen = vector if vector and result == 0 else b""
+        outcome = CallOutcome(result, seen, child)
         return OracleStep(outcome, self.snapshot(place.after))
 
 
