@@ -120,9 +120,11 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
     if any(start + length >= f.TASK_SIZE_4_LEVELS for start, length in spans):
         return -errno.EFAULT
     fd = descriptor(call.arguments[0])
-    if fd < 0 and fd not in _SELVES:
+    if (fd < 0 and fd not in _SELVES) or (fd >= 0 and world.is_closed(call.arguments[0])):
         return -errno.EBADF
     owner = pidfd_owner(world, live, call)
+    if owner < 0:
+        return -errno.ESRCH
     if owner and owner not in live.traced.pids:
         if advice not in _REMOTE and call.result == -errno.EINVAL:
             return -errno.EINVAL
@@ -136,11 +138,11 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
 
 
 def pidfd_owner(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """Return whose process a pidfd stands for, 0 where that is not known."""
+    """Return whose process a pidfd stands for: 0 where that is not known, -1 where it is gone."""
     file = dict(live.known.files).get(descriptor(call.arguments[0]))
     told = file_of(call.arguments[0]), world.machine.files[file].name if file else ""
     found = (path.removeprefix("pid:") for path in told if path.startswith("pid:"))
-    return next((int(pid) for pid in found if pid.isdigit()), 0)
+    return next((int(pid) for pid in found if pid.isdigit() or pid == "-1"), 0)
 
 
 def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

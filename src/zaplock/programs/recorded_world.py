@@ -102,13 +102,13 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`, `sees_closes`: whether mseal, setrlimit and close would be in the
-    recording. `drivers`: files whose mappings their drivers decide about. `filters`: what may
+    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and the
+    path of every descriptor would be in the recording. `drivers`: files whose mappings their drivers decide about. `filters`: what may
     forbid calls.
     """
 
     def __init__(self) -> None:
-        self.sees_seals = self.sees_limits = self.sees_closes = False
+        self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
@@ -156,10 +156,11 @@ class StraceWorld:
             file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
             anonymous = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
             file = 0 if anonymous else file
-            pgoff = (item.offset if file else item.start) >> f.PAGE_SHIFT
+            pgoff = (item.offset if file or anonymous else item.start) >> f.PAGE_SHIFT
             vma = Vma(
                 live.mm, item.start, item.end, vm_flags(item), pgoff, file,
                 name="zero" if anonymous else "", anon_name=anon_name(item.name),
+                ops="special" if item.name in SPECIAL else "secret" if is_secret(item.name) else "",
             )  # fmt: skip
             insert(self.machine, task, vma)
             account(space, vma.flags, vma.file, vma.nr_pages)
@@ -213,7 +214,13 @@ class StraceWorld:
         """Open a file anew: what is opened twice does not merge."""
         handle = len(self.machine.files) + 1
         (self.drivers.add if is_driver(path) else self.drivers.discard)(handle)
-        return new_file(self.machine, handle, kind or kind_of(path), size, label(path))
+        secret = is_secret(path)
+        kind = kind or ("shmem" if secret else kind_of(path))
+        return new_file(self.machine, handle, kind, size, label(path), secret=secret)
+
+    def is_closed(self, argument: str) -> bool:
+        """Return whether a descriptor stands for nothing: else its path would be beside it."""
+        return self.sees_paths and "<" not in argument
 
     def rename(self, file: int, path: str) -> None:
         """Give a file that is open its new name, in all mappings of it."""
@@ -285,7 +292,7 @@ class StraceWorld:
             name = self.machine.files[vma.file].name if vma.file else vma.name
             shared = "_shmem" if vma.file else ""
             name = f"[anon{shared}:{vma.anon_name}]" if vma.anon_name else label(name)
-            offset = vma.pgoff << f.PAGE_SHIFT if vma.file else 0
+            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or vma.name == "zero" else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
 
@@ -301,9 +308,14 @@ def foreign(areas: Iterable[Area]) -> str:
 
 def is_driver(path: str) -> bool:
     """Return whether what can be done with mappings of a path is its driver's to say."""
-    if path in ("/dev/zero", "anon_inode:[secretmem]") or path.startswith(_IN_MEMORY):
+    if path == "/dev/zero" or is_secret(path) or path.startswith(_IN_MEMORY):
         return False
     return path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/", "/dmabuf:", *_SOCKETS))
+
+
+def is_secret(path: str) -> bool:
+    """Return whether a path is that of memfd_secret, as links of descriptors and maps show it."""
+    return path in ("/secretmem (deleted)", "/secretmem", "anon_inode:[secretmem]")
 
 
 _IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
@@ -369,4 +381,9 @@ def vm_flags(item: Area) -> int:
         return flags | f.VM_SHARED | f.VM_MAYSHARE
     flags |= f.VM_ACCOUNT if "w" in item.perms else 0
     flags |= f.VM_GROWSDOWN if item.name == "[stack]" else 0
-    return flags | (f.VM_PFNMAP | f.VM_IO if item.name in SPECIAL else 0)
+    if item.name == "[vdso]":
+        return flags | f.VM_DONTEXPAND
+    if item.name in SPECIAL:  # vvar: lib/vdso/datastore.c
+        flags &= ~(f.VM_MAYWRITE | f.VM_MAYEXEC)
+        flags |= f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND | f.VM_DONTDUMP
+    return flags

@@ -110,6 +110,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
         self.world.sees_limits = told or not links  # every dynamic linker asks for one
@@ -374,13 +375,18 @@ _PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
 IMPLIES_EXEC = "reading implies executing (personality READ_IMPLIES_EXEC): not in the model"
 
 
+_ASKS = 0xFFFF_FFFF
+"""What personality is given to change nothing; all above its 32 bits is cut off."""
+
+
 def implies_exec(call: TracedCall) -> bool:
     """Return whether a personality lets what can be read be executed; others change nothing yet."""
     told = "".join(call.arguments[:1])
     if "READ_IMPLIES_EXEC" in told:
         return True
     with suppress(ValueError):
-        return number(told) != 0xFFFF_FFFF and bool(number(told) & READ_IMPLIES_EXEC)
+        persona = number(told) & _ASKS
+        return persona != _ASKS and bool(persona & READ_IMPLIES_EXEC)
     return False
 
 

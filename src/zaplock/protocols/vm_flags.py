@@ -108,6 +108,8 @@ def mmap_flags(
         return -EOVERFLOW
     if backing:
         vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
+        if backing.secret and vm_flags > 0 and not mlock_fits(space, length):
+            return -EAGAIN
     else:
         known = kind != MAP_DROPPABLE or droppable
         vm_flags = anonymous_flags(kind, flags, vm_flags) if known else -EINVAL
@@ -177,9 +179,23 @@ def file_flags(kind: int, flags: int, vm_flags: int, prot: int, backing: File) -
         return -EACCES
     if backing.kind == "none":
         return -ENODEV
+    if backing.secret:
+        return secret_flags(vm_flags)
     if vm_flags & VM_GROWSDOWN:
         return -EINVAL
     return sealed_flags(backing, vm_flags)
+
+
+def secret_flags(vm_flags: int) -> int:
+    """Return the flags of a mapping of memfd_secret, or a negative errno (secretmem_mmap).
+
+    It lies where nothing may be executed, is shared, and stays locked.
+    """
+    if vm_flags & VM_EXEC:
+        return -EPERM
+    if not vm_flags & VM_MAYSHARE or vm_flags & VM_GROWSDOWN:
+        return -EINVAL
+    return vm_flags & ~VM_MAYEXEC | VM_LOCKED | VM_DONTDUMP
 
 
 def sealed_flags(backing: File, vm_flags: int) -> int:
