@@ -222,6 +222,16 @@ class StraceWorld:
         """Return whether a descriptor stands for nothing: else its path would be beside it."""
         return self.sees_paths and "<" not in argument
 
+    def set_length(self, live: LiveSpace, at: int, length: int) -> None:
+        """Note how many bytes the file has that is mapped at an address, -1 where nobody knows."""
+        for vma in self.vmas(live):
+            if vma.start == at and vma.file and vma.file not in self.drivers:
+                backing = self.machine.files[vma.file]
+                size = length if length >= 0 else LONG
+                self.machine.files.put(vma.file, msgspec.structs.replace(backing, size=size))
+        if length < 0:
+            live.known = replace(live.known, given=live.known.given | {"no lengths"})
+
     def rename(self, file: int, path: str) -> None:
         """Give a file that is open its new name, in all mappings of it."""
         backing = self.machine.files[file]

@@ -189,6 +189,8 @@ class StraceReplay:
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "length":
+            self.world.set_length(live, int(note.name, 16), note.value)
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:

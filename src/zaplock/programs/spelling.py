@@ -10,10 +10,12 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from zaplock.advice import MADV_POPULATE_READ, MADV_POPULATE_WRITE
 from zaplock.oracle import real, ring
 from zaplock.programs.text import READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
@@ -76,6 +78,40 @@ def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
+
+
+def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether what a call returns hangs on how long the files are that it works on."""
+    return name in ("mlock", "mlock2") or (name == "madvise" and arguments[2] in _POPULATES)
+
+
+_POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+
+
+def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]) -> list[str]:
+    """Write how long the files are that mappings of a range go beyond, unless that was `told`.
+
+    To ask for it takes CAP_CHECKPOINT_RESTORE: without, that is what is written.
+    """
+    found = []
+    for line in Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines():
+        span, _, offset, _, inode = line.split(None, 5)[:5]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if inode == "0" or end <= low or high <= start:
+            continue
+        try:
+            file = os.stat(f"/proc/{tid}/map_files/{start:x}-{end:x}")
+        except PermissionError:
+            found.append(f"# length: {start:x} unknown")
+            continue
+        except OSError:
+            continue
+        key, is_short = (file.st_dev, file.st_ino), file.st_size < int(offset, 16) + end - start
+        if stat.S_ISREG(file.st_mode) and (is_short or key in told):
+            if told.get(key) != file.st_size:
+                found.append(f"# length: {start:x} {file.st_size}")
+            told[key] = file.st_size
+    return found
 
 
 def written_ranges(tid: int) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Record a program's memory calls, with all that a replay needs to know, by ptrace.
 
 Of every process the maps are written when it begins, after each execve and when it ends; before
-each call, which mappings have got pages of their own. Calls on one address space are let through
+each call, which mappings have got pages of their own, and how long their files are if it hangs on that. Calls on one address space are let through
 one at a time, so their order is the order in which they took effect; one that waits for another
 thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
 
@@ -65,6 +65,7 @@ class Tracer:
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
     written: dict[int, RangeMap[bool]] = field(default_factory=dict)
+    lengths: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
     last_maps: dict[int, list[str]] = field(default_factory=dict)
     narrow: set[int] = field(default_factory=set)
     owed: dict[int, int] = field(default_factory=dict)
@@ -167,6 +168,7 @@ class Tracer:
         self.in_flight[thread.mm] = thread.tid
         if self.recording and name not in _QUIET:
             self._write_written(thread)
+            self._write_lengths(thread)
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _write_written(self, thread: _Thread) -> None:
@@ -178,6 +180,14 @@ class Tracer:
         if fresh:
             told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
             self._write(f"# pid: {thread.tid}", *told)
+
+    def _write_lengths(self, thread: _Thread) -> None:
+        """Write how long files are where the call that begins hangs on it."""
+        address, length = thread.arguments[:2]
+        if text.hangs_on_lengths(thread.name, thread.arguments):
+            told = self.lengths.setdefault(thread.mm, {})
+            lines = text.length_lines(thread.tid, address, address + length, told)
+            self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
 
     def _written(self, mm: int) -> RangeMap[bool]:
         """Return where an address space was seen to have pages, as it is mapped now."""
