@@ -164,6 +164,7 @@ _CALLS = (
     _call("openat", 257, "directory path flags mode", traced=False),
     _call("dup3", 292, "file new flags", traced=False),
     _call("prlimit64", 302, "pid resource limit old", traced=False),
+    _call("seccomp", 317, "operation flags arguments", traced=False),
     _call("memfd_create", 319, "name flags", traced=False),
     _call("pkey_alloc", 330, "flags rights", traced=False),
     _call("pkey_free", 331, "pkey", traced=False),

@@ -15,7 +15,7 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import RING, LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number
 from zaplock.protocols import (
@@ -150,24 +150,32 @@ def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 
     Source: fs/aio.c aio_setup_ring.
     """
-    if call.result:
-        raise NotRecorded("which contexts of io_setup there may be is not in the recording")
     if not call.arguments[1].startswith("["):
+        if call.result == -errno.EFAULT:
+            return -errno.EFAULT
         raise NotRecorded("where the ring of io_setup lies is not in the recording")
+    if call.result:
+        events, held = number(call.arguments[0]), number(call.arguments[1].strip("[]"))
+        if held or not 0 < events * 2 % (1 << 32) <= _MOST_EVENTS:
+            return -errno.EINVAL
+        raise NotRecorded("which contexts of io_setup there may be is not in the recording")
     at = number(call.arguments[1].strip("[]"))
     length = hole_above(world, live, at)
     if length <= 0:
         return -errno.ENOMEM
-    file = world.new_ring()
+    file = world.new_ring(live)
     flags, prot = f.MAP_SHARED, f.PROT_READ | f.PROT_WRITE
     got = world.run(live, mmap.mmap(world.cx(live), 0, length, prot, flags, file, 0))
     return 0 if got == at else -errno.ENOMEM
 
 
+_MOST_EVENTS = 0x1000_0000 // 32  # of the size of struct io_event
+
+
 def _io_destroy(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     (at,) = numbers(call, 1)
     for vma in world.vmas(live):
-        if vma.start == at and vma.file and world.machine.files[vma.file].name == RING:
+        if vma.start == at and world.is_ring_of(live, vma.file):
             return world.run(live, SERVED["munmap"](world.cx(live), at, vma.end - at))
     return -errno.EINVAL
 

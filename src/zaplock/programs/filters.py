@@ -7,8 +7,10 @@ SECCOMP_FILTER_FLAG_TSYNC for all threads of a process. Source: seccomp(2).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, TracedCall
+from zaplock.programs.text import number
 
 _NEVER = 1 << 60
 
@@ -41,6 +43,24 @@ class SeccompFilters:
         leaders = (self._leaders.get(pid) for pid in pids)
         lines = (first if one is None else self._from.get(one, _NEVER) for one in leaders)
         return line >= min(lines, default=first)
+
+
+UNSEEN = "a seccomp filter asks a listener: what this lets go on is not in the recording"
+
+
+def asks_listener(call: TracedCall) -> bool:
+    """Return whether a call sets a filter that a recorder by seccomp may see nothing behind.
+
+    What a listener lets go on (SECCOMP_USER_NOTIF_FLAG_CONTINUE) stops for no tracer.
+    """
+    if call.name != "seccomp" or not is_filter(call):
+        return False
+    with suppress(ValueError, IndexError):
+        return bool(number(call.arguments[1]) & _NEW_LISTENER)
+    return False
+
+
+_NEW_LISTENER = 8
 
 
 def is_filter(call: TracedCall) -> bool:

@@ -102,9 +102,9 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and the
-    path of every descriptor would be in the recording. `drivers`: files whose mappings their drivers decide about. `filters`: what may
-    forbid calls.
+    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and
+    the path of every descriptor would be in the recording. `drivers`: files whose mappings their
+    drivers decide about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
@@ -114,6 +114,7 @@ class StraceWorld:
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
         self.drivers: set[int] = set()
+        self._rings: dict[int, int] = {}
         self.filters = SeccompFilters(())
         self.policies = Policies()
         self.machine.store.start_journal(hashes=False)
@@ -180,7 +181,8 @@ class StraceWorld:
             for vma in self.vmas(parent)
             if vma.file in self.drivers
         )
-        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden))
+        doubt = parent.known.doubt or traced.doubt
+        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden), doubt=doubt)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
 
     def use(self, live: LiveSpace) -> None:
@@ -260,11 +262,17 @@ class StraceWorld:
         name = f"SYSV{key:08x}"
         return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
 
-    def new_ring(self) -> int:
+    def new_ring(self, live: LiveSpace) -> int:
         """Make the file of an io_setup's ring."""
         handle = len(self.machine.files) + 1
         self.drivers.discard(handle)
+        self._rings[handle] = live.mm
         return new_file(self.machine, handle, "shmem", LONG, RING)
+
+    def is_ring_of(self, live: LiveSpace, file: int) -> bool:
+        """Return whether a file is a ring that this space has made, not one it has from a fork."""
+        is_ring = bool(file) and self.machine.files[file].name == RING
+        return is_ring and self._rings.get(file) == live.mm
 
     def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
         """Note which mappings have an anon_vma from here on, and which stacks have grown."""
@@ -283,7 +291,7 @@ class StraceWorld:
         at = written.start
         while at < written.end and (handle := lookup(self.machine, space, at)):
             vma = vma_of(self.machine, task, handle)
-            if at < vma.start < written.end and vma.flags & f.VM_GROWSDOWN:
+            if at < vma.start <= written.end and vma.flags & f.VM_GROWSDOWN:
                 expand_stack.run(self.machine, task, handle, at)
             at = vma.end
 

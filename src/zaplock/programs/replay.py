@@ -30,7 +30,7 @@ from zaplock.programs.calls import (
     set_limit,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
-from zaplock.programs.filters import SeccompFilters
+from zaplock.programs.filters import UNSEEN, SeccompFilters, asks_listener
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
@@ -44,7 +44,7 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
-from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
+from zaplock.programs.spaces import NEW, Fork, Item, TracedSpace, is_of_monitor, spaces_of
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
 
 UNMODELLED = {
@@ -219,9 +219,11 @@ class StraceReplay:
             return Ruling("refused", call, call.cut)
         if call.name == "close":
             monitors.release(self.world, live, call)
-        if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
+        if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
+        if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
+            live.known = replace(live.known, doubt=UNSEEN)
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
@@ -239,8 +241,11 @@ class StraceReplay:
         """Refuse a call that may have done anything to the maps, and all that comes after it."""
         if call.name in _HARMLESS:
             return Ruling("refused", call, why)
-        unknown = f"what line {call.line} did is not known ({why})"
-        live.known = replace(live.known, unknown=unknown)
+        told = f"what line {call.line} did is not known ({why})"
+        if why == DIED:  # nothing, most of the time; what differs then may come of it
+            live.known = replace(live.known, doubt=live.known.doubt or told)
+        else:
+            live.known = replace(live.known, unknown=told)
         return Ruling("refused", call, why)
 
     def _without_model(self, live: LiveSpace, call: TracedCall) -> Ruling:
@@ -401,7 +406,7 @@ def is_about_memory(call: TracedCall) -> bool:
             return any(a.startswith((*_PRCTLS, "PR_SET_MM")) for a in call.arguments[:1])
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
-        return monitors.is_of_monitor(call)
+        return is_of_monitor(call)
     if call.name == "personality":
         return implies_exec(call)
     if call.name in ("setrlimit", "prlimit64"):

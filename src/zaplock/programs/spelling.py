@@ -13,9 +13,12 @@ import re
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from zaplock.advice import MADV_POPULATE_READ, MADV_POPULATE_WRITE
+from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
 from zaplock.programs.text import READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
@@ -25,7 +28,8 @@ PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
-    "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node",
+    "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
+    "ptrace",
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
@@ -39,7 +43,8 @@ COMMANDS = {
 """What is seen of ioctl (what decides which ranges a userfaultfd watches) and of fcntl."""
 NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
-_PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
+_PAGEMAP_SCAN, _PROCMAP_QUERY = 0xC060_6610, 0xC068_6611
+_REGIONS, _MOST_HOLES = 2048, 128
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
 _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
@@ -72,6 +77,11 @@ def result_text(tid: int, name: str, result: int) -> str:
         code = errno.errorcode.get(-result, "")
         return f"-1 {code} ({os.strerror(-result)})" if code else str(result)
     return hex(result % (1 << 64)) if name in ("mmap", "mremap", "brk", "shmat") else str(result)
+
+
+def leader(tid: int) -> int:
+    """Return the process that a thread is of."""
+    return int(read_text(f"/proc/{tid}/status").partition("\nTgid:")[2].split()[0])
 
 
 def maps_lines(tid: int, key: str) -> list[str]:
@@ -114,23 +124,75 @@ def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]
     return found
 
 
-def written_ranges(tid: int) -> list[tuple[int, int]]:
-    """List where a thread's process has pages of its own, by PAGEMAP_SCAN (6.7)."""
-    found: list[tuple[int, int]] = []
-    regions = ctypes.create_string_buffer(24 * _REGIONS)
-    begin = 0
+def written_ranges(tid: int, known: RangeMap[bool]) -> list[tuple[int, int]]:
+    """List where a thread's process has mappings with pages of their own that are not known yet.
+
+    One page tells it of its mapping, so what is known and what is big costs no walk of its pages.
+    Where there are many known parts, or before Linux 6.11, the pages themselves are listed.
+    Source: PAGEMAP_SCAN (6.7), PROCMAP_QUERY (6.11).
+    """
     with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
+        runs = known.overlapping(0, ring.TASK_SIZE)
+        if len(runs) <= _MOST_HOLES:
+            with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
+                return _written_mappings(pagemap, maps, holes(known, 0, ring.TASK_SIZE))
+        found: list[tuple[int, int]] = []
+        begin = 0
         while begin < ring.TASK_SIZE:
-            argument = bytearray(struct.pack(
-                "<12Q", 96, 0, begin, ring.TASK_SIZE, 0, ctypes.addressof(regions), _REGIONS, 0,
-                _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
-            ))  # fmt: skip
-            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-            for start, end, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count]):
-                found.append((start, end))
-            begin = struct.unpack_from("<Q", argument, 32)[0]
-            if count < _REGIONS:
-                break
+            begin, parts = _scan(pagemap, begin, ring.TASK_SIZE, _REGIONS)
+            found += [part for span in parts for part in holes(known, *span)]
+        return found
+
+
+def _written_mappings(
+    pagemap: FileIO, maps: FileIO, unknown: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """List the mappings that have a page of their own in one of these ranges."""
+    found: list[tuple[int, int]] = []
+    for low, high in unknown:
+        begin = low
+        while begin < high:
+            begin, parts = _scan(pagemap, begin, high, 1)
+            if parts:
+                start, end = _mapping_at(maps, parts[0][0])
+                begin = max(end, begin)
+                found.append((max(start, low), min(end, high)))
+    return found
+
+
+def _scan(pagemap: FileIO, begin: int, end: int, most: int) -> tuple[int, list[tuple[int, int]]]:
+    """Look for anonymous pages from `begin` on: how far was looked, and where they are.
+
+    `most`: 1 for the first page alone, else how many ranges of them.
+    """
+    regions = ctypes.create_string_buffer(24 * most)
+    argument = bytearray(struct.pack(
+        "<12Q", 96, 0, begin, end, 0, ctypes.addressof(regions), most, most == 1,
+        _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+    ))  # fmt: skip
+    count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+    parts = [
+        (start, stop) for start, stop, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count])
+    ]
+    walked = struct.unpack_from("<Q", argument, 32)[0] if count == most else end
+    return walked, parts
+
+
+def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
+    """Return where the mapping around an address begins and ends. Raises OSError before 6.11."""
+    query = bytearray(struct.pack("<3Q", 104, 0, address).ljust(104, b"\0"))
+    fcntl.ioctl(maps, _PROCMAP_QUERY, query)
+    start, end = struct.unpack_from("<2Q", query, 24)
+    return start, end
+
+
+def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
+    """List the parts of a range that are not known yet."""
+    found = []
+    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
+        if low < start:
+            found.append((low, start))
+        low = end
     return found
 
 
