@@ -265,7 +265,8 @@ def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) ->
     elif name == "memory":
         world.limit(live, overcommit_pages=value >> f.PAGE_SHIFT)
     else:
-        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE)
+        reserved = int(world.machine.globals.get("hugetlb_reserved", 0))
+        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE + reserved)
     live.known = replace(live.known, given=live.known.given | {name})
 
 

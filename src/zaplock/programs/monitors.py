@@ -17,6 +17,10 @@ from zaplock.protocols import uffd_range
 NAME = "anon_inode:[userfaultfd]"
 
 
+class Elsewhere(ValueError):
+    """A userfaultfd watches another process's memory; `str` says what of it is not recorded."""
+
+
 def opened(live: LiveSpace, file: int) -> None:
     """Note whose address space a new userfaultfd watches."""
     monitors = {**dict(live.known.monitors), file: live.mm}
@@ -40,9 +44,11 @@ def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bo
     file = _monitor_of(live, call)
     owner = dict(live.known.monitors).get(file)
     if owner is None:
+        if world.sees_paths:  # nobody has opened it: it came with a child (UFFD_EVENT_FORK)
+            raise Elsewhere("which child the userfaultfd has come with is not in the recording")
         raise ValueError("the userfaultfd was opened before the recording began")
     if owner != live.mm:
-        raise ValueError("the userfaultfd is one of another process")
+        raise Elsewhere("the userfaultfd is one of another process")
     start, end = range_of(call)
     if call.arguments[1] == UNREGISTER:
         program = uffd_range.unregister(world.cx(live), start, end - start, watches_any)

@@ -18,6 +18,7 @@ from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
+from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits, change_limits
 from zaplock.model.step import Task
@@ -256,10 +257,18 @@ class StraceWorld:
         is_code = seals & SEAL_EXEC and not held & SEAL_EXEC
         self.set_seals(file, held | seals | (OF_CODE if is_code else 0))
 
-    def new_segment(self, size: int, key: int = 0) -> int:
-        """Make a segment of System V shared memory."""
+    def new_segment(self, size: int, key: int = 0, huge_size: int = 0) -> int:
+        """Make a segment of System V shared memory, of huge pages where their size is given."""
         handle = len(self.machine.files) + 1
         name = f"SYSV{key:08x}"
+        if huge_size:
+            size += -size % huge_size
+            promised = tuple(range(size // huge_size))  # they are reserved when it is made
+            promise(self.machine, huge_size, len(promised))
+            return new_file(
+                self.machine, handle, "hugetlb", size, name,
+                counts_mappings=True, huge_size=huge_size, promised=promised,
+            )  # fmt: skip
         return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
 
     def new_ring(self, live: LiveSpace) -> int:

@@ -46,6 +46,7 @@ from zaplock.programs.recording import (
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
 from zaplock.programs.spaces import NEW, Fork, Item, TracedSpace, is_of_monitor, spaces_of
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
+from zaplock.protocols.placement import huge_size_of
 
 UNMODELLED = {
     "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
@@ -160,14 +161,15 @@ class StraceReplay:
 
     def _make_segments(self) -> None:
         """Make the segments of shared memory, which any process may attach that has their id."""
-        told: dict[int, tuple[int, int]] = {}
+        told: dict[int, tuple[int, int, int]] = {}
         for call in self.recording.calls:
             if call.name == "shmget" and 0 <= call.result < UNKNOWN and not call.cut:
                 with suppress(ValueError, IndexError):
-                    key, size = (number(argument) for argument in call.arguments[:2])
-                    told[call.result] = max(told.get(call.result, (0, 0)), (size, key))
-        for segment, (size, key) in told.items():
-            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF)
+                    key, size, flags = (number(argument) for argument in call.arguments[:3])
+                    huge = huge_size_of(flags) if flags & CONSTANTS["SHM_HUGETLB"] else 0
+                    told[call.result] = max(told.get(call.result, (0, 0, 0)), (size, key, huge))
+        for segment, (size, key, huge) in told.items():
+            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF, huge)
 
     def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
@@ -280,6 +282,9 @@ class StraceReplay:
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
+            if isinstance(error, monitors.Elsewhere):
+                self._doubt_children(why)
+                return Ruling("refused", call, why)
             known = ranges_of(call) if call.name in OF_A_RANGE else []
             if call.name == "mmap" and call.result >= 0:
                 known = self._stand_in(live, call)
@@ -294,6 +299,11 @@ class StraceReplay:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
         return Ruling("differs", call, told)
+
+    def _doubt_children(self, why: str) -> None:
+        """What is watched of a child may be another than its fork has left."""
+        for child in self._forked.values():
+            child.known = replace(child.known, doubt=child.known.doubt or why)
 
     def _stand_in(self, live: LiveSpace, call: TracedCall) -> list[tuple[int, int]]:
         """Map memory where the kernel has mapped a file of which nothing is known."""

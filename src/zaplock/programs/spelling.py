@@ -18,6 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from zaplock.advice import MADV_POPULATE_READ, MADV_POPULATE_WRITE
+from zaplock.model.flags import MAP_ANONYMOUS, MAP_HUGETLB, PMD_SIZE
 from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
 from zaplock.programs.text import READ_IMPLIES_EXEC
@@ -88,6 +89,23 @@ def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
+
+
+def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether a call maps huge pages, by its flags or by its file."""
+    if name != "mmap" or arguments[3] & MAP_HUGETLB:
+        return name == "mmap"
+    if arguments[3] & MAP_ANONYMOUS:
+        return False
+    try:
+        return os.stat(f"/proc/{tid}/fd/{arguments[4] & 0xFFFF_FFFF}").st_blksize >= PMD_SIZE
+    except OSError:
+        return False
+
+
+def pool_line() -> str:
+    """Write how many bytes of huge pages nobody uses or has reserved."""
+    return f"# limit: huge_pages {real.free_huge_pages(PMD_SIZE) * PMD_SIZE}"
 
 
 def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
@@ -219,7 +237,7 @@ def machine_limits() -> list[str]:
     if mode != 2:  # then it depends on what others have
         memory = real.total_pages() << 12 if mode == 0 else "unlimited"
         found.append(f"# limit: memory {memory}")
-    return [*found, f"# limit: huge_pages {real.free_huge_pages(1 << 21) << 21}"]
+    return [*found, pool_line()]
 
 
 def _sysctl(name: str) -> int:

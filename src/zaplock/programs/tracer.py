@@ -194,6 +194,8 @@ class Tracer:
         if self.recording and name not in _QUIET:
             self._write_written(thread)
             self._write_lengths(thread)
+            if text.hangs_on_pool(thread.tid, name, regs.arguments):
+                self._write(f"# pid: {thread.tid}", text.pool_line())
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _write_written(self, thread: _Thread) -> None:
@@ -331,8 +333,7 @@ class Tracer:
         A thread that is killed while it is stopped may go without telling. One that dies in an
         execve may have given its maps up for those of a program that never ran.
         """
-        is_killed = bool(p.event_message(thread.tid) & 0x7F)
-        is_replaced = thread.name in EXECS or (is_killed and thread.has_failed_to_exec)
+        is_replaced = self._has_died_in_exec(thread)
         self._killed_in(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
@@ -341,6 +342,12 @@ class Tracer:
         if is_replaced:
             self.last_maps.pop(thread.mm, None)
         p.ptrace(p.CONT, thread.tid)
+
+    def _has_died_in_exec(self, thread: _Thread) -> bool:
+        if thread.name in EXECS:
+            return p.registers(thread.tid).result != -errno.ENOSYS
+        killed_by = p.event_message(thread.tid) & 0x7F
+        return thread.has_failed_to_exec and killed_by in (signal.SIGSEGV, signal.SIGKILL)
 
     def _killed_in(self, thread: _Thread) -> None:
         """Write what became of the call that a thread is killed in: its registers tell.
