@@ -255,13 +255,15 @@ def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
 
 
 LIMITS = frozenset(_RLIMITS)
-MACHINES = ("mappings", "memory", "huge_pages")
+MACHINES = ("mappings", "memory", "huge_pages", "lowest")
 
 
 def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) -> None:
-    """Set a limit of the machine: how many mappings, or how many bytes of memory or huge pages."""
+    """Set a limit of the machine: mappings, bytes of memory or huge pages, the lowest address."""
     if name == "mappings":
         world.limit(live, max_map_count=value)
+    elif name == "lowest":
+        world.limit(live, mmap_min_addr=value)
     elif name == "memory":
         world.limit(live, overcommit_pages=value >> f.PAGE_SHIFT)
     else:

@@ -345,6 +345,12 @@ def is_secret(path: str) -> bool:
     return path in ("/secretmem (deleted)", "/secretmem", "anon_inode:[secretmem]")
 
 
+_NEVER_MAPPED = (
+    "anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:inotify",
+    "anon_inode:[signalfd]", "anon_inode:[userfaultfd]", "/dev/null", "/dev/full", "/dev/random",
+    "/dev/urandom", "/dev/tty",
+)  # fmt: skip
+"""Files without a mmap of their own: ENODEV. The recorder writes a directory with a / behind it."""
 _IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
 _SOCKETS = ("socket:", "TCP", "UDP", "UNIX", "NETLINK", "PACKET")
 
@@ -355,7 +361,7 @@ def kind_of(path: str) -> str:
         return "zero"
     if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
         return "shmem"
-    if path.startswith(("pipe:", *_SOCKETS)):
+    if path.startswith(("pipe:", *_SOCKETS)) or path.endswith("/") or path in _NEVER_MAPPED:
         return "none"
     return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
 

@@ -279,7 +279,8 @@ class StraceReplay:
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
             told = str(error)
-            why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
+            is_reason = isinstance(error, (NotRecorded, monitors.Elsewhere))
+            why = told if is_reason else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
             if isinstance(error, monitors.Elsewhere):

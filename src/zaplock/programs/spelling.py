@@ -25,12 +25,13 @@ from zaplock.programs.text import READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
+CHANGES_PRIVILEGES = ("setuid", "setreuid", "setresuid", "capset", "unshare", "setns")
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
-    "ptrace",
+    "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
@@ -216,18 +217,36 @@ def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
 
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
-    found = []
-    for line in read_text(f"/proc/{tid}/limits").splitlines():
-        for told, name in _LIMITS.items():
-            if line.startswith(told):
-                found.append(f"# limit: {name} {line[26:].split()[0]}")
-    status = read_text(f"/proc/{tid}/status")
-    held = int(status.partition("CapEff:")[2].split()[0], 16)
-    for name, bit in _CAPABILITIES.items():
-        found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")
+    found = [*limits(tid), *capabilities(tid)]
     if int(read_text(f"/proc/{tid}/personality"), 16) & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
     return found + machine_limits()
+
+
+def limits(tid: int) -> list[str]:
+    """Write the limits of a thread's process."""
+    return [
+        f"# limit: {name} {line[26:].split()[0]}"
+        for line in read_text(f"/proc/{tid}/limits").splitlines()
+        for told, name in _LIMITS.items()
+        if line.startswith(told)
+    ]
+
+
+def capabilities(tid: int) -> list[str]:
+    """Write whether a thread may lock memory, and from which address on it may map.
+
+    What it may do in a user namespace of its own does not count.
+    """
+    held = int(read_text(f"/proc/{tid}/status").partition("CapEff:")[2].split()[0], 16)
+    if os.stat(f"/proc/{tid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+        held = 0
+    found = [
+        f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}"
+        for name, bit in _CAPABILITIES.items()
+    ]
+    is_raw = held >> _CAPABILITIES["sys_rawio"] & 1
+    return [*found, f"# limit: lowest {0 if is_raw else _sysctl('mmap_min_addr')}"]
 
 
 def machine_limits() -> list[str]:
@@ -253,6 +272,8 @@ def _descriptor(tid: int, fd: int) -> str:
         if path == "anon_inode:[pidfd]":  # as strace -yy has it
             told = read_text(f"/proc/{tid}/fdinfo/{number}").partition("\nPid:")[2].split()[:1]
             path = f"pid:{told[0]}" if told else path
+        elif path.startswith("/") and os.path.isdir(f"/proc/{tid}/fd/{number}"):
+            path += "/"
         return f"{number}<{_UNCLEAR.sub(_octal, path)}>"
     except OSError:
         return str(number)

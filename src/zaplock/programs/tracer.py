@@ -50,11 +50,12 @@ _QUIET = frozenset(
         "shmget",
         "seccomp",
         "ptrace",
+        *text.CHANGES_PRIVILEGES,
     }
 )
 _LEAST_RESTART, _MOST_RESTARTS = 512, 530
 """Errors of which no program sees any: ERESTARTSYS and others."""
-_CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
+_CLONE_VM, _CLONE_THREAD, _CLONE_NEWUSER = 0x100, 0x10000, 0x1000_0000
 
 
 @dataclass(slots=True)
@@ -245,6 +246,10 @@ class Tracer:
             self._forget_written(thread, result)
         if thread.name == "ptrace" and result == -errno.EPERM:
             self._tell_of_tracer(thread)
+        if thread.name in text.CHANGES_PRIVILEGES and not result:
+            self._write(f"# pid: {thread.tid}", *text.capabilities(thread.tid))
+        if thread.name == "prlimit64" and thread.arguments[2] and not result:
+            self._limited(thread.arguments[0])
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
@@ -253,6 +258,12 @@ class Tracer:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
                 self._write(f"{thread.tid} {thread.told} = {shown}")
+
+    def _limited(self, tid: int) -> None:
+        """Write the limits of another process, which a recorded one has set."""
+        if tid in self.threads:
+            with contextlib.suppress(OSError):
+                self._write(f"# pid: {tid}", *text.limits(tid))
 
     def _tell_of_tracer(self, thread: _Thread) -> None:
         """Say once that the program can't trace what is traced already."""
@@ -301,6 +312,8 @@ class Tracer:
         pid = thread.pid if _is_thread(thread.told) else child
         self.threads[child] = _Thread(child, pid, mm)
         self._write(f"{thread.tid} {thread.told} = {child}")
+        if _flags(thread.told) & _CLONE_NEWUSER:
+            self._write(f"# pid: {child}", *text.capabilities(child))
         self._done(thread)
         if signal_owed := self.owed.pop(thread.tid, 0):
             send(child, signal_owed)
