@@ -8,7 +8,7 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
-    # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest address
+    # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
 
