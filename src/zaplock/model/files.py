@@ -36,7 +36,7 @@ class File(msgspec.Struct, frozen=True):
     that a device's driver remembers from mmap to the VMA's close(), 0 for none. `promised`: the
     huge pages that its mappings have reserved and nobody has faulted in, by their number in it;
     `huge_size`: how many bytes one of "hugetlb" has. `secret`: of memfd_secret, whose pages nobody
-    but their mappings can reach.
+    but their mappings can reach. `noexec`: where it lies nothing may be executed.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class File(msgspec.Struct, frozen=True):
     promised: tuple[int, ...] = ()
     huge_size: int = PMD_SIZE
     secret: bool = False
+    noexec: bool = False
 
     @property
     def is_write_sealed(self) -> bool:

@@ -219,7 +219,7 @@ class StraceWorld:
         (self.drivers.add if is_driver(path) else self.drivers.discard)(handle)
         secret = is_secret(path)
         kind = kind or ("shmem" if secret else kind_of(path))
-        return new_file(self.machine, handle, kind, size, label(path), secret=secret)
+        return new_file(self.machine, handle, kind, size, label(path), secret=secret, noexec=secret)
 
     def is_closed(self, argument: str) -> bool:
         """Return whether a descriptor stands for nothing: else its path would be beside it."""
@@ -276,7 +276,7 @@ class StraceWorld:
         handle = len(self.machine.files) + 1
         self.drivers.discard(handle)
         self._rings[handle] = live.mm
-        return new_file(self.machine, handle, "shmem", LONG, RING)
+        return new_file(self.machine, handle, "shmem", LONG, RING, noexec=True)
 
     def is_ring_of(self, live: LiveSpace, file: int) -> bool:
         """Return whether a file is a ring that this space has made, not one it has from a fork."""

@@ -49,7 +49,7 @@ from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
 from zaplock.protocols.placement import huge_size_of
 
 UNMODELLED = {
-    "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
+    "map_shadow_stack", "uselib", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -201,7 +201,7 @@ class StraceReplay:
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
-            live.known = replace(live.known, unknown=IMPLIES_EXEC)
+            self.world.limit(live, implies_exec=True)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -226,6 +226,11 @@ class StraceReplay:
             return Ruling("silent", call)
         if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
             live.known = replace(live.known, doubt=UNSEEN)
+        if call.name == "personality":
+            implies = implies_exec(call)
+            if implies is not None:
+                self.world.limit(live, implies_exec=implies)
+            return Ruling("silent", call)
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
@@ -390,22 +395,22 @@ _HARMLESS = frozenset({
 _PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
 
 
-IMPLIES_EXEC = "reading implies executing (personality READ_IMPLIES_EXEC): not in the model"
-
-
 _ASKS = 0xFFFF_FFFF
 """What personality is given to change nothing; all above its 32 bits is cut off."""
 
 
-def implies_exec(call: TracedCall) -> bool:
-    """Return whether a personality lets what can be read be executed; others change nothing yet."""
+def implies_exec(call: TracedCall) -> bool | None:
+    """Return whether what can be read can be executed from here on; None where that stays so.
+
+    Names of other personalities have no numbers here: they don't matter.
+    """
     told = "".join(call.arguments[:1])
-    if "READ_IMPLIES_EXEC" in told:
-        return True
+    if call.result < 0:
+        return None
     with suppress(ValueError):
         persona = number(told) & _ASKS
-        return persona != _ASKS and bool(persona & READ_IMPLIES_EXEC)
-    return False
+        return None if persona == _ASKS else bool(persona & READ_IMPLIES_EXEC)
+    return "READ_IMPLIES_EXEC" in told
 
 
 def is_about_memory(call: TracedCall) -> bool:
@@ -418,8 +423,6 @@ def is_about_memory(call: TracedCall) -> bool:
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
         return is_of_monitor(call)
-    if call.name == "personality":
-        return implies_exec(call)
     if call.name in ("setrlimit", "prlimit64"):
         with suppress(ValueError, IndexError):  # others have no number here
             return number(call.arguments[call.name == "prlimit64"]) in LIMITS
