@@ -17,8 +17,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from zaplock.advice import MADV_POPULATE_READ, MADV_POPULATE_WRITE
-from zaplock.model.flags import MAP_ANONYMOUS, MAP_HUGETLB, PMD_SIZE
+from zaplock.model import flags as f
 from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
 from zaplock.programs.text import READ_IMPLIES_EXEC
@@ -94,19 +93,19 @@ def maps_lines(tid: int, key: str) -> list[str]:
 
 def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
     """Return whether a call maps huge pages, by its flags or by its file."""
-    if name != "mmap" or arguments[3] & MAP_HUGETLB:
+    if name != "mmap" or arguments[3] & f.MAP_HUGETLB:
         return name == "mmap"
-    if arguments[3] & MAP_ANONYMOUS:
+    if arguments[3] & f.MAP_ANONYMOUS:
         return False
     try:
-        return os.stat(f"/proc/{tid}/fd/{arguments[4] & 0xFFFF_FFFF}").st_blksize >= PMD_SIZE
+        return os.stat(f"/proc/{tid}/fd/{arguments[4] & 0xFFFF_FFFF}").st_blksize >= f.PMD_SIZE
     except OSError:
         return False
 
 
 def pool_line() -> str:
     """Write how many bytes of huge pages nobody uses or has reserved."""
-    return f"# limit: huge_pages {real.free_huge_pages(PMD_SIZE) * PMD_SIZE}"
+    return f"# limit: huge_pages {real.free_huge_pages(f.PMD_SIZE) * f.PMD_SIZE}"
 
 
 def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
@@ -114,7 +113,7 @@ def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
     return name in ("mlock", "mlock2") or (name == "madvise" and arguments[2] in _POPULATES)
 
 
-_POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+_POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
 
 
 def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]) -> list[str]:
