@@ -47,10 +47,14 @@ def test_a_later_call_tells_in_which_order_earlier_ones_came(tmp_path: Path, res
 
 
 def test_maps_are_behind_the_call_in_which_their_process_was_killed(tmp_path: Path) -> None:
-    """It may have been done: what they show of it is not compared."""
-    killed = f"100 {ONE}\n100 {FREE[:-1]} <unfinished ...>\n# pid: 100\n{END}{UNCHANGED}"
-    verdict = replay(tmp_path, f"{killed}100 +++ killed by SIGKILL +++\n")
-    assert (verdict.maps, verdict.differing_maps, len(verdict.maps_not_compared)) == (0, [], 1)
+    """They are compared as if it was not done; what differs may come of it."""
+    killed = f"100 {ONE}\n100 {FREE[:-1]} <unfinished ...>\n# pid: 100\n{END}"
+    gone = "100 +++ killed by SIGKILL +++\n"
+    for left, compared, doubtful in ((UNCHANGED, 4, 0), ("", 0, 1)):
+        verdict = replay(tmp_path, f"{killed}{left}{gone}")
+        assert (verdict.maps, len(verdict.maps_not_compared)) == (compared, doubtful)
+        assert not verdict.differing_maps
+        assert len(verdict.refused) == 1
 
 
 def test_two_recordings_may_be_mixed_line_by_line(tmp_path: Path) -> None:

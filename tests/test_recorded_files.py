@@ -139,13 +139,15 @@ def test_other_sizes_of_huge_pages_have_a_pool_that_is_not_recorded(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("told", "kinds"), [
-    ("0xffffffff", (1, 0, 0)), ("PER_LINUX|ADDR_NO_RANDOMIZE", (1, 0, 0)),
-    ("PER_LINUX|READ_IMPLIES_EXEC", (0, 0, 2)), ("0x440000", (0, 0, 2)),
+    ("0xffffffff", "rw-p"), ("0xffffffffffffffff", "rw-p"), ("PER_LINUX|ADDR_NO_RANDOMIZE", "rw-p"),
+    ("PER_LINUX|READ_IMPLIES_EXEC", "rwxp"), ("0x440000", "rwxp"),
 ])  # fmt: skip
-def test_only_a_personality_that_shows_is_refused(
-    tmp_path: Path, told: str, kinds: tuple[int, int, int]
+def test_only_a_personality_with_executable_reads_shows(
+    tmp_path: Path, told: str, kinds: str
 ) -> None:
-    assert ruled(tmp_path, f"100 personality({told}) = 0\n100 {ONE}\n") == kinds
+    end = f"# pid: 100\n{END}# end: 7ffff7efe000-7ffff7f00000 {kinds} 00000000 00:00 0\n"
+    verdict = replay(tmp_path, f"100 personality({told}) = 0\n100 {ONE}\n{end}")
+    assert (verdict.agreeing, verdict.refused, verdict.agrees) == (1, [], True)
 
 
 def test_a_file_may_get_another_name(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class File(msgspec.Struct, frozen=True):
     at once. `served`: the page comes from a process (FUSE) that has to answer. `saved` is the VMA
     that a device's driver remembers from mmap to the VMA's close(), 0 for none. `promised`: the
     huge pages that its mappings have reserved and nobody has faulted in, by their number in it;
-    `huge_size`: how many bytes one of "hugetlb" has.
+    `huge_size`: how many bytes one of "hugetlb" has. `secret`: of memfd_secret, whose pages nobody
+    but their mappings can reach. `noexec`: where it lies nothing may be executed.
     """
 
     kind: str
@@ -55,6 +56,8 @@ class File(msgspec.Struct, frozen=True):
     saved: int = 0
     promised: tuple[int, ...] = ()
     huge_size: int = PMD_SIZE
+    secret: bool = False
+    noexec: bool = False
 
     @property
     def is_write_sealed(self) -> bool:

@@ -22,6 +22,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
 
     `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
     `legacy_base`: where the search upwards begins where `mmap_base` leaves no room (0: none).
+    `implies_exec`: what may be read may be executed (the personality READ_IMPLIES_EXEC).
     """
 
     task_size: int = TASK_SIZE_4_LEVELS
@@ -38,6 +39,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     overcommit_pages: int = 1 << 40
     bottom_up: bool = False
     legacy_base: int = 0
+    implies_exec: bool = False
 
 
 class Pte(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.model.files import cached_frame
+from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -424,8 +424,9 @@ def populate_range(
 ) -> int:
     """Fault in virtual pages [first, last) of a VMA at once, as a loop of faults would.
 
-    For ranges of anonymous memory without huge pages this is one run, whatever its length; others
-    go page by page. Returns 0 or the first fault's error.
+    For ranges of anonymous memory without huge pages, and of a file that has none of these pages
+    yet, this is one run, whatever its length; others go page by page. Returns 0 or the first
+    fault's error.
     """
     space = m.mm(vma.mm)
     lowest = vma.huge_level if vma.flags & VM_HUGETLB else 2 if vma.file else 1
@@ -440,6 +441,9 @@ def populate_range(
             _populate_run(m, task, space, vpn, end, write)
             vpn = end
             continue
+        if not alone and (come_to := _populate_file_run(m, task, vma, vpn, last, write)) > vpn:
+            vpn = come_to
+            continue
         alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
         result = fault_at_once(m, task, vma, vpn << PAGE_SHIFT, write, alone)
         if result:
@@ -453,6 +457,40 @@ def populate_range(
                 return result
         vpn = run[1] if not write or run[2].writable else vpn + 1
     return 0
+
+
+_PAGE_BY_PAGE = VM_HUGETLB | VM_PFNMAP | VM_UFFD_MISSING | VM_UFFD_MINOR | VM_UFFD_WP
+
+
+def _populate_file_run(m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool) -> int:
+    """Fault in as much of [first, last) as one run of new pages of a file can be: its end.
+
+    That is nothing where a page is mapped or cached, also as near as a fault maps around.
+    """
+    if not vma.file or vma.flags & _PAGE_BY_PAGE or (write and not vma.flags & VM_SHARED):
+        return first
+    file, space = m.files[vma.file], m.mm(vma.mm)
+    shift = vma.pgoff - (vma.start >> PAGE_SHIFT)
+    last = min(last, -(-file.size >> PAGE_SHIFT) - shift)
+    near, far = max(0, first + shift - FAULT_AROUND_PAGES), last + shift + FAULT_AROUND_PAGES
+    comes_at_once = file.kind in ("shmem", "disk") and not (file.read_ns or file.served)
+    is_new = not m.page_cache(vma.file).any_in(near, far) and not space.ptes.any_in(first, last)
+    if last - first < 2 or not comes_at_once or not is_new:
+        return first
+    alloc_tables(m, task, space, first, last)
+    for table in range(first // PAGES_PER_PMD, (last - 1) // PAGES_PER_PMD + 1):
+        m.touch(task, "page table", vma.mm, table)
+    pfn = fill_cache(m, task, vma.file, first + shift, last + shift)
+    m.spend("fault_minor", last - first)
+    m.spend("fault_file", last - first)
+    change_frames(m, task, pfn, pfn + last - first, refs=1)
+    kind = "shmem" if file.kind == "shmem" else "file"
+    writable = bool(vma.flags & VM_SHARED) and (write or stays_writable(m, vma, kind))
+    mapped = pte_of(kind, pfn - first, writable)
+    install(m, task, space, first, last, mapped if write else read_only(m, mapped))
+    if write:
+        m.dirty.set(pfn, pfn + last - first, True)
+    return last
 
 
 def _populate_run(m: Machine, task: Task, space: Mm, first: int, last: int, write: bool) -> None:

@@ -53,7 +53,9 @@ class Vma(msgspec.Struct, frozen=True):
     `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     `anon_shift`: by how many pages the anonymous pages of a private mapping of a file that has
     moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
-    `huge_size`: how many bytes a page has where VM_HUGETLB is set.
+    `huge_size`: how many bytes a page has where VM_HUGETLB is set. `ops`: whose it is, where
+    its vm_ops say what may be done with it: "special" is the kernel's own ([vvar], [vdso]), which
+    can't be cut (special_mapping_split, 5.11), "secret" is memfd_secret's, always locked.
     """
 
     mm: int
@@ -74,6 +76,7 @@ class Vma(msgspec.Struct, frozen=True):
     reserves: bool = False
     anon_shift: int = 0
     huge_size: int = PMD_SIZE
+    ops: str = ""
 
     @property
     def length(self) -> int:
@@ -288,10 +291,10 @@ def split(m: Machine, task: Task, handle: int, address: int, new_below: bool) ->
 def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
     """Cut a VMA in two as __split_vma does, whatever the number of mappings.
 
-    -EINVAL inside a huge page of hugetlb (hugetlb_vm_op_split).
+    -EINVAL inside a huge page of hugetlb (hugetlb_vm_op_split), or in what the kernel has mapped.
     """
     vma = vma_of(m, task, handle)
-    if vma.flags & VM_HUGETLB and address % vma.huge_size:
+    if vma.ops == "special" or (vma.flags & VM_HUGETLB and address % vma.huge_size):
         return -EINVAL
     assert vma.start < address < vma.end, (vma, hex(address))
     space = m.mm(vma.mm)

@@ -15,7 +15,7 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import RING, LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number, quoted
 from zaplock.protocols import (
@@ -128,9 +128,11 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
     if any(start + length >= f.TASK_SIZE_4_LEVELS for start, length in spans):
         return -errno.EFAULT
     fd = descriptor(call.arguments[0])
-    if fd < 0 and fd not in _SELVES:
+    if (fd < 0 and fd not in _SELVES) or (fd >= 0 and world.is_closed(call.arguments[0])):
         return -errno.EBADF
     owner = pidfd_owner(world, live, call)
+    if owner < 0:
+        return -errno.ESRCH
     if owner and owner not in live.traced.pids:
         if advice not in _REMOTE and call.result == -errno.EINVAL:
             return -errno.EINVAL
@@ -144,11 +146,11 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
 
 
 def pidfd_owner(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """Return whose process a pidfd stands for, 0 where that is not known."""
+    """Return whose process a pidfd stands for: 0 where that is not known, -1 where it is gone."""
     file = dict(live.known.files).get(descriptor(call.arguments[0]))
     told = file_of(call.arguments[0]), world.machine.files[file].name if file else ""
     found = (path.removeprefix("pid:") for path in told if path.startswith("pid:"))
-    return next((int(pid) for pid in found if pid.isdigit()), 0)
+    return next((int(pid) for pid in found if pid.isdigit() or pid == "-1"), 0)
 
 
 def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
@@ -156,24 +158,33 @@ def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 
     Source: fs/aio.c aio_setup_ring.
     """
-    if call.result:
-        raise NotRecorded("which contexts of io_setup there may be is not in the recording")
     if not call.arguments[1].startswith(("[", "{")):
+        if call.result == -errno.EFAULT:
+            return -errno.EFAULT
         raise NotRecorded("where the ring of io_setup lies is not in the recording")
-    at = number(call.arguments[1].strip("[]{}"))
+    inside = call.arguments[1].strip("[]{}")
+    if call.result:
+        events, held = number(call.arguments[0]), number(inside)
+        if held or not 0 < events * 2 % (1 << 32) <= _MOST_EVENTS:
+            return -errno.EINVAL
+        raise NotRecorded("which contexts of io_setup there may be is not in the recording")
+    at = number(inside)
     length = hole_above(world, live, at)
     if length <= 0:
         return -errno.ENOMEM
-    file = world.new_ring()
+    file = world.new_ring(live)
     flags, prot = f.MAP_SHARED, f.PROT_READ | f.PROT_WRITE
     got = world.run(live, mmap.mmap(world.cx(live), 0, length, prot, flags, file, 0))
     return 0 if got == at else -errno.ENOMEM
 
 
+_MOST_EVENTS = 0x1000_0000 // 32  # of the size of struct io_event
+
+
 def _io_destroy(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     (at,) = numbers(call, 1)
     for vma in world.vmas(live):
-        if vma.start == at and vma.file and world.machine.files[vma.file].name == RING:
+        if vma.start == at and world.is_ring_of(live, vma.file):
             return world.run(live, SERVED["munmap"](world.cx(live), at, vma.end - at))
     return -errno.EINVAL
 
@@ -253,17 +264,20 @@ def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
 
 
 LIMITS = frozenset(_RLIMITS)
-MACHINES = ("mappings", "memory", "huge_pages")
+MACHINES = ("mappings", "memory", "huge_pages", "lowest")
 
 
 def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) -> None:
-    """Set a limit of the machine: how many mappings, or how many bytes of memory or huge pages."""
+    """Set a limit of the machine: mappings, bytes of memory or huge pages, the lowest address."""
     if name == "mappings":
         world.limit(live, max_map_count=value)
+    elif name == "lowest":
+        world.limit(live, mmap_min_addr=value)
     elif name == "memory":
         world.limit(live, overcommit_pages=value >> f.PAGE_SHIFT)
     else:
-        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE)
+        reserved = int(world.machine.globals.get("hugetlb_reserved", 0))
+        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE + reserved)
     live.known = replace(live.known, given=live.known.given | {name})
 
 

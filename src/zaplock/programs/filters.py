@@ -47,6 +47,24 @@ class SeccompFilters:
         return line >= min(lines, default=first)
 
 
+UNSEEN = "a seccomp filter asks a listener: what this lets go on is not in the recording"
+
+
+def asks_listener(call: TracedCall) -> bool:
+    """Return whether a call sets a filter that a recorder by seccomp may see nothing behind.
+
+    What a listener lets go on (SECCOMP_USER_NOTIF_FLAG_CONTINUE) stops for no tracer.
+    """
+    if call.name != "seccomp" or not is_filter(call):
+        return False
+    with suppress(ValueError, IndexError):
+        return bool(number(call.arguments[1]) & _NEW_LISTENER)
+    return False
+
+
+_NEW_LISTENER = 8
+
+
 def is_filter(call: TracedCall) -> bool:
     """Return whether a call sets a seccomp filter."""
     if call.name == "prctl":

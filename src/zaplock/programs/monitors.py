@@ -10,17 +10,15 @@ from dataclasses import replace
 
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
+from zaplock.programs.spaces import UNREGISTER
 from zaplock.programs.text import descriptor, field, number
 from zaplock.protocols import uffd_range
 
 NAME = "anon_inode:[userfaultfd]"
-NEW = "USERFAULTFD_IOC_NEW"
-_REGISTER, _UNREGISTER = "UFFDIO_REGISTER", "UFFDIO_UNREGISTER"
 
 
-def is_of_monitor(call: TracedCall) -> bool:
-    """Return whether an ioctl says which range a userfaultfd watches."""
-    return len(call.arguments) > 1 and call.arguments[1] in (_REGISTER, _UNREGISTER)
+class Elsewhere(ValueError):
+    """A userfaultfd watches another process's memory; `str` says what of it is not recorded."""
 
 
 def opened(live: LiveSpace, file: int) -> None:
@@ -45,19 +43,31 @@ def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bo
 
     `watches_any`: the userfaultfd may watch any mapping (UFFD_FEATURE_WP_ASYNC).
     """
-    file = dict(live.known.files).get(descriptor(call.arguments[0]), 0)
+    file = _monitor_of(live, call)
     owner = dict(live.known.monitors).get(file)
     if owner is None:
+        if world.sees_paths:  # nobody has opened it: it came with a child (UFFD_EVENT_FORK)
+            raise Elsewhere("which child the userfaultfd has come with is not in the recording")
         raise ValueError("the userfaultfd was opened before the recording began")
     if owner != live.mm:
-        raise ValueError("the userfaultfd is one of another process")
+        raise Elsewhere("the userfaultfd is one of another process")
     start, end = range_of(call)
-    if call.arguments[1] == _UNREGISTER:
+    if call.arguments[1] == UNREGISTER:
         program = uffd_range.unregister(world.cx(live), start, end - start, watches_any)
         return world.run(live, program)
     mode = number(field(call.arguments[2], "mode"))
     program = uffd_range.register(world.cx(live), file, start, end - start, mode, watches_any)
     return world.run(live, program)
+
+
+def _monitor_of(live: LiveSpace, call: TracedCall) -> int:
+    """Return which userfaultfd a call is about: another process has it by a number of its own."""
+    if call.pid in live.traced.pids:
+        return dict(live.known.files).get(descriptor(call.arguments[0]), 0)
+    made = [file for file, mm in live.known.monitors if mm == live.mm]
+    if len(made) != 1:
+        raise ValueError("which userfaultfd of several another process uses")
+    return made[0]
 
 
 def release(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -67,6 +77,10 @@ def release(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     except (ValueError, IndexError):
         return
     if dict(live.known.monitors).get(file) != live.mm or call.result:
+        return
+    if live.traced.has_foreign_monitor:
+        told = "whether another process still has the userfaultfd that is closed is not recorded"
+        live.known = replace(live.known, doubt=live.known.doubt or told)
         return
     for vma in [vma for vma in world.vmas(live) if vma.uffd == file]:
         length = vma.end - vma.start

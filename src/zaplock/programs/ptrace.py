@@ -11,7 +11,9 @@ import os
 import struct
 from typing import NamedTuple
 
-CONT, GETREGS, SYSCALL, LISTEN, SEIZE = 7, 12, 24, 0x4208, 0x4206
+CONT, GETREGS, SETREGS, SYSCALL, LISTEN, SEIZE = 7, 12, 13, 24, 0x4208, 0x4206
+ATTACHING = (0, 16, SEIZE)
+"""PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE."""
 GETEVENTMSG = 0x4201
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP = 1, 2, 3, 4, 6, 7
 EVENT_STOP = 128
@@ -26,8 +28,11 @@ OPTIONS = (
 )
 SYSCALL_STOP = 0x80 | 5
 WALL = 0x4000_0000
-NARROW = 1
-"""The message of EVENT_SECCOMP for a 32-bit call, whose numbers are others; 0 for all others."""
+SEEN, NARROW = 0x7A4C, 0x7A4D
+"""The messages of EVENT_SECCOMP: a call to be recorded, and a 32-bit one, whose numbers are others.
+
+Any other is of a filter that the program has set for a tracer of its own.
+"""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
@@ -66,6 +71,18 @@ def registers(tid: int) -> Registers:
     return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result)
 
 
+def skip(tid: int, error: int) -> None:
+    """Let the call in which a thread has stopped never be made, and return an error."""
+    buffer = ctypes.create_string_buffer(27 * 8)
+    ptrace(GETREGS, tid, 0, ctypes.addressof(buffer))
+    struct.pack_into("<q", buffer, _RAX * 8, -error)
+    struct.pack_into("<q", buffer, _ORIG_RAX * 8, -1)
+    ptrace(SETREGS, tid, 0, ctypes.addressof(buffer))
+
+
+_RAX, _ORIG_RAX = 10, 15  # words of struct user_regs_struct
+
+
 def event_message(tid: int) -> int:
     """Read what an event tells: the new process, or who a thread was before its execve."""
     value = ctypes.c_ulong()
@@ -89,7 +106,7 @@ def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
     for k, command in enumerate(commands):
         found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(commands) - k, 0, command))
     found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW))
-    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE))
+    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | SEEN))
     found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | NARROW))
     return found
 

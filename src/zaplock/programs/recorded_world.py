@@ -18,6 +18,7 @@ from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
+from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits, change_limits
 from zaplock.model.step import Task
@@ -110,18 +111,19 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`, `sees_closes`: whether mseal, setrlimit and close would be in the
-    recording. `drivers`: files whose mappings their drivers decide about. `filters`: what may
-    forbid calls.
+    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and
+    the path of every descriptor would be in the recording. `drivers`: files whose mappings their
+    drivers decide about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
-        self.sees_seals = self.sees_limits = self.sees_closes = False
+        self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
         self.drivers: set[int] = set()
+        self._rings: dict[int, int] = {}
         self.filters = SeccompFilters(())
         self.policies = Policies()
         self.machine.store.start_journal(hashes=False)
@@ -164,10 +166,11 @@ class StraceWorld:
             file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
             anonymous = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
             file = 0 if anonymous else file
-            pgoff = (item.offset if file else item.start) >> f.PAGE_SHIFT
+            pgoff = (item.offset if file or anonymous else item.start) >> f.PAGE_SHIFT
             vma = Vma(
                 live.mm, item.start, item.end, vm_flags(item), pgoff, file,
                 name="zero" if anonymous else "", anon_name=anon_name(item.name),
+                ops="special" if item.name in SPECIAL else "secret" if is_secret(item.name) else "",
             )  # fmt: skip
             insert(self.machine, task, vma)
             account(space, vma.flags, vma.file, vma.nr_pages)
@@ -187,7 +190,8 @@ class StraceWorld:
             for vma in self.vmas(parent)
             if vma.file in self.drivers
         )
-        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden))
+        doubt = parent.known.doubt or traced.doubt
+        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden), doubt=doubt)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
 
     def use(self, live: LiveSpace) -> None:
@@ -221,7 +225,23 @@ class StraceWorld:
         """Open a file anew: what is opened twice does not merge."""
         handle = len(self.machine.files) + 1
         (self.drivers.add if is_driver(path) else self.drivers.discard)(handle)
-        return new_file(self.machine, handle, kind or kind_of(path), size, label(path))
+        secret = is_secret(path)
+        kind = kind or ("shmem" if secret else kind_of(path))
+        return new_file(self.machine, handle, kind, size, label(path), secret=secret, noexec=secret)
+
+    def is_closed(self, argument: str) -> bool:
+        """Return whether a descriptor stands for nothing: else its path would be beside it."""
+        return self.sees_paths and "<" not in argument
+
+    def set_length(self, live: LiveSpace, at: int, length: int) -> None:
+        """Note how many bytes the file has that is mapped at an address, -1 where nobody knows."""
+        for vma in self.vmas(live):
+            if vma.start == at and vma.file and vma.file not in self.drivers:
+                backing = self.machine.files[vma.file]
+                size = length if length >= 0 else LONG
+                self.machine.files.put(vma.file, msgspec.structs.replace(backing, size=size))
+        if length < 0:
+            live.known = replace(live.known, given=live.known.given | {"no lengths"})
 
     def rename(self, file: int, path: str) -> None:
         """Give a file that is open its new name, in all mappings of it."""
@@ -245,17 +265,31 @@ class StraceWorld:
         is_code = seals & SEAL_EXEC and not held & SEAL_EXEC
         self.set_seals(file, held | seals | (OF_CODE if is_code else 0))
 
-    def new_segment(self, size: int, key: int = 0) -> int:
-        """Make a segment of System V shared memory."""
+    def new_segment(self, size: int, key: int = 0, huge_size: int = 0) -> int:
+        """Make a segment of System V shared memory, of huge pages where their size is given."""
         handle = len(self.machine.files) + 1
         name = f"SYSV{key:08x}"
+        if huge_size:
+            size += -size % huge_size
+            promised = tuple(range(size // huge_size))  # they are reserved when it is made
+            promise(self.machine, huge_size, len(promised))
+            return new_file(
+                self.machine, handle, "hugetlb", size, name,
+                counts_mappings=True, huge_size=huge_size, promised=promised,
+            )  # fmt: skip
         return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
 
-    def new_ring(self) -> int:
+    def new_ring(self, live: LiveSpace) -> int:
         """Make the file of an io_setup's ring."""
         handle = len(self.machine.files) + 1
         self.drivers.discard(handle)
-        return new_file(self.machine, handle, "shmem", LONG, RING)
+        self._rings[handle] = live.mm
+        return new_file(self.machine, handle, "shmem", LONG, RING, noexec=True)
+
+    def is_ring_of(self, live: LiveSpace, file: int) -> bool:
+        """Return whether a file is a ring that this space has made, not one it has from a fork."""
+        is_ring = bool(file) and self.machine.files[file].name == RING
+        return is_ring and self._rings.get(file) == live.mm
 
     def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
         """Note which mappings have an anon_vma from here on, and which stacks have grown."""
@@ -274,7 +308,7 @@ class StraceWorld:
         at = written.start
         while at < written.end and (handle := lookup(self.machine, space, at)):
             vma = vma_of(self.machine, task, handle)
-            if at < vma.start < written.end and vma.flags & f.VM_GROWSDOWN:
+            if at < vma.start <= written.end and vma.flags & f.VM_GROWSDOWN:
                 expand_stack.run(self.machine, task, handle, at)
             at = vma.end
 
@@ -293,7 +327,7 @@ class StraceWorld:
             name = self.machine.files[vma.file].name if vma.file else vma.name
             shared = "_shmem" if vma.file else ""
             name = f"[anon{shared}:{vma.anon_name}]" if vma.anon_name else label(name)
-            offset = vma.pgoff << f.PAGE_SHIFT if vma.file else 0
+            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or vma.name == "zero" else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
 
@@ -313,11 +347,22 @@ def foreign(areas: Iterable[Area]) -> str:
 
 def is_driver(path: str) -> bool:
     """Return whether what can be done with mappings of a path is its driver's to say."""
-    if path in ("/dev/zero", "anon_inode:[secretmem]") or path.startswith(_IN_MEMORY):
+    if path == "/dev/zero" or is_secret(path) or path.startswith(_IN_MEMORY):
         return False
     return path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/", "/dmabuf:", *_SOCKETS))
 
 
+def is_secret(path: str) -> bool:
+    """Return whether a path is that of memfd_secret, as links of descriptors and maps show it."""
+    return path in ("/secretmem (deleted)", "/secretmem", "anon_inode:[secretmem]")
+
+
+_NEVER_MAPPED = (
+    "anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:inotify",
+    "anon_inode:[signalfd]", "anon_inode:[userfaultfd]", "/dev/null", "/dev/full", "/dev/random",
+    "/dev/urandom", "/dev/tty",
+)  # fmt: skip
+"""Files without a mmap of their own: ENODEV. The recorder writes a directory with a / behind it."""
 _IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
 _SOCKETS = ("socket:", "TCP", "UDP", "UNIX", "NETLINK", "PACKET")
 
@@ -328,7 +373,7 @@ def kind_of(path: str) -> str:
         return "zero"
     if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
         return "shmem"
-    if path.startswith(("pipe:", *_SOCKETS)):
+    if path.startswith(("pipe:", *_SOCKETS)) or path.endswith("/") or path in _NEVER_MAPPED:
         return "none"
     return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
 
@@ -381,4 +426,9 @@ def vm_flags(item: Area) -> int:
         return flags | f.VM_SHARED | f.VM_MAYSHARE
     flags |= f.VM_ACCOUNT if "w" in item.perms else 0
     flags |= f.VM_GROWSDOWN if item.name == "[stack]" else 0
-    return flags | (f.VM_PFNMAP | f.VM_IO if item.name in SPECIAL else 0)
+    if item.name == "[vdso]":
+        return flags | f.VM_DONTEXPAND
+    if item.name in SPECIAL:  # vvar: lib/vdso/datastore.c
+        flags &= ~(f.VM_MAYWRITE | f.VM_MAYEXEC)
+        flags |= f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND | f.VM_DONTDUMP
+    return flags

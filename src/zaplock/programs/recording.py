@@ -8,8 +8,9 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
-    # limit: NAME BYTES        a resource limit (as, data, memlock, stack)
+    # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
+    # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
 
 What perf trace and ltrace -S write is read too (see `dialects`).
 
@@ -89,6 +90,7 @@ class Note(NamedTuple):
     """What a recorder wrote about a process at a line.
 
     `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
+    "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
     "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so).
     """
 
@@ -166,6 +168,7 @@ _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
 """As -N (6.16) puts it in front of each argument; of clone every strace does."""
 _NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8}|\d{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
+_LENGTH = re.compile(r"^([0-9a-f]{1,16}) ([0-9]{1,20}|unknown)$")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
 
@@ -340,6 +343,14 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
         amount = int(told) if amount is None else amount
         state.notes.append(Note(state.pid, number, key, (), name, amount))
+    elif key == "length":
+        _close_block(state, state.pid)
+        matched = _LENGTH.match(value)
+        if matched is None:
+            state.unreadable.append(f"line {number}: {value!r} is no address and length")
+        else:
+            length = -1 if matched[2] == "unknown" else int(matched[2])
+            state.notes.append(Note(state.pid, number, key, (), matched[1], length))
 
 
 def _mapped(state: _State, number: int, kind: str, item: Area) -> None:

@@ -31,11 +31,12 @@ from zaplock.programs.calls import (
     unknown_target,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
-from zaplock.programs.filters import SeccompFilters
+from zaplock.programs.filters import UNSEEN, SeccompFilters, asks_listener
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
+    DIED,
     NEVER_MADE,
     UNKNOWN,
     UNREADABLE,
@@ -44,11 +45,12 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
-from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
+from zaplock.programs.spaces import NEW, Fork, Item, TracedSpace, is_of_monitor, spaces_of
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
+from zaplock.protocols.placement import huge_size_of
 
 UNMODELLED = {
-    "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
+    "map_shadow_stack", "uselib", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -109,6 +111,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
         self.world.sees_limits = told or not links  # every dynamic linker asks for one
@@ -158,14 +161,15 @@ class StraceReplay:
 
     def _make_segments(self) -> None:
         """Make the segments of shared memory, which any process may attach that has their id."""
-        told: dict[int, tuple[int, int]] = {}
+        told: dict[int, tuple[int, int, int]] = {}
         for call in self.recording.calls:
             if call.name == "shmget" and 0 <= call.result < UNKNOWN and not call.cut:
                 with suppress(ValueError, IndexError):
-                    key, size = (number(argument) for argument in call.arguments[:2])
-                    told[call.result] = max(told.get(call.result, (0, 0)), (size, key))
-        for segment, (size, key) in told.items():
-            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF)
+                    key, size, flags = (number(argument) for argument in call.arguments[:3])
+                    huge = huge_size_of(flags) if flags & CONSTANTS["SHM_HUGETLB"] else 0
+                    told[call.result] = max(told.get(call.result, (0, 0, 0)), (size, key, huge))
+        for segment, (size, key, huge) in told.items():
+            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF, huge)
 
     def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
@@ -187,6 +191,8 @@ class StraceReplay:
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "length":
+            self.world.set_length(live, int(note.name, 16), note.value)
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:
@@ -195,7 +201,7 @@ class StraceReplay:
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
-            live.known = replace(live.known, unknown=IMPLIES_EXEC)
+            self.world.limit(live, implies_exec=True)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -215,8 +221,15 @@ class StraceReplay:
             return Ruling("refused", call, call.cut)
         if call.name == "close":
             monitors.release(self.world, live, call)
-        if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
+        if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
+            return Ruling("silent", call)
+        if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
+            live.known = replace(live.known, doubt=UNSEEN)
+        if call.name == "personality":
+            implies = implies_exec(call)
+            if implies is not None:
+                self.world.limit(live, implies_exec=implies)
             return Ruling("silent", call)
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)
@@ -235,8 +248,11 @@ class StraceReplay:
         """Refuse a call that may have done anything to the maps, and all that comes after it."""
         if call.name in _HARMLESS:
             return Ruling("refused", call, why)
-        unknown = f"what line {call.line} did is not known ({why})"
-        live.known = replace(live.known, unknown=unknown)
+        told = f"what line {call.line} did is not known ({why})"
+        if why == DIED:  # nothing, most of the time; what differs then may come of it
+            live.known = replace(live.known, doubt=live.known.doubt or told)
+        else:
+            live.known = replace(live.known, unknown=told)
         return Ruling("refused", call, why)
 
     def _without_model(self, live: LiveSpace, call: TracedCall) -> Ruling:
@@ -274,9 +290,13 @@ class StraceReplay:
             self.world.undo(live, mark)
             is_short = isinstance(error, IndexError)
             told = "not all of them are in the recording" if is_short else str(error)
-            why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
+            is_reason = isinstance(error, (NotRecorded, monitors.Elsewhere))
+            why = told if is_reason else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
+            if isinstance(error, monitors.Elsewhere):
+                self._doubt_children(why)
+                return Ruling("refused", call, why)
             known = ranges_of(call) if call.name in OF_A_RANGE else []
             if call.name == "mmap" and call.result >= 0:
                 known = self._stand_in(live, call)
@@ -291,6 +311,11 @@ class StraceReplay:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
         return Ruling("differs", call, told)
+
+    def _doubt_children(self, why: str) -> None:
+        """What is watched of a child may be another than its fork has left."""
+        for child in self._forked.values():
+            child.known = replace(child.known, doubt=child.known.doubt or why)
 
     def _stand_in(self, live: LiveSpace, call: TracedCall) -> list[tuple[int, int]]:
         """Map memory where the kernel has mapped a file of which nothing is known."""
@@ -391,17 +416,22 @@ _HARMLESS = frozenset({
 _PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
 
 
-IMPLIES_EXEC = "reading implies executing (personality READ_IMPLIES_EXEC): not in the model"
+_ASKS = 0xFFFF_FFFF
+"""What personality is given to change nothing; all above its 32 bits is cut off."""
 
 
-def implies_exec(call: TracedCall) -> bool:
-    """Return whether a personality lets what can be read be executed; others change nothing yet."""
+def implies_exec(call: TracedCall) -> bool | None:
+    """Return whether what can be read can be executed from here on; None where that stays so.
+
+    Names of other personalities have no numbers here: they don't matter.
+    """
     told = "".join(call.arguments[:1])
-    if "READ_IMPLIES_EXEC" in told:
-        return True
+    if call.result < 0:
+        return None
     with suppress(ValueError):
-        return number(told) != 0xFFFF_FFFF and bool(number(told) & READ_IMPLIES_EXEC)
-    return False
+        persona = number(told) & _ASKS
+        return None if persona == _ASKS else bool(persona & READ_IMPLIES_EXEC)
+    return "READ_IMPLIES_EXEC" in told
 
 
 def is_about_memory(call: TracedCall) -> bool:
@@ -413,9 +443,7 @@ def is_about_memory(call: TracedCall) -> bool:
             return any(a.startswith((*_PRCTLS, "PR_SET_MM")) for a in call.arguments[:1])
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
-        return monitors.is_of_monitor(call)
-    if call.name == "personality":
-        return implies_exec(call)
+        return is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):
         with suppress(ValueError, IndexError):  # others have no number here
             return number(call.arguments[call.name == "prlimit64"]) in LIMITS

@@ -76,7 +76,8 @@ class TracedSpace:
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
     known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran
     in it. `threads`: who has made whom of them.
-    `guests`: who may belong elsewhere, and why that is not known.
+    `guests`: who may belong elsewhere, and why that is not known. `makes_monitors`: whether it has
+    made a userfaultfd; `has_foreign_monitor`: whether another process works with one of it.
     """
 
     number: int
@@ -88,6 +89,8 @@ class TracedSpace:
     pids: set[int] = field(default_factory=set)
     threads: Threads = field(default_factory=lambda: Threads({}, {}, {}))
     guests: dict[int, str] = field(default_factory=dict)
+    makes_monitors: bool = False
+    has_foreign_monitor: bool = False
 
 
 def spaces_of(recording: StraceRecording) -> list[TracedSpace]:
@@ -177,8 +180,21 @@ class _Sorter:
             self._make_process(call, space)
         elif call.name in EXECS:
             self._exec(call, space)
+        elif call.name == "ioctl" and not space.makes_monitors and is_of_monitor(call):
+            self._watched(call, space).items.append(call)
         elif call.name not in ("exit_group", "exit"):
+            space.makes_monitors |= makes_monitor(call)
             space.items.append(call)
+
+    def _watched(self, call: TracedCall, space: TracedSpace) -> TracedSpace:
+        """Return the space that a userfaultfd works on which its user has from another process."""
+        makers = [other for other in self.spaces if other.makes_monitors]
+        for other in makers:
+            other.has_foreign_monitor = True
+            if len(makers) > 1:
+                told = "which process's memory a userfaultfd watches that another one uses"
+                other.doubt = other.doubt or f"{told} is not in the recording"
+        return makers[0] if len(makers) == 1 else space
 
     def _after(self, call: TracedCall) -> Iterator[TracedCall]:
         """Yield the calls of a process behind its execve, up to the next one."""
@@ -232,6 +248,22 @@ class _Sorter:
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
+
+
+def makes_monitor(call: TracedCall) -> bool:
+    """Return whether a call makes a userfaultfd."""
+    return call.name == "userfaultfd" or (call.name == "ioctl" and call.arguments[1:2] == (NEW,))
+
+
+NEW = "USERFAULTFD_IOC_NEW"
+
+
+def is_of_monitor(call: TracedCall) -> bool:
+    """Return whether an ioctl says which range a userfaultfd watches."""
+    return len(call.arguments) > 1 and call.arguments[1] in ("UFFDIO_REGISTER", UNREGISTER)
+
+
+UNREGISTER = "UFFDIO_UNREGISTER"
 
 
 def _twice(note: Note) -> str:

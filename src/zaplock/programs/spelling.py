@@ -10,20 +10,27 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
+from zaplock.model import flags as f
+from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
 from zaplock.programs.text import READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
+CHANGES_PRIVILEGES = ("setuid", "setreuid", "setresuid", "capset", "unshare", "setns")
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
-    "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node",
+    "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
+    "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
@@ -37,7 +44,8 @@ COMMANDS = {
 """What is seen of ioctl (what decides which ranges a userfaultfd watches) and of fcntl."""
 NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
-_PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
+_PAGEMAP_SCAN, _PROCMAP_QUERY = 0xC060_6610, 0xC068_6611
+_REGIONS, _MOST_HOLES = 2048, 128
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
 _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
@@ -72,46 +80,172 @@ def result_text(tid: int, name: str, result: int) -> str:
     return hex(result % (1 << 64)) if name in ("mmap", "mremap", "brk", "shmat") else str(result)
 
 
+def leader(tid: int) -> int:
+    """Return the process that a thread is of."""
+    return int(read_text(f"/proc/{tid}/status").partition("\nTgid:")[2].split()[0])
+
+
 def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
 
 
-def written_ranges(tid: int) -> list[tuple[int, int]]:
-    """List where a thread's process has pages of its own, by PAGEMAP_SCAN (6.7)."""
-    found: list[tuple[int, int]] = []
-    regions = ctypes.create_string_buffer(24 * _REGIONS)
-    begin = 0
+def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether a call maps huge pages, by its flags or by its file."""
+    if name != "mmap" or arguments[3] & f.MAP_HUGETLB:
+        return name == "mmap"
+    if arguments[3] & f.MAP_ANONYMOUS:
+        return False
+    try:
+        return os.stat(f"/proc/{tid}/fd/{arguments[4] & 0xFFFF_FFFF}").st_blksize >= f.PMD_SIZE
+    except OSError:
+        return False
+
+
+def pool_line() -> str:
+    """Write how many bytes of huge pages nobody uses or has reserved."""
+    return f"# limit: huge_pages {real.free_huge_pages(f.PMD_SIZE) * f.PMD_SIZE}"
+
+
+def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether what a call returns hangs on how long the files are that it works on."""
+    return name in ("mlock", "mlock2") or (name == "madvise" and arguments[2] in _POPULATES)
+
+
+_POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
+
+
+def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]) -> list[str]:
+    """Write how long the files are that mappings of a range go beyond, unless that was `told`.
+
+    To ask for it takes CAP_CHECKPOINT_RESTORE: without, that is what is written.
+    """
+    found = []
+    for line in Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines():
+        span, _, offset, _, inode = line.split(None, 5)[:5]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if inode == "0" or end <= low or high <= start:
+            continue
+        try:
+            file = os.stat(f"/proc/{tid}/map_files/{start:x}-{end:x}")
+        except PermissionError:
+            found.append(f"# length: {start:x} unknown")
+            continue
+        except OSError:
+            continue
+        key, is_short = (file.st_dev, file.st_ino), file.st_size < int(offset, 16) + end - start
+        if stat.S_ISREG(file.st_mode) and (is_short or key in told):
+            if told.get(key) != file.st_size:
+                found.append(f"# length: {start:x} {file.st_size}")
+            told[key] = file.st_size
+    return found
+
+
+def written_ranges(tid: int, known: RangeMap[bool]) -> list[tuple[int, int]]:
+    """List where a thread's process has mappings with pages of their own that are not known yet.
+
+    One page tells it of its mapping, so what is known and what is big costs no walk of its pages.
+    Where there are many known parts, or before Linux 6.11, the pages themselves are listed.
+    Source: PAGEMAP_SCAN (6.7), PROCMAP_QUERY (6.11).
+    """
     with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
+        runs = known.overlapping(0, ring.TASK_SIZE)
+        if len(runs) <= _MOST_HOLES:
+            with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
+                return _written_mappings(pagemap, maps, holes(known, 0, ring.TASK_SIZE))
+        found: list[tuple[int, int]] = []
+        begin = 0
         while begin < ring.TASK_SIZE:
-            argument = bytearray(struct.pack(
-                "<12Q", 96, 0, begin, ring.TASK_SIZE, 0, ctypes.addressof(regions), _REGIONS, 0,
-                _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
-            ))  # fmt: skip
-            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-            for start, end, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count]):
-                found.append((start, end))
-            begin = struct.unpack_from("<Q", argument, 32)[0]
-            if count < _REGIONS:
-                break
+            begin, parts = _scan(pagemap, begin, ring.TASK_SIZE, _REGIONS)
+            found += [part for span in parts for part in holes(known, *span)]
+        return found
+
+
+def _written_mappings(
+    pagemap: FileIO, maps: FileIO, unknown: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """List the mappings that have a page of their own in one of these ranges."""
+    found: list[tuple[int, int]] = []
+    for low, high in unknown:
+        begin = low
+        while begin < high:
+            begin, parts = _scan(pagemap, begin, high, 1)
+            if parts:
+                start, end = _mapping_at(maps, parts[0][0])
+                begin = max(end, begin)
+                found.append((max(start, low), min(end, high)))
+    return found
+
+
+def _scan(pagemap: FileIO, begin: int, end: int, most: int) -> tuple[int, list[tuple[int, int]]]:
+    """Look for anonymous pages from `begin` on: how far was looked, and where they are.
+
+    `most`: 1 for the first page alone, else how many ranges of them.
+    """
+    regions = ctypes.create_string_buffer(24 * most)
+    argument = bytearray(struct.pack(
+        "<12Q", 96, 0, begin, end, 0, ctypes.addressof(regions), most, most == 1,
+        _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+    ))  # fmt: skip
+    count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+    parts = [
+        (start, stop) for start, stop, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count])
+    ]
+    walked = struct.unpack_from("<Q", argument, 32)[0] if count == most else end
+    return walked, parts
+
+
+def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
+    """Return where the mapping around an address begins and ends. Raises OSError before 6.11."""
+    query = bytearray(struct.pack("<3Q", 104, 0, address).ljust(104, b"\0"))
+    fcntl.ioctl(maps, _PROCMAP_QUERY, query)
+    start, end = struct.unpack_from("<2Q", query, 24)
+    return start, end
+
+
+def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
+    """List the parts of a range that are not known yet."""
+    found = []
+    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
+        if low < start:
+            found.append((low, start))
+        low = end
     return found
 
 
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
-    found = []
-    for line in read_text(f"/proc/{tid}/limits").splitlines():
-        for told, name in _LIMITS.items():
-            if line.startswith(told):
-                found.append(f"# limit: {name} {line[26:].split()[0]}")
-    status = read_text(f"/proc/{tid}/status")
-    held = int(status.partition("CapEff:")[2].split()[0], 16)
-    for name, bit in _CAPABILITIES.items():
-        found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")
+    found = [*limits(tid), *capabilities(tid)]
     if int(read_text(f"/proc/{tid}/personality"), 16) & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
     return found + machine_limits()
+
+
+def limits(tid: int) -> list[str]:
+    """Write the limits of a thread's process."""
+    return [
+        f"# limit: {name} {line[26:].split()[0]}"
+        for line in read_text(f"/proc/{tid}/limits").splitlines()
+        for told, name in _LIMITS.items()
+        if line.startswith(told)
+    ]
+
+
+def capabilities(tid: int) -> list[str]:
+    """Write whether a thread may lock memory, and from which address on it may map.
+
+    What it may do in a user namespace of its own does not count.
+    """
+    held = int(read_text(f"/proc/{tid}/status").partition("CapEff:")[2].split()[0], 16)
+    if os.stat(f"/proc/{tid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+        held = 0
+    found = [
+        f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}"
+        for name, bit in _CAPABILITIES.items()
+    ]
+    is_raw = held >> _CAPABILITIES["sys_rawio"] & 1
+    return [*found, f"# limit: lowest {0 if is_raw else _sysctl('mmap_min_addr')}"]
 
 
 def machine_limits() -> list[str]:
@@ -121,7 +255,7 @@ def machine_limits() -> list[str]:
     if mode != 2:  # then it depends on what others have
         memory = real.total_pages() << 12 if mode == 0 else "unlimited"
         found.append(f"# limit: memory {memory}")
-    return [*found, f"# limit: huge_pages {real.free_huge_pages(1 << 21) << 21}"]
+    return [*found, pool_line()]
 
 
 def _sysctl(name: str) -> int:
@@ -137,6 +271,8 @@ def _descriptor(tid: int, fd: int) -> str:
         if path == "anon_inode:[pidfd]":  # as strace -yy has it
             told = read_text(f"/proc/{tid}/fdinfo/{number}").partition("\nPid:")[2].split()[:1]
             path = f"pid:{told[0]}" if told else path
+        elif path.startswith("/") and os.path.isdir(f"/proc/{tid}/fd/{number}"):
+            path += "/"
         return f"{number}<{_UNCLEAR.sub(_octal, path)}>"
     except OSError:
         return str(number)

@@ -1,9 +1,10 @@
 """Record a program's memory calls, with all that a replay needs to know, by ptrace.
 
 Of every process the maps are written when it begins, after each execve and when it ends; before
-each call, which mappings have got pages of their own. Calls on one address space are let through
-one at a time, so their order is the order in which they took effect; one that waits for another
-thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
+each call, which mappings have got pages of their own, and how long their files are if its result
+hangs on that. Calls on one address space are let through one at a time, so their order is the order
+in which they took effect; one that waits for another thread (a userfaultfd monitor, say) is
+overtaken after `PATIENCE_S` and shown as unfinished.
 
 A signal that is to end us ends the programs, and what was recorded is kept (see `ending`).
 
@@ -13,6 +14,7 @@ The file is text as strace writes it (see `recording`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -31,14 +33,30 @@ from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.prefix import MAKES_PROCESS
+from zaplock.programs.recording import EXECS
 from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _QUIET = frozenset(
-    {"userfaultfd", "open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"}
+    {
+        "userfaultfd",
+        "open",
+        "openat",
+        "creat",
+        "dup",
+        "dup2",
+        "dup3",
+        "close",
+        "shmget",
+        "seccomp",
+        "ptrace",
+        *text.CHANGES_PRIVILEGES,
+    }
 )
-_CLONE_VM = 0x100
+_LEAST_RESTART, _MOST_RESTARTS = 512, 530
+"""Errors of which no program sees any: ERESTARTSYS and others."""
+_CLONE_VM, _CLONE_THREAD, _CLONE_NEWUSER = 0x100, 0x10000, 0x1000_0000
 
 
 @dataclass(slots=True)
@@ -53,6 +71,7 @@ class _Thread:
     arguments: tuple[int, ...] = (0,) * 6
     shares: bool = False
     is_written: bool = False
+    has_failed_to_exec: bool = False
 
 
 @dataclass(slots=True)
@@ -65,10 +84,12 @@ class Tracer:
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
     written: dict[int, RangeMap[bool]] = field(default_factory=dict)
+    lengths: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
     last_maps: dict[int, list[str]] = field(default_factory=dict)
     narrow: set[int] = field(default_factory=set)
     owed: dict[int, int] = field(default_factory=dict)
     recording: bool = False
+    has_told: bool = False
     status: int = 0
     _mms: int = 0
 
@@ -125,14 +146,12 @@ class Tracer:
         thread = self.threads.get(tid)
         if thread is None:
             self.early.add(tid)  # its maker has not told of it yet
-        elif event == p.EVENT_SECCOMP and p.event_message(tid) == p.NARROW:
-            self._narrow(thread)
         elif event == p.EVENT_SECCOMP:
-            self._enter(thread)
+            self._stopped_by_filter(thread, p.event_message(tid))
         elif number == p.SYSCALL_STOP:
             self._leave(thread)
         elif event in (p.EVENT_FORK, p.EVENT_VFORK, p.EVENT_CLONE):
-            self._made(thread, p.event_message(tid))
+            self._made(thread, p.event_message(tid), event)
         elif event == p.EVENT_EXEC:
             self._executed(thread, p.event_message(tid))
         elif event == p.EVENT_EXIT:
@@ -143,6 +162,15 @@ class Tracer:
             p.ptrace(p.CONT, tid, 0, number)
 
     # A call
+
+    def _stopped_by_filter(self, thread: _Thread, message: int) -> None:
+        if message == p.SEEN:
+            self._enter(thread)
+        elif message == p.NARROW:
+            self._narrow(thread)
+        else:  # a filter of its own asks for a tracer: without one there would be no such call
+            p.skip(thread.tid, errno.ENOSYS)
+            p.ptrace(p.CONT, thread.tid)
 
     def _enter(self, thread: _Thread) -> None:
         if thread.mm in self.in_flight:
@@ -162,22 +190,33 @@ class Tracer:
         name = thread.name = BY_NUMBER[regs.number]
         thread.arguments = regs.arguments
         thread.told = text.call_text(thread.tid, name, regs.arguments)
-        thread.shares = name == "vfork" or _shares(thread.told)
+        thread.shares = _shares(thread.told)
         thread.is_written = False
         self.in_flight[thread.mm] = thread.tid
         if self.recording and name not in _QUIET:
             self._write_written(thread)
+            self._write_lengths(thread)
+            if text.hangs_on_pool(thread.tid, name, regs.arguments):
+                self._write(f"# pid: {thread.tid}", text.pool_line())
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
         known = self._written(thread.mm)
-        fresh = [part for span in text.written_ranges(thread.tid) for part in holes(known, *span)]
+        fresh = text.written_ranges(thread.tid, known)
         for low, high in fresh:
             known.set(low, high, True)
         if fresh:
             told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
             self._write(f"# pid: {thread.tid}", *told)
+
+    def _write_lengths(self, thread: _Thread) -> None:
+        """Write how long files are where the call that begins hangs on it."""
+        address, length = thread.arguments[:2]
+        if text.hangs_on_lengths(thread.name, thread.arguments):
+            told = self.lengths.setdefault(thread.mm, {})
+            lines = text.length_lines(thread.tid, address, address + length, told)
+            self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
 
     def _written(self, mm: int) -> RangeMap[bool]:
         """Return where an address space was seen to have pages, as it is mapped now."""
@@ -198,8 +237,20 @@ class Tracer:
         self.last_maps.pop(thread.mm, None)
         self.owed.pop(thread.tid, None)
         result = p.registers(thread.tid).result
+        thread.has_failed_to_exec = thread.name in EXECS and result < 0
+        self._take_result(thread, result)
+        self._done(thread)
+        p.ptrace(p.CONT, thread.tid)
+
+    def _take_result(self, thread: _Thread, result: int) -> None:
         if thread.name not in _QUIET:
             self._forget_written(thread, result)
+        if thread.name == "ptrace" and result == -errno.EPERM:
+            self._tell_of_tracer(thread)
+        if thread.name in text.CHANGES_PRIVILEGES and not result:
+            self._write(f"# pid: {thread.tid}", *text.capabilities(thread.tid))
+        if thread.name == "prlimit64" and thread.arguments[2] and not result:
+            self._limited(thread.arguments[0])
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
@@ -208,8 +259,20 @@ class Tracer:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
                 self._write(f"{thread.tid} {thread.told} = {shown}")
-        self._done(thread)
-        p.ptrace(p.CONT, thread.tid)
+
+    def _limited(self, tid: int) -> None:
+        """Write the limits of another process, which a recorded one has set."""
+        if tid in self.threads:
+            with contextlib.suppress(OSError):
+                self._write(f"# pid: {tid}", *text.limits(tid))
+
+    def _tell_of_tracer(self, thread: _Thread) -> None:
+        """Say once that the program can't trace what is traced already."""
+        if thread.arguments[0] in p.ATTACHING and not self.has_told:
+            self.has_told = True
+            who = f"process {thread.pid} wants to trace a process or to be traced (ptrace)"
+            told = f"{who}, which fails while it is recorded: a process has one tracer"
+            os.write(2, f"zaplock: {told}\n".encode())
 
     def _done(self, thread: _Thread) -> None:
         """A call has taken effect: the next one on its address space may go."""
@@ -242,11 +305,16 @@ class Tracer:
 
     # Processes
 
-    def _made(self, thread: _Thread, child: int) -> None:
+    def _made(self, thread: _Thread, child: int, event: int) -> None:
+        if not thread.told:  # by a 32-bit call
+            thread.told = _told_of(event, is_thread=text.leader(child) == thread.pid)
+            thread.shares = _shares(thread.told)
         mm = thread.mm if thread.shares else self._new_mm()
-        pid = thread.pid if "0x10000" in thread.told or _is_thread(thread.told) else child
+        pid = thread.pid if _is_thread(thread.told) else child
         self.threads[child] = _Thread(child, pid, mm)
         self._write(f"{thread.tid} {thread.told} = {child}")
+        if _flags(thread.told) & _CLONE_NEWUSER:
+            self._write(f"# pid: {child}", *text.capabilities(child))
         self._done(thread)
         if signal_owed := self.owed.pop(thread.tid, 0):
             send(child, signal_owed)
@@ -276,15 +344,40 @@ class Tracer:
     def _exits(self, thread: _Thread) -> None:
         """Keep the maps as they are now: the last that are seen are those of the end.
 
-        A thread that is killed while it is stopped may go without telling. One that is killed in a
-        call may have done it: its end stays open.
+        A thread that is killed while it is stopped may go without telling. One that dies in an
+        execve may have given its maps up for those of a program that never ran.
         """
-        self._leave_open(thread)
+        is_replaced = self._has_died_in_exec(thread)
+        self._killed_in(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
             self._write_written(thread)
             self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
+        if is_replaced:
+            self.last_maps.pop(thread.mm, None)
         p.ptrace(p.CONT, thread.tid)
+
+    def _has_died_in_exec(self, thread: _Thread) -> bool:
+        if thread.name in EXECS:
+            return p.registers(thread.tid).result != -errno.ENOSYS
+        killed_by = p.event_message(thread.tid) & 0x7F
+        return thread.has_failed_to_exec and killed_by in (signal.SIGSEGV, signal.SIGKILL)
+
+    def _killed_in(self, thread: _Thread) -> None:
+        """Write what became of the call that a thread is killed in: its registers tell.
+
+        One that was never begun is as if it had not been asked for; its result is -ENOSYS still.
+        """
+        if not thread.told or thread.name in (*EXECS, *MAKES_PROCESS):
+            self._leave_open(thread)
+            return
+        result = p.registers(thread.tid).result
+        if result == -errno.ENOSYS and not thread.is_written:
+            thread.name = thread.told = ""
+        elif result == -errno.ENOSYS or -_MOST_RESTARTS <= result <= -_LEAST_RESTART:
+            self._leave_open(thread)
+        else:
+            self._take_result(thread, result)
 
     def _gone(self, tid: int) -> None:
         self.early.discard(tid)
@@ -298,22 +391,19 @@ class Tracer:
             self._write(f"{tid} +++ exited with 0 +++")
 
 
-def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
-    """List the parts of a range that are not known yet."""
-    found = []
-    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
-        if low < start:
-            found.append((low, start))
-        low = end
-    return found
+def _told_of(event: int, *, is_thread: bool) -> str:
+    """Write the call of which only what it made is known."""
+    if is_thread:
+        return f"clone(flags={_CLONE_VM | _CLONE_THREAD:#x})"
+    return "vfork()" if event == p.EVENT_VFORK else "fork()"
 
 
 def _shares(told: str) -> bool:
-    return bool(_flags(told) & _CLONE_VM)
+    return told.startswith("vfork(") or bool(_flags(told) & _CLONE_VM)
 
 
 def _is_thread(told: str) -> bool:
-    return bool(_flags(told) & 0x10000)
+    return bool(_flags(told) & _CLONE_THREAD)
 
 
 def _flags(told: str) -> int:

@@ -184,6 +184,19 @@ def _of_locking(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int)
     return ""
 
 
+def _of_length(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """What lies beyond the end of its file can't be locked."""
+    known = world.sees_paths and "no lengths" not in live.known.given
+    if known or call.name not in ("mlock", "mlock2") or call.result != -ENOMEM:
+        return ""
+    ranges = ranges_of(call)
+    for vma in world.vmas(live):
+        if vma.file and any(low < vma.end and vma.start < high for low, high in ranges):
+            name = world.machine.files[vma.file].name
+            return f"how long {name} is, which is locked with its mapping, is not recorded"
+    return ""
+
+
 def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     refused_brk = call.name == "brk" and got > call.result >= 0
     if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
@@ -273,7 +286,7 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_seals, _of_locking, _of_memory, _of_pages, _of_kernel,
+    _of_file, _of_protection, _of_seals, _of_locking, _of_length, _of_memory, _of_pages, _of_kernel,
     _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size, _of_hint,
 )  # fmt: skip
 

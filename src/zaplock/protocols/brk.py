@@ -13,6 +13,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
     VM_ACCOUNT,
+    VM_EXEC,
     VM_LOCKED,
     VM_MAYEXEC,
     VM_MAYREAD,
@@ -133,7 +134,7 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     if old_end + length > limits.task_size or space.count("map_count") > limits.max_map_count:
         return False
     flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
-    flags |= space.count("def_flags")
+    flags |= space.count("def_flags") | (VM_EXEC if space.limits.implies_exec else 0)
     if not fits_limits(space, flags, pages):
         return False
     if flags & VM_LOCKED and not mlock_fits(space, length):

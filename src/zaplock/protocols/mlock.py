@@ -143,7 +143,8 @@ async def apply_vma_lock_flags(cx: Cx, start: int, end: int, vm_flags: int) -> i
 async def mlock_fixup(cx: Cx, handle: int, vma: Vma, low: int, high: int, lock_flags: int) -> int:
     """Give a part of a VMA its lock flags and count them."""
     flags = (vma.flags & ~VM_LOCKED_MASK) | lock_flags
-    if flags == vma.flags or vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
+    fixed = vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE) or vma.ops == "secret"
+    if flags == vma.flags or fixed:
         return 0
     part = await modify_vma(cx, handle, low, high, flags)
     if part < 0:

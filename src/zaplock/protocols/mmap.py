@@ -415,7 +415,11 @@ def link_new_vma(
     vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
     name = "" if file else name
     born = born_dirty(m, vm_flags)
-    vma = Vma(mm, start, end, born, pgoff, file, name=name, reserves=reserves, huge_size=huge_size)
+    ops = "secret" if file and m.files[file].secret else ""
+    vma = Vma(
+        mm, start, end, born, pgoff, file,
+        name=name, reserves=reserves, huge_size=huge_size, ops=ops,
+    )  # fmt: skip
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

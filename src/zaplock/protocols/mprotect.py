@@ -27,6 +27,7 @@ from zaplock.model.flags import (
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
+    VM_MAYEXEC,
     VM_NORESERVE,
     VM_PKEY_MASK,
     VM_PKEY_SHIFT,
@@ -205,13 +206,14 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int, key
         return -EINVAL
     if await seal_in_range(cx, start, end):
         return -EPERM
-    wanted = prot_flags(prot)
     at = start
     while at < end:
         handle = await find_vma(cx.mm, at)
         vma = await read_vma(handle) if handle else None  # type: ignore[assignment]
         if vma is None or vma.start > at:
             return -ENOMEM
+        implies = cx.limits.implies_exec and prot & PROT_READ and vma.flags & VM_MAYEXEC
+        wanted = prot_flags(prot) | (VM_EXEC if implies else 0)
         error = forbidden(vma, wanted, cx.design.mseal == "vma")
         gains = wanted & VM_EXEC and await denies_write_exec(cx.mm, vma.flags, wanted)
         error = -EACCES if gains else error

@@ -462,6 +462,8 @@ async def set_new_address_and_move(
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
         return MremapResult(-ENOMEM)
+    if vma.ops == "special" and (r.address, r.address + r.old_length) != (vma.start, vma.end):
+        return MremapResult(-EINVAL)  # the kernel's own are not cut (vm_ops->may_split)
     forgotten = delta if vma.flags & VM_ACCOUNT and cx.design.mremap_forgets_charge else 0
     if forgotten and await is_too_much(forgotten):
         return MremapResult(-ENOMEM)

@@ -103,6 +103,8 @@ async def populate_pages(
     write has made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take
     long (`dirty_fault_lets_go`). The VMA may be another one then.
     """
+    if vma.ops == "secret":
+        return -EFAULT, low
     looks_first = vma.file and vma.flags & VM_HUGETLB  # whether its file ends before (fault_range)
     if write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first:
         await anon_vma_prepare(handle)

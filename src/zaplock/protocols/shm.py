@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     MAP_FIXED,
+    MAP_HUGETLB,
     MAP_SHARED,
     PAGE_MASK,
     PAGE_SHIFT,
@@ -28,6 +29,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import change, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mmap import do_mmap
+from zaplock.protocols.placement import huge_flags
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
@@ -53,7 +55,8 @@ async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
         return -EINVAL
     prot = PROT_READ | (0 if flags & SHM_RDONLY else PROT_WRITE)
     prot |= PROT_EXEC if flags & SHM_EXEC else 0
-    size = await size_of(file)
+    size, huge = await size_of(file)
+    map_flags |= huge
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
@@ -95,9 +98,11 @@ async def shmdt(cx: Cx, address: int) -> int:
 
 
 @step
-def size_of(m: Machine, _task: Task, file: int) -> int:
-    """Return how long a segment is, in bytes."""
-    return m.files[file].size
+def size_of(m: Machine, _task: Task, file: int) -> tuple[int, int]:
+    """Return how long a segment is, in bytes, and which huge pages it is of (MAP_*), 0 for none."""
+    backing = m.files[file]
+    huge = MAP_HUGETLB | huge_flags(backing.huge_size) if backing.kind == "hugetlb" else 0
+    return backing.size, huge
 
 
 @step

@@ -43,7 +43,7 @@ def cut_at_edges(
 async def cut_at(
     cx: Cx, handle: int, vma: Vma, address: int, new_below: bool, limited: bool = True
 ) -> int:
-    """Cut a VMA in two; the new one's handle, -ENOMEM, or -EINVAL inside a huge page.
+    """Cut a VMA in two; the new one's handle, -ENOMEM, or -EINVAL where it can't be cut.
 
     `limited`: not where there are max_map_count VMAs already.
     """

@@ -149,6 +149,7 @@ def refused(
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
         if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
             in_memory = False  # a segment of System V shared memory
+        in_memory = in_memory and not vma.ops
         if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not droppable:

@@ -104,10 +104,14 @@ def mmap_flags(
         return -EAGAIN
     kind = flags & MAP_TYPE
     backing = m.files[file] if file else HUGE_FILE if flags & MAP_HUGETLB else None
+    if space.limits.implies_exec and prot & PROT_READ and not (backing and backing.noexec):
+        vm_flags |= VM_EXEC
     if backing and not fits_file(backing.kind, pgoff, length):
         return -EOVERFLOW
     if backing:
         vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
+        if backing.secret and vm_flags > 0 and not mlock_fits(space, length):
+            return -EAGAIN
     else:
         known = kind != MAP_DROPPABLE or droppable
         vm_flags = anonymous_flags(kind, flags, vm_flags) if known else -EINVAL
@@ -175,11 +179,24 @@ def file_flags(kind: int, flags: int, vm_flags: int, prot: int, backing: File) -
         return -EINVAL
     if not backing.readable:
         return -EACCES
+    if backing.noexec:
+        if vm_flags & VM_EXEC:
+            return -EPERM
+        vm_flags &= ~VM_MAYEXEC
     if backing.kind == "none":
         return -ENODEV
+    if backing.secret:
+        return secret_flags(vm_flags)
     if vm_flags & VM_GROWSDOWN:
         return -EINVAL
     return sealed_flags(backing, vm_flags)
+
+
+def secret_flags(vm_flags: int) -> int:
+    """Return the flags of a mapping of memfd_secret, or a negative errno (secretmem_mmap)."""
+    if not vm_flags & VM_MAYSHARE or vm_flags & VM_GROWSDOWN:
+        return -EINVAL
+    return vm_flags | VM_LOCKED | VM_DONTDUMP
 
 
 def sealed_flags(backing: File, vm_flags: int) -> int:
