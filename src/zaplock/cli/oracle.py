@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "gigantic", "swap", "ksm", "group")
+_CHANGES_MACHINE = ("hugetlb", "gigantic", "hugetlbfs", "swap", "ksm", "group")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -187,6 +187,7 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
 
     Raises UserError on a machine that can't run them.
     """
+    from zaplock.oracle.huge_mounts import pages_and_mounts
     from zaplock.oracle.huge_pool import huge_pages, pages_of_both_sizes
     from zaplock.oracle.ksm import ksmd
     from zaplock.oracle.memory_group import memory_group
@@ -195,8 +196,8 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
     for check in _checks_of_themes(themes):
         check()
     lenders: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        "hugetlb": huge_pages, "gigantic": pages_of_both_sizes, "swap": swap_file, "ksm": ksmd,
-        "group": memory_group,
+        "hugetlb": huge_pages, "gigantic": pages_of_both_sizes,
+        "hugetlbfs": pages_and_mounts, "swap": swap_file, "ksm": ksmd, "group": memory_group,
     }  # fmt: skip
     with ExitStack() as lent:
         for theme, lend in lenders.items():
@@ -251,6 +252,7 @@ _NOT_IN_GUESTS = {
     "swap": "a swap file",
     "hugetlb": "a pool of huge pages",
     "gigantic": "pools of huge pages",
+    "hugetlbfs": "mounts of hugetlbfs",
 }
 
 

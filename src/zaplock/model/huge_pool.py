@@ -13,9 +13,16 @@ A shared mapping reserves for its file, and only those pages that the file neith
 promised. What the file was promised it keeps when the mapping goes, until it is cut there or goes
 itself; a punched hole takes only the pages that are there.
 
+A mount of hugetlbfs may have a share of the pool (`Subpool`): at most so many pages (size=), used
+or promised, and so many that are kept for its files (min_size=), which the pool promised to it when
+it was mounted. What its files or mappings need beyond these kept ones is promised by the pool. What
+they give back is kept again as long as there are too few; where there is no size=, nobody counts
+what is used, so whatever comes back is kept until all is.
+
 Sources (6.18): mm/hugetlb.c (hugetlb_reserve_pages, hugetlb_unreserve_pages, alloc_hugetlb_folio,
-hugetlb_wp, hugetlb_vm_op_close, clear_vma_resv_huge_pages), fs/hugetlbfs/inode.c
-(hugetlbfs_file_mmap, hugetlbfs_setattr, remove_inode_hugepages).
+hugetlb_wp, hugetlb_vm_op_close, clear_vma_resv_huge_pages, hugepage_subpool_get_pages and
+_put_pages, free_huge_folio), fs/hugetlbfs/inode.c (hugetlbfs_file_mmap, hugetlbfs_setattr,
+remove_inode_hugepages, hugetlbfs_fallocate).
 
 Not covered: kernels to 6.8, whose zap gives a page back to all.
 """
@@ -23,6 +30,8 @@ Not covered: kernels to 6.8, whose zap gives a page back to all.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE, PUD_SIZE
 
@@ -40,6 +49,87 @@ _FREE: dict[int, Figure] = {PMD_SIZE: "hugetlb_free", PUD_SIZE: "gigantic_free"}
 _RESERVED: dict[int, Figure] = {PMD_SIZE: "hugetlb_reserved", PUD_SIZE: "gigantic_reserved"}
 
 
+class Subpool(msgspec.Struct, frozen=True):
+    """A mount's share of the pool, in huge pages: at most `most`, and `least` kept for it.
+
+    Both are -1 where the mount doesn't say. `used` counts what is used or promised, of a mount
+    with a limit only; `kept` what is promised to the mount and to nobody who has a file there.
+    """
+
+    most: int
+    least: int
+    used: int = 0
+    kept: int = 0
+
+
+def mount(m: Machine, number: int, size: int, most: int, least: int) -> None:
+    """Give a mount its share of the pool of pages of `size` bytes; what it keeps is promised."""
+    m.subpools.put(number, Subpool(most, least, kept=max(least, 0)))
+    promise(m, size, max(least, 0))
+
+
+def most_to_have(m: Machine, subpool: int, left: int) -> int:
+    """Return how many pages a mount may be promised at most, `left` being the pool's."""
+    if not subpool:
+        return left
+    share = m.subpools[subpool]
+    return share.most if share.most >= 0 else left + share.kept
+
+
+def draw(m: Machine, subpool: int, pages: int) -> int:
+    """Take pages from a mount's share: how many the pool has to promise, -1 beyond its limit.
+
+    `subpool` 0 is no mount's: the pool has to promise all.
+    """
+    if not subpool:
+        return pages
+    share = m.subpools[subpool]
+    used = share.used + pages * (share.most >= 0)
+    if 0 <= share.most < used:
+        return -1
+    from_kept = min(pages, share.kept)
+    m.subpools.put(subpool, msgspec.structs.replace(share, used=used, kept=share.kept - from_kept))
+    return pages - from_kept
+
+
+def put_back(m: Machine, subpool: int, pages: int) -> int:
+    """Give pages back to a mount's share: how many of them the pool need not promise any more."""
+    if not subpool:
+        return pages
+    share = m.subpools[subpool]
+    used = share.used - pages * (share.most >= 0)
+    kept = share.kept
+    if used < share.least:
+        kept = min(share.kept + pages, share.least)
+    m.subpools.put(subpool, msgspec.structs.replace(share, used=used, kept=kept))
+    return pages - (kept - share.kept)
+
+
+def reserve(m: Machine, size: int, subpool: int, pages: int) -> bool:
+    """Promise pages of a size to a mapping or a file of a mount; False where they can't be had.
+
+    Where the pool lacks them, the share is given back: from what it had kept, only as much as it
+    lacks by then (6.18.44, since a833a693a490 and 1d3f9bb4c8af).
+    """
+    wanted = draw(m, subpool, pages)
+    if wanted < 0:
+        return False
+    if wanted > (unpromised(m, size) or 0):
+        promise(m, size, -put_back(m, subpool, pages - wanted))
+        if subpool and m.subpools[subpool].most >= 0:
+            share = m.subpools[subpool]
+            m.subpools.put(subpool, msgspec.structs.replace(share, used=share.used - wanted))
+        return False
+    promise(m, size, wanted)
+    return True
+
+
+def unreserve(m: Machine, size: int, subpool: int, pages: int) -> None:
+    """Take back what a mapping or a file of a mount was promised and has not used."""
+    if pages:
+        promise(m, size, -put_back(m, subpool, pages))
+
+
 def unpromised(m: Machine, size: int) -> int | None:
     """Return how many pages of a size nobody uses or was promised; None where there is no pool."""
     free: int | None = m.globals.get(_FREE[size])
@@ -52,18 +142,39 @@ def promise(m: Machine, size: int, pages: int) -> None:
         m.globals.put(_RESERVED[size], m.globals.get(_RESERVED[size], 0) + pages)
 
 
-def take(m: Machine, size: int, reserved: bool) -> bool:
-    """Take a huge page, one that was promised to who takes it or another; False if none is left."""
-    left = unpromised(m, size) or 0
-    if not reserved and left <= 0:
+def has_page(m: Machine, size: int, reserved: bool, subpool: int) -> bool:
+    """Return whether who wants a huge page, one that was promised to them or another, gets it."""
+    if reserved:
+        return True
+    share = m.subpools[subpool] if subpool else Subpool(-1, -1)
+    if 0 <= share.most <= share.used:
         return False
+    return share.kept > 0 or (unpromised(m, size) or 0) > 0
+
+
+def take(m: Machine, size: int, reserved: bool, subpool: int = 0) -> bool:
+    """Take a huge page, one that was promised to who takes it or another; False if none is left.
+
+    Where the pool is empty, a mount's share has one page less from then on that nobody uses: a
+    kernel's mistake (alloc_hugetlb_folio, since a833a693a490).
+    """
+    if not reserved:
+        wanted = draw(m, subpool, 1)
+        if wanted < 0 or (wanted and (unpromised(m, size) or 0) <= 0):
+            return False
+        reserved = not wanted
     m.globals.put(_FREE[size], m.globals.get(_FREE[size], 0) - 1)
     promise(m, size, -reserved)
     return True
 
 
-def give_back(m: Machine, kind: str, pages: int) -> None:
-    """Count small pages that huge ones of a kind consist of back into their pool."""
+def give_back(m: Machine, kind: str, pages: int, subpool: int = 0) -> None:
+    """Count small pages that huge ones of a kind consist of back into their pool.
+
+    One of a mount's is promised to that where it has too few kept.
+    """
     size = SIZE_OF[kind]
-    free = _FREE[size]
-    m.globals.put(free, m.globals.get(free, 0) + (pages << PAGE_SHIFT) // size)
+    free, count = _FREE[size], (pages << PAGE_SHIFT) // size
+    m.globals.put(free, m.globals.get(free, 0) + count)
+    if subpool:
+        promise(m, size, sum(1 - put_back(m, subpool, 1) for _ in range(count)))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
+from zaplock.model.huge_pool import Subpool
 from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
 from zaplock.model.spans import Spans
@@ -92,6 +93,7 @@ class Machine:
         self.content: RangeMap[int] = RangeMap(self.store, "content")
         self.dirty: RangeMap[bool] = RangeMap(self.store, "dirty")
         self.aging: RangeMap[int] = RangeMap(self.store, "aging")  # see model.references
+        self.subpools: Cells[int, Subpool] = Cells(self.store, "subpools")  # model.huge_pool
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
         self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")

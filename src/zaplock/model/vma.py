@@ -31,7 +31,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     names,
 )
-from zaplock.model.huge_pool import LEVEL_OF, promise
+from zaplock.model.huge_pool import LEVEL_OF, unreserve
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
@@ -259,10 +259,15 @@ def free(m: Machine, task: Task, handle: int) -> None:
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma} without its close()")
     m.spend("vma_free")
     if vma.reserves:
-        promise(m, vma.huge_size, -(vma.length // vma.huge_size))
+        unreserve(m, vma.huge_size, subpool_of(m, vma), vma.length // vma.huge_size)
     if vma.file:
         put_file(m, task, vma.file)
     m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))
+
+
+def subpool_of(m: Machine, vma: Vma) -> int:
+    """Return whose share of the pool the file of a mapping uses, 0 for none."""
+    return m.files[vma.file].subpool if vma.file else 0
 
 
 def unlink_rmap(m: Machine, task: Task, handle: int) -> None:

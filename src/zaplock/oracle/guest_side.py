@@ -169,6 +169,7 @@ class GuestSide(RealSide):
             gigantic_pages=0,
             swap_pages=0,
             group_pages=0,
+            has_mounts=False,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)

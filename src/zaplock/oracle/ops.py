@@ -74,6 +74,8 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
     "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
+    "huge_fallocate": ("file", "mode", "offset", "length"),  # of HUGE_FILES
+    "huge_room": ("file",),  # how many pages more a mount lets its files have, by fstatfs
     "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
@@ -98,8 +100,25 @@ CROWD = 0x2_0000_0000
 FILES = ("m0", "m1", "disk", "zero", "ro")  # the last: in memory, open for reading only
 FILE_PAGES = (16, 4, 16, 0, 6)
 HOLES = {0: range(12, 16), 4: range(5, 6)}  # pages never written
-HUGE_FILES = {5: ("huge", 1 << 21), 6: ("gigantic", 1 << 30)}
-"""By slot: memfds of huge pages, empty at first, their names and the bytes of a page of theirs."""
+HUGE_FILES = {
+    5: ("huge", 1 << 21), 6: ("gigantic", 1 << 30), 7: ("bound", 1 << 21), 8: ("other", 1 << 21),
+    9: ("both", 1 << 21), 10: ("kept", 1 << 21),
+}  # fmt: skip
+"""By slot: files of huge pages, empty at first, their names and the bytes of a page of theirs.
+
+Memfds, but for those of MOUNT_OF."""
+
+
+class Share(NamedTuple):
+    """What a mount of hugetlbfs is given: at most so many huge pages, at least so many; -1: no."""
+
+    most: int
+    least: int
+
+
+MOUNTS = (Share(4, -1), Share(6, 2), Share(-1, 3))
+MOUNT_OF = {7: 0, 8: 0, 9: 1, 10: 2}
+"""By slot: in which of MOUNTS a file is, whose share of the pool it has with all files there."""
 DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
 SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
@@ -275,6 +294,7 @@ class Environment:
     shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
     same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
     cgroup of the process may charge, 0 for one that is not the oracle's.
+    has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
     """
 
     ring: int
@@ -292,6 +312,7 @@ class Environment:
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    has_mounts: bool
     has_keys: bool
     poison_code: int
     shows_protection: bool

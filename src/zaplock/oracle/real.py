@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.oracle import memory_group, ops, program, ring, stub
+from zaplock.oracle import huge_mounts, memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
+from zaplock.oracle.huge_mounts import HugeMounts
 from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM
 from zaplock.oracle.machine_settings import Settings, read_settings
@@ -35,6 +36,7 @@ class ProcessFacts(NamedTuple):
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    has_mounts: bool
     has_keys: bool
 
 
@@ -57,7 +59,10 @@ class RealSide:
         self._start()
 
     def _start(self) -> None:
-        self._child = BareProcess(self._disk)
+        self._mounts = HugeMounts() if huge_mounts.are_lent() else None
+        mounts = self._mounts.descriptors if self._mounts else ()
+        self._names = self._names._replace(mounts=mounts)
+        self._child = BareProcess(self._disk, *mounts)
         self._child.write(ring.FILE_STRINGS, self._strings)
         if group := memory_group.joined():
             (group / "cgroup.procs").write_text(str(self._child.pid))
@@ -73,6 +78,7 @@ class RealSide:
             gigantic_pages=free_huge_pages(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
+            has_mounts=self._mounts is not None,
             has_keys=_has_keys(),
         )
         if facts.swap_pages:
@@ -190,10 +196,17 @@ class RealSide:
             raise
         if status:
             raise Lost(f"the runner ended with wait status {status:#x}")
+        if self._mounts and (lack := self._mounts.lacking()):
+            self.restart()
+            raise Lost(f"with all files gone, {lack} are still in use: the kernel has lost them")
+
+    _mounts: HugeMounts | None = None
 
     def restart(self) -> None:
-        """Replace the bare process."""
+        """Replace the bare process, and its mounts."""
         self._child.close()
+        if self._mounts:
+            self._mounts.close()
         self._start()
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
@@ -232,6 +245,8 @@ class RealSide:
     def close(self) -> None:
         """End the child and remove its files."""
         self._child.close()
+        if self._mounts:
+            self._mounts.close()
         os.close(self._disk)
 
 

@@ -47,6 +47,7 @@ from zaplock.model.swap import drop_swapped, kept_slot, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
+from zaplock.protocols.huge_files import punch_huge_hole
 from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
@@ -391,26 +392,11 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     if not error and await sealed_against(vma.file, 0):
         error = -EPERM
     if not error and vma.flags & VM_HUGETLB:
-        await zero_parts(vma.file, first, last)
-        first, last = (first + vma.huge_size - 1) & -vma.huge_size, last & -vma.huge_size
-    if not error and first < last:
+        await punch_huge_hole(cx, vma.file, vma.huge_size, first, last)
+    elif not error:
         await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
     return error
-
-
-@step
-def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
-    """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
-    size = m.files[file].huge_size
-    whole, end = (first + size - 1) & -size, last & -size
-    parts = [(first, min(last, whole))] if first < whole else []
-    parts += [(end, last)] if last > end and last > whole else []
-    for low, high in parts:
-        for start, stop, delta in m.page_cache(file).overlapping(
-            low >> PAGE_SHIFT, high >> PAGE_SHIFT
-        ):
-            m.content.clear(start + delta, stop + delta)
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:
