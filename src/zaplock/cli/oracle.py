@@ -250,9 +250,7 @@ _NOT_IN_GUESTS = {
     "ksm": "a ksmd that waits for it",
     "group": "a memory cgroup of the oracle's",
     "swap": "a swap file",
-    "hugetlb": "a pool of huge pages",
     "gigantic": "pools of huge pages",
-    "hugetlbfs": "mounts of hugetlbfs",
 }
 
 
@@ -271,7 +269,7 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
 
     themes = _scope(args).themes
     _refuse_in_guests(args.kernel, args.theme or ())
-    with booted(args.kernel) as side:
+    with booted(args.kernel, args.theme or ()) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
         scope = guest_scope(side.release)
         scope = replace(scope, themes=themes) if args.theme else scope
@@ -361,7 +359,7 @@ def _replay(args: argparse.Namespace) -> int:
     needed = {_NEEDS_THEME[op.name] for op in sequence if op.name in _NEEDS_THEME}
     needed |= corpus.themes_of(Path(args.replay)) | set(_scope(args).themes if args.theme else ())
     _refuse_in_guests(args.kernel, needed)
-    with _lent(needed), _bench(args) as bench:
+    with _lent(() if args.kernel else needed), _bench(args, needed) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:
@@ -390,14 +388,14 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _bench(args: argparse.Namespace) -> Iterator[Bench]:
-    """Give both sides: this kernel, or a guest's, and the model of it."""
+def _bench(args: argparse.Namespace, themes: Collection[str]) -> Iterator[Bench]:
+    """Give both sides: this kernel, or a guest's that has what themes need, and the model of it."""
     from zaplock.oracle.campaign import Bench
 
     if args.kernel:
         from zaplock.oracle.guest_side import GuestModel, booted
 
-        with booted(args.kernel) as side:
+        with booted(args.kernel, themes) as side:
             yield Bench(lambda real: GuestModel(side), real=side)
         return
     bench = Bench(_other_side(args))

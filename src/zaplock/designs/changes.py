@@ -425,6 +425,12 @@ CHANGES: tuple[Change, ...] = (
         {"populates_over_holes": False},
     ),
     Change(
+        "6.9", "df7a6d1f6405", "mm/hugetlb: restore the reservation if needed",
+        "a zap gives the owner of reserved huge pages (hugetlb, private) their reservation back; "
+        "before, what it had touched once and lost was anybody's",
+        {"zap_restores_reserve": True},
+    ),
+    Change(
         "6.9", "fa3bea4e1f82",
         "mm/mempolicy: introduce MPOL_WEIGHTED_INTERLEAVE for weighted interleaving",
         "mbind knows MPOL_WEIGHTED_INTERLEAVE",
@@ -508,6 +514,13 @@ CHANGES: tuple[Change, ...] = (
         "mm: remap unused subpages to shared zeropage when splitting isolated thp",
         "splitting a huge page gives back those of its pages that hold zeros",
         {"finds_zeros": True},
+    ),
+    Change(
+        "6.13", "7bd3f1e1a9ae",
+        "mm: make hugetlb mappings go through mm_get_unmapped_area_vmflags",
+        "a hint for huge pages of hugetlb is rounded up to whole ones; before, x86 rounded it "
+        "down, also to 0, which is EPERM",
+        {"huge_hints_round_down": False},
     ),
     Change(
         "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",

@@ -38,11 +38,12 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
         return -SIGBUS
     if pfn < 0 and own:
         share = subpool_of(m, vma)
-        if not take(m, vma.huge_size, vma.reserves, share):
+        if not take(m, vma.huge_size, is_promised(vma, low), share):
             return -SIGBUS
+        spend_promise(m, vma, low)
         pfn = alloc_frames(m, task, KIND_OF[vma.huge_size], pages, subpool=share)
     elif pfn < 0:
-        pfn = add_to_file(m, task, vma.file, vma.pgoff_of(low << PAGE_SHIFT) // pages)
+        pfn = add_to_file(m, task, vma.file, number_of(vma, low))
         if pfn < 0:
             return -SIGBUS
     if not own:
@@ -67,8 +68,9 @@ def write_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, pte: Pte) -> int
         return 0
     of_file = frame.refs > frame.maps  # else its own was promised before the fork, and taken
     share = subpool_of(m, vma)
-    if not take(m, vma.huge_size, vma.reserves and of_file, share):
+    if not take(m, vma.huge_size, of_file and is_promised(vma, low), share):
         return -SIGBUS
+    spend_promise(m, vma, low)
     held = m.content.overlapping(old, old + pages)
     space.ptes.clear(low, low + pages)
     space.add(RSS[pte.kind], -pages)
@@ -78,6 +80,23 @@ def write_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, pte: Pte) -> int
         m.content.set(start - old + new, end - old + new, tag)
     install(m, task, space, low, low + pages, Pte(pte.kind, new - low, True))
     return 0
+
+
+def number_of(vma: Vma, low: int) -> int:
+    """Return which huge page of a mapping's file, or of its own, virtual page `low` begins."""
+    return vma.pgoff_of(low << PAGE_SHIFT) // (vma.huge_size >> PAGE_SHIFT)
+
+
+def is_promised(vma: Vma, low: int) -> bool:
+    """Return whether a page that isn't mapped yet is promised to a private mapping."""
+    return vma.reserves and not (vma.spent and number_of(vma, low) in vma.spent)
+
+
+def spend_promise(m: Machine, vma: Vma, low: int) -> None:
+    """Note that a mapping has had what it was promised, where nothing gives that back."""
+    if vma.spent is not None and is_promised(vma, low):
+        handle = m.mm(vma.mm).tree[vma.start]
+        m.vmas.put(handle, change(vma, spent=(*vma.spent, number_of(vma, low))))
 
 
 def huge_page_of_file(m: Machine, vma: Vma, low: int) -> int:
@@ -107,7 +126,7 @@ def own_huge_page(m: Machine, vma: Vma, address: int, write: bool) -> bool:
     low = (address & -vma.huge_size) >> PAGE_SHIFT
     if huge_page_of_file(m, vma, low) < 0:
         return not is_beyond_file(m, vma, low)
-    return write and has_page(m, vma.huge_size, vma.reserves, subpool_of(m, vma))
+    return write and has_page(m, vma.huge_size, is_promised(vma, low), subpool_of(m, vma))
 
 
 def reaches_own_page(m: Machine, vma: Vma, low: int, high: int, write: bool) -> bool:

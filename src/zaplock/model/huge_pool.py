@@ -5,7 +5,8 @@ size, `huge_size` in bytes. A mapping reserves its pages when it is made, unless
 not to; a fault that finds one reserved takes it, another only what nobody was promised. Who owns a
 private mapping's reserve is the VMA that mmap made, and what is split from it or moved; a forked
 child's copy owns none. A zap gives a page of an owner's back as reserved (6.9 on), so what an owner
-has reserved is what it has not mapped, and its close gives that back. An mremap that moves a part
+has reserved is what it has not mapped, and its close gives that back. Before 6.9 it is anybody's,
+and what the owner touched once it takes as anybody does from then on. An mremap that moves a part
 takes the ownership from all of the old VMA: what it had reserved beyond the part is lost
 (docs/findings/half-moved-huge-pages).
 
@@ -23,8 +24,6 @@ Sources (6.18): mm/hugetlb.c (hugetlb_reserve_pages, hugetlb_unreserve_pages, al
 hugetlb_wp, hugetlb_vm_op_close, clear_vma_resv_huge_pages, hugepage_subpool_get_pages and
 _put_pages, free_huge_folio), fs/hugetlbfs/inode.c (hugetlbfs_file_mmap, hugetlbfs_setattr,
 remove_inode_hugepages, hugetlbfs_fallocate).
-
-Not covered: kernels to 6.8, whose zap gives a page back to all.
 """
 
 from __future__ import annotations

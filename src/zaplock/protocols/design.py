@@ -117,6 +117,8 @@ class Design:
     munlock_pass: bool = True
     vma_lock_faults: Literal["anonymous", "most", "all"] = "anonymous"
     fork_locks_vma: bool = False
+    zap_restores_reserve: bool = False
+    huge_hints_round_down: bool = True
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"

@@ -230,7 +230,8 @@ async def find_place(cx: Cx, address: int, length: int, flags: int, file: int, p
     if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
         address = page_align(cx.limits.mmap_min_hint)
     aligns = cx.design.aligns_for_huge_pages
-    return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
+    down = (True,) if flags & MAP_HUGETLB and cx.design.huge_hints_round_down else ()
+    return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns, *down)
 
 
 async def do_mmap(
@@ -327,8 +328,9 @@ async def mmap_region(
         error = await reserve_huge_pages(length, vm_flags, file, pgoff, huge_size)
         if error:
             return error
-    gigantic = (huge_size,) if huge_size != PMD_SIZE else ()  # said only where: a schedule shows it
-    area = (start, end, vm_flags | charged, file, pgoff, name, *gigantic)
+    forgets = bool(vm_flags & VM_HUGETLB) and not cx.design.zap_restores_reserve
+    more = (huge_size, forgets) if forgets or huge_size != PMD_SIZE else ()  # a schedule shows them
+    area = (start, end, vm_flags | charged, file, pgoff, name, *more)
     handle = await link_new_vma(cx.mm, *area)
     if file:
         error = await call_mmap(handle)
@@ -372,11 +374,12 @@ def link_new_vma(
     pgoff: int,
     name: str,
     huge_size: int = PMD_SIZE,
+    forgets_reserve: bool = False,
 ) -> int:
     """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own.
 
     A private mapping of /dev/zero is anonymous memory that keeps its file: that `name` keeps it
-    apart from its neighbours.
+    apart from its neighbours. `forgets_reserve`: a zap does not give it its reserve back.
     """
     pages = (end - start) // huge_size if vm_flags & VM_HUGETLB else 0
     reserves = bool(pages) and not vm_flags & VM_NORESERVE and unpromised(m, huge_size) is not None
@@ -419,6 +422,8 @@ def link_new_vma(
     name = "" if file else name
     born = born_dirty(m, vm_flags)
     vma = Vma(mm, start, end, born, pgoff, file, name=name, reserves=reserves, huge_size=huge_size)
+    if reserves and forgets_reserve:
+        vma = change(vma, spent=())
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

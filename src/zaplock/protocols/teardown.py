@@ -138,7 +138,7 @@ async def unmap_hugepages(
         final = skip_vm_flags
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
-    if vma.reserves:
+    if vma.reserves and cx.design.zap_restores_reserve:
         await restore_reserve(vma, low, high)
     await unmap_page_range(cx, gather, low, high)
     if final and cx.design.clears_mayshare:
