@@ -38,7 +38,7 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
         return -SIGBUS
     if pfn < 0 and own:
         share = subpool_of(m, vma)
-        if not take(m, vma.huge_size, is_promised(vma, low), share):
+        if not take(m, vma.huge_size, is_promised(vma, low), share, vma.reserves):
             return -SIGBUS
         spend_promise(m, vma, low)
         pfn = alloc_frames(m, task, KIND_OF[vma.huge_size], pages, subpool=share)
@@ -68,7 +68,8 @@ def write_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, pte: Pte) -> int
         return 0
     of_file = frame.refs > frame.maps  # else its own was promised before the fork, and taken
     share = subpool_of(m, vma)
-    if not take(m, vma.huge_size, of_file and is_promised(vma, low), share):
+    owns = of_file and vma.reserves
+    if not take(m, vma.huge_size, owns and is_promised(vma, low), share, owns):
         return -SIGBUS
     spend_promise(m, vma, low)
     held = m.content.overlapping(old, old + pages)
@@ -126,7 +127,8 @@ def own_huge_page(m: Machine, vma: Vma, address: int, write: bool) -> bool:
     low = (address & -vma.huge_size) >> PAGE_SHIFT
     if huge_page_of_file(m, vma, low) < 0:
         return not is_beyond_file(m, vma, low)
-    return write and has_page(m, vma.huge_size, is_promised(vma, low), subpool_of(m, vma))
+    share = subpool_of(m, vma)
+    return write and has_page(m, vma.huge_size, is_promised(vma, low), share, vma.reserves)
 
 
 def reaches_own_page(m: Machine, vma: Vma, low: int, high: int, write: bool) -> bool:

@@ -53,18 +53,22 @@ class Subpool(msgspec.Struct, frozen=True):
 
     Both are -1 where the mount doesn't say. `used` counts what is used or promised, of a mount
     with a limit only; `kept` what is promised to the mount and to nobody who has a file there.
+    `leaks`: of a kept page that is mapped privately by who has reserved nothing, the pool's promise
+    stays, and its return adds another (to 6.13).
     """
 
     most: int
     least: int
     used: int = 0
     kept: int = 0
+    leaks: bool = False
 
 
-def mount(m: Machine, number: int, size: int, most: int, least: int) -> None:
+def mount(m: Machine, number: int, size: int, share: Subpool) -> None:
     """Give a mount its share of the pool of pages of `size` bytes; what it keeps is promised."""
-    m.subpools.put(number, Subpool(most, least, kept=max(least, 0)))
-    promise(m, size, max(least, 0))
+    kept = max(share.least, 0)
+    m.subpools.put(number, msgspec.structs.replace(share, kept=kept))
+    promise(m, size, kept)
 
 
 def most_to_have(m: Machine, subpool: int, left: int) -> int:
@@ -141,27 +145,34 @@ def promise(m: Machine, size: int, pages: int) -> None:
         m.globals.put(_RESERVED[size], m.globals.get(_RESERVED[size], 0) + pages)
 
 
-def has_page(m: Machine, size: int, reserved: bool, subpool: int) -> bool:
+def has_page(m: Machine, size: int, reserved: bool, subpool: int, claims: bool) -> bool:
     """Return whether who wants a huge page, one that was promised to them or another, gets it."""
     if reserved:
         return True
     share = m.subpools[subpool] if subpool else Subpool(-1, -1)
     if 0 <= share.most <= share.used:
         return False
-    return share.kept > 0 or (unpromised(m, size) or 0) > 0
+    from_kept = share.kept > 0 and (claims or not share.leaks)
+    return from_kept or (unpromised(m, size) or 0) > 0
 
 
-def take(m: Machine, size: int, reserved: bool, subpool: int = 0) -> bool:
+def take(m: Machine, size: int, reserved: bool, subpool: int = 0, claims: bool = True) -> bool:
     """Take a huge page, one that was promised to who takes it or another; False if none is left.
 
-    Where the pool is empty, a mount's share has one page less from then on that nobody uses: a
-    kernel's mistake (alloc_hugetlb_folio, since a833a693a490).
+    `claims`: it is for a file, or for the owner of a reserve (see `Subpool.leaks`). Where the pool
+    is empty, a mount's share has one page less from then on that nobody uses: a kernel's mistake
+    (alloc_hugetlb_folio, since a833a693a490).
     """
     if not reserved:
         wanted = draw(m, subpool, 1)
-        if wanted < 0 or (wanted and (unpromised(m, size) or 0) <= 0):
+        if wanted < 0:
             return False
-        reserved = not wanted
+        from_kept = not wanted and (claims or not m.subpools[subpool].leaks)
+        if not from_kept and (unpromised(m, size) or 0) <= 0:
+            if not wanted:
+                put_back(m, subpool, 1)
+            return False
+        reserved = from_kept
     m.globals.put(_FREE[size], m.globals.get(_FREE[size], 0) - 1)
     promise(m, size, -reserved)
     return True

@@ -191,15 +191,16 @@ _NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm", "group")
 class Scope:
     """What to leave out, because the other side does not cover it (see docs/fidelity.md).
 
-    `slots`: the files that there are. `spares_ring`: keep away from the ring, where no seal does.
+    `slots`: the files that there are; `shares`: and those on mounts of hugetlbfs. `spares_ring`: keep
+    away from the ring, where no seal does.
     """
 
     without: frozenset[str] = frozenset()
     advice: tuple[int, ...] = ADVICE
     themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme not in ASKED_FOR)
-    left_out: frozenset[str] = frozenset()
     mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
     slots: tuple[int, ...] = tuple(range(len(ops.FILES)))
+    shares: tuple[int, ...] = tuple(ops.MOUNT_OF)
     spares_ring: bool = False
 
 

@@ -360,7 +360,10 @@ def guest_scope(release: str) -> Scope:
     if not carries(release, "6.12"):  # file seals are judged from there on
         themes = tuple(theme for theme in themes if theme != "memfd")
     spares_ring = not carries(release, "6.10")
-    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)
+    shares = COVERED.shares
+    if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
+        shares = tuple(slot for slot in shares if ops.MOUNTS[ops.MOUNT_OF[slot]].least < 0)
+    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares)
 
 
 def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:

@@ -27,8 +27,6 @@ WEIGHTS = {"mmap": 26, "munmap": 8, "mprotect": 5, "load": 7, "store": 14, "mrem
            "madvise": 14, "ftruncate": 5, "huge_fallocate": 9, "huge_room": 6, "mlock": 1,
            "munlock": 1, "mincore": 1, "fork": 3, "into_child": 2, "msync": 1,
            "mseal": 1}  # fmt: skip
-_MOUNTED = tuple(ops.MOUNT_OF)
-_BOUND = tuple(slot for slot in _MOUNTED if ops.MOUNTS[ops.MOUNT_OF[slot]].most >= 0)
 _ADVICE = (
     *[advice.MADV_DONTNEED] * 5, *[advice.MADV_REMOVE] * 5, 22, 23, 23, advice.MADV_FREE, 20, 24,
     102, 103, advice.MADV_COLLAPSE, 3, 10, 11, 14, 15, 12, 13, 18, 19, 99,
@@ -36,7 +34,7 @@ _ADVICE = (
 
 
 def _slot(g: Generator) -> int:
-    return g.random.choice((*_MOUNTED, *_MOUNTED, *_MOUNTED, 5))
+    return g.random.choice((*g.scope.shares * 3, 5))
 
 
 def _address(g: Generator) -> Argument:
@@ -122,6 +120,11 @@ def _truncate(g: Generator) -> tuple[Argument, ...]:
     return _slot(g), PMD * g.random.choice((0, 0, 1, 1, 2, 3, 5)) + (PAGE if g.chance(8) else 0)
 
 
+def _bound(g: Generator) -> list[int]:
+    """List the files whose mount has a limit, of which statfs says what is left."""
+    return [slot for slot in g.scope.shares if ops.MOUNTS[ops.MOUNT_OF[slot]].most >= 0]
+
+
 def _touch(g: Generator) -> tuple[Argument, ...]:
     if g.chance(20) and g.chosen:
         return (Ref(g.random.choice(g.chosen[-6:]), PMD * g.random.choice((0, 0, 1, 2))),)
@@ -137,7 +140,7 @@ MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "madvise": _madvise,
     "ftruncate": _truncate,
     "huge_fallocate": _fallocate,
-    "huge_room": lambda g: (g.random.choice(_BOUND),),
+    "huge_room": lambda g: (g.random.choice(_bound(g)),),
     "mlock": _range,
     "munlock": _range,
     "mincore": lambda g: (_address(g), g.random.choice((PAGE, 64 * PAGE, PMD))),

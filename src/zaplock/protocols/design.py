@@ -119,6 +119,7 @@ class Design:
     fork_locks_vma: bool = False
     zap_restores_reserve: bool = False
     huge_hints_round_down: bool = True
+    kept_pages_leak: bool = True
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"

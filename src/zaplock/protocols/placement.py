@@ -139,8 +139,10 @@ def huge_area(
 ) -> int:
     """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap.
 
-    `rounds_down`: so the hint was rounded to 6.12, to 0 even, where nothing may be mapped.
+    `rounds_down`: so the hint was rounded to 6.12, to 0 even, where nothing may be mapped; and
+    MAP_32BIT meant nothing.
     """
+    flags &= ~MAP_32BIT if rounds_down else ~0
     hint = address & -size if rounds_down else (address + size - 1) & -size
     top = 0x8000_0000 if flags & MAP_32BIT else space.limits.task_size
     if length > top:
