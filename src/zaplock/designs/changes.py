@@ -431,6 +431,12 @@ CHANGES: tuple[Change, ...] = (
         {"zap_restores_reserve": True},
     ),
     Change(
+        "6.9", "37641efaa3fa", "hugetlb: check for anon_vma prior to folio allocation",
+        "a fault that makes a private huge page (hugetlb) gives its mapping an anon_vma first; "
+        "before, one that got no page left it without, so that a fork copied nothing of it",
+        {"huge_fault_takes_page_first": False},
+    ),
+    Change(
         "6.9", "fa3bea4e1f82",
         "mm/mempolicy: introduce MPOL_WEIGHTED_INTERLEAVE for weighted interleaving",
         "mbind knows MPOL_WEIGHTED_INTERLEAVE",

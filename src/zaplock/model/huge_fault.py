@@ -97,7 +97,9 @@ def spend_promise(m: Machine, vma: Vma, low: int) -> None:
     """Note that a mapping has had what it was promised, where nothing gives that back."""
     if vma.spent is not None and is_promised(vma, low):
         handle = m.mm(vma.mm).tree[vma.start]
-        m.vmas.put(handle, change(vma, spent=(*vma.spent, number_of(vma, low))))
+        now = m.vmas[handle]
+        assert isinstance(now, Vma)
+        m.vmas.put(handle, change(now, spent=(*vma.spent, number_of(vma, low))))
 
 
 def huge_page_of_file(m: Machine, vma: Vma, low: int) -> int:
@@ -118,23 +120,29 @@ def is_beyond_file(m: Machine, vma: Vma, low: int) -> bool:
     return end > backing.size
 
 
-def own_huge_page(m: Machine, vma: Vma, address: int, write: bool) -> bool:
+def own_huge_page(
+    m: Machine, vma: Vma, address: int, write: bool, page_first: bool = False
+) -> bool:
     """Return whether a fault in a private mapping sets out to make a page of the mapping's own.
 
     Where the file has one, it begins with getting a page for the copy; else what it needs beside
-    it (an anon_vma) comes first.
+    it (an anon_vma) comes first, unless `page_first` (to 6.8).
     """
     low = (address & -vma.huge_size) >> PAGE_SHIFT
     if huge_page_of_file(m, vma, low) < 0:
-        return not is_beyond_file(m, vma, low)
+        if is_beyond_file(m, vma, low) or not page_first:
+            return not is_beyond_file(m, vma, low)
+        write = True
     share = subpool_of(m, vma)
     return write and has_page(m, vma.huge_size, is_promised(vma, low), share, vma.reserves)
 
 
-def reaches_own_page(m: Machine, vma: Vma, low: int, high: int, write: bool) -> bool:
+def reaches_own_page(
+    m: Machine, vma: Vma, low: int, high: int, write: bool, page_first: bool = False
+) -> bool:
     """Return whether faults of bytes [low, high), one by one, come to a page of a mapping's own."""
     for address in range(low & -vma.huge_size, high, vma.huge_size):
-        if own_huge_page(m, vma, address, write):
+        if own_huge_page(m, vma, address, write, page_first):
             return True
         if write or huge_page_of_file(m, vma, address >> PAGE_SHIFT) < 0:
             return False  # that is a SIGBUS

@@ -191,8 +191,8 @@ _NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm", "group")
 class Scope:
     """What to leave out, because the other side does not cover it (see docs/fidelity.md).
 
-    `slots`: the files that there are; `shares`: and those on mounts of hugetlbfs. `spares_ring`: keep
-    away from the ring, where no seal does.
+    `slots`: the files that there are; `shares`: and those on mounts of hugetlbfs. `spares_ring`:
+    keep away from the ring, where no seal does.
     """
 
     without: frozenset[str] = frozenset()
