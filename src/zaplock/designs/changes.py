@@ -747,6 +747,13 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_fills_guards": False},
     ),
     Change(
+        "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
+        "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
+        {"dofork_refuses_special": True},
+        doubt="the commit was not found; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests; "
+        "that other special mappings are meant, too, is a guess",
+    ),
+    Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
         "a VMA's writer excludes readers and then waits for those that are there, in two parts",
     ),

@@ -120,6 +120,7 @@ class Design:
     zap_restores_reserve: bool = False
     huge_hints_round_down: bool = True
     kept_pages_leak: bool = True
+    dofork_refuses_special: bool = False
     huge_fault_takes_page_first: bool = True
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"

@@ -141,7 +141,7 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     set_, cleared = FLAG_ADVICE[advice]
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        error = refused_by_seal(cx, vma, advice) or forbidden_advice(vma, advice)
+        error = refused_by_seal(cx, vma, advice) or forbidden_advice(cx, vma, advice)
         flags = (vma.flags & ~cleared) | set_
         if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
             return 0
@@ -195,11 +195,12 @@ def any_kept(m: Machine, task: Task, mm: int, start: int, end: int, advice: int)
     return any(is_kept_by_seal(vma_of(m, task, handle), advice) for handle in handles)
 
 
-def forbidden_advice(vma: Vma, advice: int) -> int:
+def forbidden_advice(cx: Cx, vma: Vma, advice: int) -> int:
     """Return -EINVAL where a VMA can't take an advice that changes flags."""
     flags = vma.flags
+    kept_from_children = VM_SPECIAL if cx.design.dofork_refuses_special else f.VM_IO
     refused = (
-        (advice == f.MADV_DOFORK and flags & f.VM_IO)
+        (advice == f.MADV_DOFORK and flags & kept_from_children)
         or (advice == f.MADV_WIPEONFORK and (vma.file or vma.name or flags & f.VM_SHARED))
         or (advice == f.MADV_KEEPONFORK and flags & f.VM_DROPPABLE)
         or (advice == f.MADV_DODUMP and (flags & (VM_SPECIAL | f.VM_DROPPABLE)) and
