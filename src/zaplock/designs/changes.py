@@ -571,6 +571,12 @@ CHANGES: tuple[Change, ...] = (
         {"reclaims_tables": True},
     ),
     Change(
+        "6.15", "a833a693a490", "mm: hugetlb: fix incorrect fallback for subpool",
+        "a mount of hugetlbfs (size=, min_size=) that wants more than the pool has gives back what "
+        "it kept only as far as it is short of that by then, and stays charged for the rest",
+        {"huge_refusal": "leaks-used"},
+    ),
+    Change(
         "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
         "a VMA's lock and its being detached are one count",
     ),
@@ -747,6 +753,13 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_fills_guards": False},
     ),
     Change(
+        "7.0", "1d3f9bb4c8af", "mm/hugetlb: restore failed global reservations to subpool",
+        "a mount of hugetlbfs isn't charged any more for a mapping that the pool refused; what it "
+        "kept may still be lost, and a fault that got no page is still charged",
+        {"huge_refusal": "loses-kept"}, backported=("6.18.16", "6.19.6"),
+        doubt="6.19.6 by its review; 6.18.16 is a guess; 6.19.14 had it in a guest",
+    ),
+    Change(
         "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
         "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
         {"dofork_refuses_special": True},
@@ -832,6 +845,12 @@ CHANGES: tuple[Change, ...] = (
         {"registers_terabytes": True},
         doubt="its id and subject are not known: 6.19.14, 7.0.13 and 7.1.13 (EFAULT) are without "
         "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
+    ),
+    Change(
+        "7.3", None, "(hugetlb: a mount keeps its minimum where the pool refuses a mapping)",
+        "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
+        {"huge_refusal": "kept"},
+        doubt="the commit was not found; 7.2.13 loses it, 7.3.4 doesn't, in guests",
     ),
     Change(
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",

@@ -28,7 +28,7 @@ remove_inode_hugepages, hugetlbfs_fallocate).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -48,13 +48,22 @@ _FREE: dict[int, Figure] = {PMD_SIZE: "hugetlb_free", PUD_SIZE: "gigantic_free"}
 _RESERVED: dict[int, Figure] = {PMD_SIZE: "hugetlb_reserved", PUD_SIZE: "gigantic_reserved"}
 
 
+Refusal = Literal["whole", "leaks-used", "loses-kept", "kept"]
+"""What becomes of a mount's share where the pool refuses what it wants beyond what is kept.
+
+"whole": all of it comes back. "leaks-used" (6.15): what was wanted stays used for good, and what
+was kept is lost to the pool where more is used by then than is to be kept. "loses-kept": only the
+latter. "kept" (7.3): neither. A fault that gets no page leaks one as used, but for "whole".
+"""
+
+
 class Subpool(msgspec.Struct, frozen=True):
     """A mount's share of the pool, in huge pages: at most `most`, and `least` kept for it.
 
     Both are -1 where the mount doesn't say. `used` counts what is used or promised, of a mount
     with a limit only; `kept` what is promised to the mount and to nobody who has a file there.
     `leaks`: of a kept page that is mapped privately by who has reserved nothing, the pool's promise
-    stays, and its return adds another (to 6.13).
+    stays, and its return adds another (to 6.13). `refusal`: see there.
     """
 
     most: int
@@ -62,6 +71,7 @@ class Subpool(msgspec.Struct, frozen=True):
     used: int = 0
     kept: int = 0
     leaks: bool = False
+    refusal: Refusal = "loses-kept"
 
 
 def mount(m: Machine, number: int, size: int, share: Subpool) -> None:
@@ -109,22 +119,30 @@ def put_back(m: Machine, subpool: int, pages: int) -> int:
 
 
 def reserve(m: Machine, size: int, subpool: int, pages: int) -> bool:
-    """Promise pages of a size to a mapping or a file of a mount; False where they can't be had.
-
-    Where the pool lacks them, the share is given back: from what it had kept, only as much as it
-    lacks by then (6.18.44, since a833a693a490 and 1d3f9bb4c8af).
-    """
+    """Promise pages of a size to a mapping or a file of a mount; False where they can't be had."""
+    before = m.subpools[subpool] if subpool else None
     wanted = draw(m, subpool, pages)
     if wanted < 0:
         return False
     if wanted > (unpromised(m, size) or 0):
-        promise(m, size, -put_back(m, subpool, pages - wanted))
-        if subpool and m.subpools[subpool].most >= 0:
-            share = m.subpools[subpool]
-            m.subpools.put(subpool, msgspec.structs.replace(share, used=share.used - wanted))
+        if before:
+            refuse(m, size, subpool, before, pages, wanted)
         return False
     promise(m, size, wanted)
     return True
+
+
+def refuse(m: Machine, size: int, subpool: int, before: Subpool, pages: int, wanted: int) -> None:
+    """Give a share back where the pool refuses `wanted` of so many pages; see `Refusal`."""
+    if before.refusal == "whole":
+        put_back(m, subpool, pages)
+    elif before.refusal == "kept":
+        m.subpools.put(subpool, before)
+    else:
+        promise(m, size, -put_back(m, subpool, pages - wanted))
+        share = m.subpools[subpool]
+        if before.refusal == "loses-kept" and share.most >= 0:
+            m.subpools.put(subpool, msgspec.structs.replace(share, used=share.used - wanted))
 
 
 def unreserve(m: Machine, size: int, subpool: int, pages: int) -> None:
@@ -160,8 +178,7 @@ def take(m: Machine, size: int, reserved: bool, subpool: int = 0, claims: bool =
     """Take a huge page, one that was promised to who takes it or another; False if none is left.
 
     `claims`: it is for a file, or for the owner of a reserve (see `Subpool.leaks`). Where the pool
-    is empty, a mount's share has one page less from then on that nobody uses: a kernel's mistake
-    (alloc_hugetlb_folio, since a833a693a490).
+    is empty, a mount's share has one page less for good (see `Refusal`).
     """
     if not reserved:
         wanted = draw(m, subpool, 1)
@@ -169,7 +186,7 @@ def take(m: Machine, size: int, reserved: bool, subpool: int = 0, claims: bool =
             return False
         from_kept = not wanted and (claims or not m.subpools[subpool].leaks)
         if not from_kept and (unpromised(m, size) or 0) <= 0:
-            if not wanted:
+            if subpool and (not wanted or m.subpools[subpool].refusal == "whole"):
                 put_back(m, subpool, 1)
             return False
         reserved = from_kept

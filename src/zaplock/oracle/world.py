@@ -83,7 +83,9 @@ class World:
                 kept = max(share.least, 0)
                 free = self.machine.globals.get("hugetlb_free", 0) + kept
                 self.machine.globals.put("hugetlb_free", free)
-                of_mount = huge_pool.Subpool(*share, leaks=design.kept_pages_leak)
+                of_mount = huge_pool.Subpool(
+                    *share, leaks=design.kept_pages_leak, refusal=design.huge_refusal
+                )
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
