@@ -32,6 +32,7 @@ Figure = Literal[
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # whether accessed bits are followed (model.references)
     "batches",  # whether entries of a huge page that change together get each other's bits
+    "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always

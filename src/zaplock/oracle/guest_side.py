@@ -180,6 +180,7 @@ class GuestSide(RealSide):
             swap_pages=0,
             group_pages=0,
             has_mounts=mounts > 0,
+            shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)

@@ -235,8 +235,7 @@ COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
 )  # fmt: skip
-"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib. VmHWM is not here: the kernel takes it from
-per-CPU counters without summing them up, so it differs from run to run."""
+"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib. VmHWM is the `peak` of a snapshot."""
 
 
 class Snapshot(NamedTuple):
@@ -245,12 +244,15 @@ class Snapshot(NamedTuple):
     `regions` is PAGEMAP_SCAN's answer (start, end, categories: three little-endian qwords each,
     neighbours with equal categories joined); `tags` the first qword of every present page, in
     order of address; what can't be read is a signal as in `signalled`. `counters` as COUNTERS.
+    `peak`: between which kB VmHWM is, beyond what the process had at first. Both are the same in
+    the model; a kernel takes it from per-CPU counters without adding them up. (0, 0): not shown.
     """
 
     vmas: tuple[ObservedVma, ...]
     regions: bytes
     tags: bytes
     counters: tuple[int, ...]
+    peak: tuple[int, int] = (0, 0)
 
 
 BROKEN = 1 << 62
@@ -294,6 +296,7 @@ class Environment:
     shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
     same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
     cgroup of the process may charge, 0 for one that is not the oracle's.
+    shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
     """
 
@@ -313,6 +316,7 @@ class Environment:
     swap_pages: int
     group_pages: int
     has_mounts: bool
+    shows_peak: bool
     has_keys: bool
     poison_code: int
     shows_protection: bool

@@ -37,6 +37,7 @@ class ProcessFacts(NamedTuple):
     swap_pages: int
     group_pages: int
     has_mounts: bool
+    shows_peak: bool
     has_keys: bool
 
 
@@ -79,6 +80,7 @@ class RealSide:
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
             has_mounts=self._mounts is not None,
+            shows_peak=True,
             has_keys=_has_keys(),
         )
         if facts.swap_pages:
@@ -86,7 +88,10 @@ class RealSide:
         one_cpu = -1 if facts.swap_pages else max(os.sched_getaffinity(self._child.pid))
         self._names = self._names._replace(settles=facts.swap_pages > 0, cpu=one_cpu)
         self.environment = self._explore(facts)
-        self._parser = Parser(self.environment.baseline.counters)
+        self._shows_peak = True
+        self._parser = Parser(
+            self.environment.baseline.counters, slack_kb=slack_of_peak(self._child.pid)
+        )
 
     def _explore(self, facts: ProcessFacts) -> Environment:
         page, private_anonymous = ring.PAGE, 0x22
@@ -211,7 +216,7 @@ class RealSide:
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, self._shown(sequence))
+        self._parser.begin(end, self._shown(sequence), self._shows_peak)
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -229,6 +234,7 @@ class RealSide:
         return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
 
     _tracks_soft_dirty = False
+    _shows_peak = False
 
     def _names_soft_dirty(self) -> bool:
         """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
@@ -360,6 +366,16 @@ def _stay_on_one_cpu(pid: int) -> None:
     pages out of its own CPU's batch only (lru_add_drain): what is in another's stays.
     """
     os.sched_setaffinity(pid, {max(os.sched_getaffinity(pid))})
+
+
+def slack_of_peak(pid: int) -> int:
+    """Return by how many kB at most VmHWM is off for a process.
+
+    Each CPU that it may use keeps up to a batch of each of the three counts of pages to itself.
+    Source: lib/percpu_counter.c compute_batch_value.
+    """
+    batch = max(32, 2 * (os.cpu_count() or 1))
+    return 3 * (batch - 1) * len(os.sched_getaffinity(pid)) * ring.PAGE >> 10
 
 
 def _data_length(pid: int) -> int:

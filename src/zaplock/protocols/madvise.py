@@ -265,7 +265,7 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
-        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
+        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros, True)
         await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE))
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
