@@ -191,6 +191,11 @@ GIVEN_UP_AND_WANTED_AGAIN = (  # the pool has 24: what was given up is somebody 
     Op("mmap", (2 * POOL_S_PLACE, 24 * HUGE, 3, 0x4_0031, -1, 0)),
     Op("store", (POOL_S_PLACE,)),
 )
+BOTH_PAGES_AT_ONCE = (  # as above, of a mapping that is filled in one go
+    Op("mmap", (POOL_S_PLACE, 2 * HUGE, 3, 0x4_8032, -1, 0)),
+    Op("munmap", (POOL_S_PLACE, 2 * HUGE)),
+    Op("mmap", (2 * POOL_S_PLACE, 25 * HUGE, 3, 0x4_0031, -1, 0)),
+)
 NO_PAGE_LEFT = (  # so no anon_vma to 6.8, and a fork copies no page table
     Op("mmap", (POOL_S_PLACE, HUGE, 3, 0x4_4032, -1, 0)),
     Op("store", (POOL_S_PLACE,)),
@@ -213,6 +218,13 @@ OF_POOLS = {
     "huge_hints_round_down": ("guest", HINT_INSIDE),
     "kept_pages_leak": ("guest_with_mounts", KEPT_AND_LOST),
 }
+
+
+def test_a_mapping_filled_at_once_gives_its_pages_back_once_to_6_8(old_guest: GuestSide) -> None:
+    real = old_guest.run(BOTH_PAGES_AT_ONCE)
+    assert real[-1].outcome.result == -ENOMEM
+    model = GuestModel(old_guest).run(BOTH_PAGES_AT_ONCE)
+    assert compare.first_divergence(BOTH_PAGES_AT_ONCE, real, model) is None
 
 
 @pytest.mark.parametrize("rule", OF_POOLS)

@@ -99,7 +99,8 @@ def spend_promise(m: Machine, vma: Vma, low: int) -> None:
         handle = m.mm(vma.mm).tree[vma.start]
         now = m.vmas[handle]
         assert isinstance(now, Vma)
-        m.vmas.put(handle, change(now, spent=(*vma.spent, number_of(vma, low))))
+        assert now.spent is not None
+        m.vmas.put(handle, change(now, spent=(*now.spent, number_of(vma, low))))
 
 
 def huge_page_of_file(m: Machine, vma: Vma, low: int) -> int:
