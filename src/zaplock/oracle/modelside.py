@@ -68,6 +68,8 @@ class ModelSide:
             slots_used(sequence),
             follows_references=references,
         )
+        if self.environment.shows_peak:
+            world.machine.globals.put("peaks", 1)
         if self.environment.shows_soft_dirty and ops.shows_references(sequence):
             world.machine.globals.put("soft_dirty", 1)
         if ops.shows_references(sequence) and self.design.batches_entries:

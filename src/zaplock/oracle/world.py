@@ -78,8 +78,6 @@ class World:
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
-        if environment.shows_peak:
-            self.machine.globals.put("peaks", 1)
         if environment.has_mounts:
             for number, share in enumerate(ops.MOUNTS, 1):
                 kept = max(share.least, 0)
