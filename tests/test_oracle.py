@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from zaplock.oracle import (
     campaign,
     compare,
     corpus,
+    huge_mounts,
     huge_pool,
     ksm,
     memory_group,
@@ -444,6 +446,40 @@ def test_pages_of_a_gigabyte_agree_and_are_given_back() -> None:
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
 
 
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool and mounts are for root to make")
+def test_files_on_mounts_with_shares_of_the_pool_agree_and_are_given_back() -> None:
+    """Two files of one mount use up its four pages; what is cut, punched and unmapped comes back.
+
+    The mounts are attached nowhere, and go with whoever has them.
+    """
+    before, mounted = huge_pool.given_pages(), Path("/proc/self/mountinfo").read_text()
+    with huge_mounts.pages_and_mounts():
+        both = Bench(model_side, replace(COVERED, themes=("hugetlbfs",)))
+        try:
+            assert Path("/proc/self/mountinfo").read_text() == mounted
+            report = both.slice(seed=31, sequences=12)
+            kept = [corpus.load(path)[0] for path in (CORPUS_AT / "hugetlbfs").glob("*.json")]
+            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+            one_mount = (
+                Op("huge_fallocate", (7, 0, 0, 3 << 21)),
+                Op("huge_fallocate", (8, 1, 0, 2 << 21)),
+                Op("huge_room", (7,)),
+                Op("ftruncate", (7, 1 << 21)),
+                Op("huge_room", (8,)),
+            )
+            results = [step.outcome.result for step in both.real.run(one_mount)]
+            assert both.diverge(one_mount) is None
+        finally:
+            both.close()
+    assert results == [0, -ENOSPC, 0, 0, 2]
+    assert found == [None] * 2
+    assert huge_pool.given_pages() == before
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert not report.lost
+    assert any(key[:2] == ("huge_fallocate", "ENOSPC") for key in report.coverage)
+
+
 def test_a_theme_whose_pages_no_kernel_has_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -808,7 +844,7 @@ def test_ksmd_is_not_taken_from_whoever_needs_it(
         assert why in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("theme", ["swap", "hugetlb", "gigantic", "ksm", "group"])
+@pytest.mark.parametrize("theme", ["swap", "gigantic", "ksm", "group"])
 def test_no_guest_is_asked_about_what_it_can_not_have(
     theme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

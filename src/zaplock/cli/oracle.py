@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "gigantic", "swap", "ksm", "group")
+_CHANGES_MACHINE = ("hugetlb", "gigantic", "hugetlbfs", "swap", "ksm", "group")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -187,6 +187,7 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
 
     Raises UserError on a machine that can't run them.
     """
+    from zaplock.oracle.huge_mounts import pages_and_mounts
     from zaplock.oracle.huge_pool import huge_pages, pages_of_both_sizes
     from zaplock.oracle.ksm import ksmd
     from zaplock.oracle.memory_group import memory_group
@@ -195,8 +196,8 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
     for check in _checks_of_themes(themes):
         check()
     lenders: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        "hugetlb": huge_pages, "gigantic": pages_of_both_sizes, "swap": swap_file, "ksm": ksmd,
-        "group": memory_group,
+        "hugetlb": huge_pages, "gigantic": pages_of_both_sizes,
+        "hugetlbfs": pages_and_mounts, "swap": swap_file, "ksm": ksmd, "group": memory_group,
     }  # fmt: skip
     with ExitStack() as lent:
         for theme, lend in lenders.items():
@@ -249,7 +250,6 @@ _NOT_IN_GUESTS = {
     "ksm": "a ksmd that waits for it",
     "group": "a memory cgroup of the oracle's",
     "swap": "a swap file",
-    "hugetlb": "a pool of huge pages",
     "gigantic": "pools of huge pages",
 }
 
@@ -269,7 +269,7 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
 
     themes = _scope(args).themes
     _refuse_in_guests(args.kernel, args.theme or ())
-    with booted(args.kernel) as side:
+    with booted(args.kernel, args.theme or ()) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
         scope = guest_scope(side.release)
         scope = replace(scope, themes=themes) if args.theme else scope
@@ -362,7 +362,7 @@ def _replay(args: argparse.Namespace) -> int:
     needed = {_NEEDS_THEME[op.name] for op in sequence if op.name in _NEEDS_THEME}
     needed |= corpus.themes_of(Path(args.replay)) | set(_scope(args).themes if args.theme else ())
     _refuse_in_guests(args.kernel, needed)
-    with _lent(needed), _bench(args) as bench:
+    with _lent(() if args.kernel else needed), _bench(args, needed) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:
@@ -391,14 +391,14 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _bench(args: argparse.Namespace) -> Iterator[Bench]:
-    """Give both sides: this kernel, or a guest's, and the model of it."""
+def _bench(args: argparse.Namespace, themes: Collection[str]) -> Iterator[Bench]:
+    """Give both sides: this kernel, or a guest's that has what themes need, and the model of it."""
     from zaplock.oracle.campaign import Bench
 
     if args.kernel:
         from zaplock.oracle.guest_side import GuestModel, booted
 
-        with booted(args.kernel) as side:
+        with booted(args.kernel, themes) as side:
             yield Bench(lambda real: GuestModel(side), real=side)
         return
     bench = Bench(_other_side(args))

@@ -431,6 +431,18 @@ CHANGES: tuple[Change, ...] = (
         {"populates_over_holes": False},
     ),
     Change(
+        "6.9", "df7a6d1f6405", "mm/hugetlb: restore the reservation if needed",
+        "a zap gives the owner of reserved huge pages (hugetlb, private) their reservation back; "
+        "before, what it had touched once and lost was anybody's",
+        {"zap_restores_reserve": True},
+    ),
+    Change(
+        "6.9", "37641efaa3fa", "hugetlb: check for anon_vma prior to folio allocation",
+        "a fault that makes a private huge page (hugetlb) gives its mapping an anon_vma first; "
+        "before, one that got no page left it without, so that a fork copied nothing of it",
+        {"huge_fault_takes_page_first": False},
+    ),
+    Change(
         "6.9", "fa3bea4e1f82",
         "mm/mempolicy: introduce MPOL_WEIGHTED_INTERLEAVE for weighted interleaving",
         "mbind knows MPOL_WEIGHTED_INTERLEAVE",
@@ -522,6 +534,13 @@ CHANGES: tuple[Change, ...] = (
         {"finds_zeros": True},
     ),
     Change(
+        "6.13", "7bd3f1e1a9ae",
+        "mm: make hugetlb mappings go through mm_get_unmapped_area_vmflags",
+        "a hint for huge pages of hugetlb is rounded up to whole ones, and MAP_32BIT heeded; "
+        "before, x86 rounded it down, also to 0, which is EPERM",
+        {"huge_hints_round_down": False},
+    ),
+    Change(
         "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",
         "MADV_GUARD_INSTALL and _REMOVE, which hold the mmap_lock for read",
         {"guards": True},
@@ -545,6 +564,15 @@ CHANGES: tuple[Change, ...] = (
         {"replaces_huge_zero": True},
     ),
     Change(
+        "6.14", None, "mm/hugetlb: drop vma_has_reserves()",
+        "a page of those that a mount of hugetlbfs keeps (min_size=) counts as promised for "
+        "whoever maps it; before, private mappings that reserve nothing took another of the "
+        "pool, and one more stayed reserved for good each time",
+        {"kept_pages_leak": False},
+        doubt="one of a series of seven whose ids could not be told from those of its drafts; 6.12 "
+        "leaks, 6.18 doesn't",
+    ),
+    Change(
         "6.14", "665575cff098", "filemap: move prefaulting out of hot write path",
         "a write looks at user memory when it has the file's page, and faults it in only then",
         {"prefaults_writes": False},
@@ -553,6 +581,12 @@ CHANGES: tuple[Change, ...] = (
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
         "MADV_DONTNEED frees the page tables that it has emptied",
         {"reclaims_tables": True},
+    ),
+    Change(
+        "6.15", "a833a693a490", "mm: hugetlb: fix incorrect fallback for subpool",
+        "a mount of hugetlbfs (size=, min_size=) that wants more than the pool has gives back what "
+        "it kept only as far as it is short of that by then, and stays charged for the rest",
+        {"huge_refusal": "leaks-used"},
     ),
     Change(
         "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
@@ -730,6 +764,20 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_fills_guards": False},
     ),
     Change(
+        "7.0", "1d3f9bb4c8af", "mm/hugetlb: restore failed global reservations to subpool",
+        "a mount of hugetlbfs isn't charged any more for a mapping that the pool refused; what it "
+        "kept may still be lost, and a fault that got no page is still charged",
+        {"huge_refusal": "loses-kept"}, backported=("6.18.16", "6.19.6"),
+        doubt="6.19.6 by its review; 6.18.16 is a guess; 6.19.14 had it in a guest",
+    ),
+    Change(
+        "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
+        "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
+        {"dofork_refuses_special": True},
+        doubt="the commit was not found; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests; "
+        "that other special mappings are meant, too, is a guess",
+    ),
+    Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
         "a VMA's writer excludes readers and then waits for those that are there, in two parts",
     ),
@@ -806,6 +854,12 @@ CHANGES: tuple[Change, ...] = (
         "an io_uring takes fixed buffers of almost 1 TiB, and refuses longer ones in other words "
         "(1 TiB: EOVERFLOW; more: EINVAL); before, what is longer than 1 GiB was EFAULT",
         {"registers_terabytes": True},
+    ),
+    Change(
+        "7.3", None, "(hugetlb: a mount keeps its minimum where the pool refuses a mapping)",
+        "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
+        {"huge_refusal": "kept"},
+        doubt="the commit was not found; 7.2.13 loses it, 7.3.4 doesn't, in guests",
     ),
     Change(
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model import huge_pool
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.huge_pool import promise
 from zaplock.model.step import Task, step
 from zaplock.model.swap import swap_in_cached, swap_out_cached
 
@@ -35,8 +35,9 @@ class File(msgspec.Struct, frozen=True):
     at once. `served`: the page comes from a process (FUSE) that has to answer. `saved` is the VMA
     that a device's driver remembers from mmap to the VMA's close(), 0 for none. `promised`: the
     huge pages that its mappings have reserved and nobody has faulted in, by their number in it;
-    `huge_size`: how many bytes one of "hugetlb" has. `secret`: of memfd_secret, whose pages nobody
-    but their mappings can reach. `noexec`: where it lies nothing may be executed.
+    `huge_size`: how many bytes one of "hugetlb" has; `subpool`: whose share of the pool it uses, 0
+    for a file of no mount that has one. `secret`: of memfd_secret, whose pages nobody but their
+    mappings can reach. `noexec`: where it lies nothing may be executed.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class File(msgspec.Struct, frozen=True):
     saved: int = 0
     promised: tuple[int, ...] = ()
     huge_size: int = PMD_SIZE
+    subpool: int = 0
     secret: bool = False
     noexec: bool = False
 
@@ -152,7 +154,8 @@ def unreserve(m: Machine, file: int, size: int) -> None:
     """Give back what a file of huge pages was promised from byte `size` on."""
     backing = m.files[file]
     left = tuple(page for page in backing.promised if page * backing.huge_size < size)
-    promise(m, backing.huge_size, len(left) - len(backing.promised))
+    lost = len(backing.promised) - len(left)
+    huge_pool.unreserve(m, backing.huge_size, backing.subpool, lost)
     m.files.put(file, msgspec.structs.replace(backing, promised=left))
 
 

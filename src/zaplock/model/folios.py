@@ -19,7 +19,7 @@ from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
 from zaplock.model.step import Task, step
-from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.tlb import flush_tlb_range, note_peak
 from zaplock.model.vma import change, overlapping, vma_of
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 
 @step
 def split_partly_covered(
-    m: Machine, task: Task, mm: int, low: int, high: int, finds_zeros: bool
+    m: Machine, task: Task, mm: int, low: int, high: int, finds_zeros: bool, frees: bool = False
 ) -> None:
-    """Split the folios that [low, high) does not cover as a whole, but for shared ones."""
+    """Split the folios that [low, high) does not cover as a whole, but for shared ones.
+
+    `frees`: that is for MADV_FREE, which notes the peak of resident memory first.
+    """
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    if frees:
+        note_peak(m, space)
     heads: set[int] = set()
     while first < last:  # each page table by itself
         end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
@@ -64,7 +69,10 @@ def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> set[int]:
 
 
 def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool) -> None:
-    """Make 512 pages of a huge page, mapped one by one."""
+    """Make 512 pages of a huge page, mapped one by one.
+
+    What small entries map already is unmapped meanwhile, so the peak is noted (try_to_migrate_one).
+    """
     tail = head + PAGES_PER_PMD
     for low, high, frame in m.frames.overlapping(head, tail):
         if not frame.freed_by:
@@ -75,6 +83,8 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
         for start, (end, pte) in space.ptes.data.items()
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
+    if any(pte.kind == "anon" for _, _, pte in mapped):
+        note_peak(m, space)
     for low, high, pte in mapped:
         space.ptes.set(low, high, small_entry(pte))
         if finds_zeros:

@@ -43,7 +43,8 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     entries that map it say (PG_dirty), so MADV_FREE asks who else maps it. `unbacked`: MADV_FREE
     has taken its place in swap away, which a write alone does not give back (no PG_swapbacked).
     `slot`: where it has come back from and what others still find there, until a write makes it
-    one's own; of what is in swap, the page that has come back so (the swap cache).
+    one's own; of what is in swap, the page that has come back so (the swap cache). `subpool`: of
+    which mount's share it is given back to, as a huge page (model.huge_pool).
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     dirty: bool = False
     unbacked: bool = False
     slot: int = 0
+    subpool: int = 0
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -64,7 +66,13 @@ share it are known for equal at once."""
 
 
 def alloc_frames(
-    m: Machine, task: Task, kind: str, count: int, refs: int = 1, align: int = 1
+    m: Machine,
+    task: Task,
+    kind: str,
+    count: int,
+    refs: int = 1,
+    align: int = 1,
+    subpool: int = 0,
 ) -> int:
     """Allocate `count` consecutive frames and return the first one's number, a multiple of `align`.
 
@@ -73,7 +81,10 @@ def alloc_frames(
     padding: int = -m.serials.get((task.tid, "frame"), 0) % align
     first = m.next_serial(task, "frame", padding + count) + padding
     first += task.tid + 1 << OWN_FRAMES_SHIFT
-    m.frames.set(first, first + count, frame_of(kind, refs, 0))
+    frame = frame_of(kind, refs, 0)
+    if subpool:
+        frame = msgspec.structs.replace(frame, subpool=subpool)
+    m.frames.set(first, first + count, frame)
     return first
 
 
@@ -92,7 +103,7 @@ def change_frames(
         if new_refs:
             new = frame_of(
                 frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
-                frame.dirty, frame.unbacked, frame.slot,
+                frame.dirty, frame.unbacked, frame.slot, frame.subpool,
             )  # fmt: skip
             m.frames.set(low, high, new)
         else:
@@ -136,7 +147,7 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
         m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
         return
     if frame.kind in POOLED:
-        give_back(m, frame.kind, high - low)
+        give_back(m, frame.kind, high - low, frame.subpool)
     per_unit = _PAGES_OF.get(frame.kind, 1)
     m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE, VM_SHARED, VM_WRITE
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.huge_pool import KIND_OF, take
-from zaplock.model.mm import Mm, Pte
+from zaplock.model.huge_pool import KIND_OF, has_page, promise, take
+from zaplock.model.mm import Pte
 from zaplock.model.pagetable import RSS, install
 from zaplock.model.step import Task
-from zaplock.model.vma import Vma, change
+from zaplock.model.vma import Vma, change, subpool_of
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -37,11 +37,13 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
     if pfn < 0 and is_beyond_file(m, vma, low):
         return -SIGBUS
     if pfn < 0 and own:
-        if not take(m, vma.huge_size, vma.reserves):
+        share = subpool_of(m, vma)
+        if not take(m, vma.huge_size, is_promised(vma, low), share, vma.reserves):
             return -SIGBUS
-        pfn = alloc_frames(m, task, KIND_OF[vma.huge_size], pages)
+        spend_promise(m, vma, low)
+        pfn = alloc_frames(m, task, KIND_OF[vma.huge_size], pages, subpool=share)
     elif pfn < 0:
-        pfn = _add_to_file(m, task, vma, low)
+        pfn = add_to_file(m, task, vma.file, number_of(vma, low))
         if pfn < 0:
             return -SIGBUS
     if not own:
@@ -65,17 +67,40 @@ def write_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, pte: Pte) -> int
         space.ptes.set(low, low + pages, change(pte, writable=True))
         return 0
     of_file = frame.refs > frame.maps  # else its own was promised before the fork, and taken
-    if not take(m, vma.huge_size, vma.reserves and of_file):
+    share = subpool_of(m, vma)
+    owns = of_file and vma.reserves
+    if not take(m, vma.huge_size, owns and is_promised(vma, low), share, owns):
         return -SIGBUS
+    spend_promise(m, vma, low)
     held = m.content.overlapping(old, old + pages)
     space.ptes.clear(low, low + pages)
     space.add(RSS[pte.kind], -pages)
     change_frames(m, task, old, old + pages, refs=-1, maps=-1)
-    new = alloc_frames(m, task, pte.kind, pages)
+    new = alloc_frames(m, task, pte.kind, pages, subpool=share)
     for start, end, tag in held:
         m.content.set(start - old + new, end - old + new, tag)
     install(m, task, space, low, low + pages, Pte(pte.kind, new - low, True))
     return 0
+
+
+def number_of(vma: Vma, low: int) -> int:
+    """Return which huge page of a mapping's file, or of its own, virtual page `low` begins."""
+    return vma.pgoff_of(low << PAGE_SHIFT) // (vma.huge_size >> PAGE_SHIFT)
+
+
+def is_promised(vma: Vma, low: int) -> bool:
+    """Return whether a page that isn't mapped yet is promised to a private mapping."""
+    return vma.reserves and not (vma.spent and number_of(vma, low) in vma.spent)
+
+
+def spend_promise(m: Machine, vma: Vma, low: int) -> None:
+    """Note that a mapping has had what it was promised, where nothing gives that back."""
+    if vma.spent is not None and is_promised(vma, low):
+        handle = m.mm(vma.mm).tree[vma.start]
+        now = m.vmas[handle]
+        assert isinstance(now, Vma)
+        assert now.spent is not None
+        m.vmas.put(handle, change(now, spent=(*now.spent, number_of(vma, low))))
 
 
 def huge_page_of_file(m: Machine, vma: Vma, low: int) -> int:
@@ -88,46 +113,68 @@ def huge_page_of_file(m: Machine, vma: Vma, low: int) -> int:
 
 
 def is_beyond_file(m: Machine, vma: Vma, low: int) -> bool:
-    """Return whether the file of a mapping ends before a page."""
-    return (
-        bool(vma.file) and vma.pgoff_of(low << PAGE_SHIFT) << PAGE_SHIFT >= m.files[vma.file].size
-    )
+    """Return whether the file of a mapping ends before a page, or in it."""
+    if not vma.file:
+        return False
+    backing = m.files[vma.file]
+    end = (vma.pgoff_of(low << PAGE_SHIFT) << PAGE_SHIFT) + backing.huge_size
+    return end > backing.size
 
 
-def own_huge_page(m: Machine, vma: Vma, address: int, write: bool) -> bool:
-    """Return whether a fault in a private mapping makes a huge page of the mapping's own."""
+def own_huge_page(
+    m: Machine, vma: Vma, address: int, write: bool, page_first: bool = False
+) -> bool:
+    """Return whether a fault in a private mapping sets out to make a page of the mapping's own.
+
+    Where the file has one, it begins with getting a page for the copy; else what it needs beside
+    it (an anon_vma) comes first, unless `page_first` (to 6.8).
+    """
     low = (address & -vma.huge_size) >> PAGE_SHIFT
-    return write if huge_page_of_file(m, vma, low) >= 0 else not is_beyond_file(m, vma, low)
+    if huge_page_of_file(m, vma, low) < 0:
+        if is_beyond_file(m, vma, low) or not page_first:
+            return not is_beyond_file(m, vma, low)
+        write = True
+    share = subpool_of(m, vma)
+    return write and has_page(m, vma.huge_size, is_promised(vma, low), share, vma.reserves)
 
 
-def reaches_own_page(m: Machine, vma: Vma, low: int, high: int, write: bool) -> bool:
+def reaches_own_page(
+    m: Machine, vma: Vma, low: int, high: int, write: bool, page_first: bool = False
+) -> bool:
     """Return whether faults of bytes [low, high), one by one, come to a page of a mapping's own."""
     for address in range(low & -vma.huge_size, high, vma.huge_size):
-        if own_huge_page(m, vma, address, write):
+        if own_huge_page(m, vma, address, write, page_first):
             return True
-        if huge_page_of_file(m, vma, address >> PAGE_SHIFT) < 0:
+        if write or huge_page_of_file(m, vma, address >> PAGE_SHIFT) < 0:
             return False  # that is a SIGBUS
     return False
 
 
-def own_pages(m: Machine, space: Mm, low: int, high: int, size: int) -> int:
-    """Count the huge pages mapped in bytes [low, high) that no file has."""
-    return sum(
-        end - start
-        for first, last, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
-        if frame.refs == frame.maps
-    ) // (size >> PAGE_SHIFT)
+def promise_again(m: Machine, vma: Vma, low: int, high: int) -> None:
+    """Promise the owner of a reserve its own huge pages in bytes [low, high), which are to go.
+
+    So its mount's share stays as used as it is when they are given back.
+    """
+    own = 0
+    for first, last, pte in m.mm(vma.mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
+            if frame.refs != frame.maps:
+                continue
+            own += end - start
+            if frame.subpool:
+                m.frames.set(start, end, change(frame, subpool=0))
+    promise(m, vma.huge_size, own // (vma.huge_size >> PAGE_SHIFT))
 
 
-def _add_to_file(m: Machine, task: Task, vma: Vma, low: int) -> int:
-    """Give the file of a mapping a page: its first frame, or -1 where the pool has none."""
-    pgoff, pages = vma.pgoff_of(low << PAGE_SHIFT), vma.huge_size >> PAGE_SHIFT
-    file, number = m.files[vma.file], pgoff // pages
-    if not take(m, vma.huge_size, number in file.promised):
+def add_to_file(m: Machine, task: Task, file: int, number: int) -> int:
+    """Give a file its huge page `number`: the first frame, or -1 where pool or share has none."""
+    backing = m.files[file]
+    size, pages = backing.huge_size, backing.huge_size >> PAGE_SHIFT
+    if not take(m, size, number in backing.promised, backing.subpool):
         return -1
-    left = tuple(one for one in file.promised if one != number)
-    m.files.put(vma.file, change(file, promised=left))
-    pfn = alloc_frames(m, task, KIND_OF[vma.huge_size], pages)
-    m.page_cache(vma.file).set(pgoff, pgoff + pages, pfn - pgoff)
+    left = tuple(one for one in backing.promised if one != number)
+    m.files.put(file, change(backing, promised=left))
+    pfn = alloc_frames(m, task, KIND_OF[size], pages, subpool=backing.subpool)
+    pgoff = number * pages
+    m.page_cache(file).set(pgoff, pgoff + pages, pfn - pgoff)
     return pfn

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
+from zaplock.model.huge_pool import Subpool
 from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
 from zaplock.model.spans import Spans
@@ -31,6 +32,7 @@ Figure = Literal[
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # whether accessed bits are followed (model.references)
     "batches",  # whether entries of a huge page that change together get each other's bits
+    "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "ksm_zero_pages",  # whether pages of zeros become the zero page
@@ -94,6 +96,7 @@ class Machine:
         self.content: RangeMap[int] = RangeMap(self.store, "content")
         self.dirty: RangeMap[bool] = RangeMap(self.store, "dirty")
         self.aging: RangeMap[int] = RangeMap(self.store, "aging")  # see model.references
+        self.subpools: Cells[int, Subpool] = Cells(self.store, "subpools")  # model.huge_pool
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
         self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")

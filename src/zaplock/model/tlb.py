@@ -27,6 +27,7 @@ from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import Mm
 
 NestedFlush = Literal["ignore", "forget-tables", "full"]
 NOTHING = (1 << 64, 0)
@@ -59,9 +60,19 @@ class Gather(msgspec.Struct, frozen=True):
     freed_tables: bool = False
 
 
+def note_peak(m: Machine, space: Mm) -> None:
+    """Keep the peak of resident memory (update_hiwater_rss), where that is followed."""
+    if m.globals.get("peaks", 0) and space.rss > space.count("hiwater_rss"):
+        space.counters.put("hiwater_rss", space.rss)
+
+
 @step
 def tlb_gather_mmu(m: Machine, task: Task, mm: int, first: int, last: int) -> int:
-    """Begin to gather what is unmapped of virtual pages [first, last); returns the gather."""
+    """Begin to gather what is unmapped of virtual pages [first, last); returns the gather.
+
+    The peak of resident memory is noted before, where that is followed.
+    """
+    note_peak(m, m.mm(mm))
     m.mm(mm).add("tlb_flush_pending", 1)
     gather = m.new_handle(task, "gather")
     m.gathers.put(gather, Gather(mm, first, last))

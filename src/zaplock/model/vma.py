@@ -31,7 +31,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     names,
 )
-from zaplock.model.huge_pool import LEVEL_OF, promise
+from zaplock.model.huge_pool import LEVEL_OF, unreserve
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
@@ -49,7 +49,8 @@ class Vma(msgspec.Struct, frozen=True):
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
     mm's. `leaving`: who read-locked it when it was taken out of the tree, where an unmap does not
     wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
-    `reserves`: the huge pages that it has not mapped are promised to it (model.huge_pool).
+    `reserves`: the huge pages that it has not mapped are promised to it (model.huge_pool); those in
+    `spent`, by their number in the file, are no more, where a zap gives none back (None: it does).
     `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     `anon_shift`: by how many pages the anonymous pages of a private mapping of a file that has
     moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
@@ -76,6 +77,7 @@ class Vma(msgspec.Struct, frozen=True):
     reserves: bool = False
     anon_shift: int = 0
     huge_size: int = PMD_SIZE
+    spent: tuple[int, ...] | None = None
     ops: str = ""
 
     @property
@@ -263,10 +265,22 @@ def free(m: Machine, task: Task, handle: int) -> None:
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma} without its close()")
     m.spend("vma_free")
     if vma.reserves:
-        promise(m, vma.huge_size, -(vma.length // vma.huge_size))
+        unreserve(m, vma.huge_size, subpool_of(m, vma), len(unspent(vma)))
     if vma.file:
         put_file(m, task, vma.file)
     m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))
+
+
+def unspent(vma: Vma) -> range | list[int]:
+    """List the huge pages of a reserve's owner that are promised to it once nothing is mapped."""
+    pages = vma.huge_size >> PAGE_SHIFT
+    every = range(vma.pgoff // pages, (vma.pgoff + vma.nr_pages) // pages)
+    return [one for one in every if one not in vma.spent] if vma.spent else every
+
+
+def subpool_of(m: Machine, vma: Vma) -> int:
+    """Return whose share of the pool the file of a mapping uses, 0 for none."""
+    return m.files[vma.file].subpool if vma.file else 0
 
 
 def unlink_rmap(m: Machine, task: Task, handle: int) -> None:

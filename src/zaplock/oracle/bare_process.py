@@ -143,13 +143,13 @@ def check_io_uring() -> None:
 class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 
-    def __init__(self, inherited: int) -> None:
+    def __init__(self, *inherited: int) -> None:
         """Start the process and wait until it is bare; raise UserError where it can't be had.
 
-        It has the `inherited` descriptor (not one of the small ones) too, under the same number,
+        It has the `inherited` descriptors (none of the small ones) too, under the same numbers,
         and those of what the machine has lent (kept.ends).
         """
-        self._inherited = (inherited, *ends())
+        self._inherited = (*inherited, *ends())
         check_machine()
         check_overcommit()
         self._memfd, self._out = _memfd("ring"), _memfd("observations")

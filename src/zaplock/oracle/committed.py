@@ -14,7 +14,7 @@ from zaplock.model.flags import MAP_HUGETLB
 from zaplock.oracle.generate import Generator, Scope
 from zaplock.oracle.lock_sequences import BATCH, Difference
 from zaplock.oracle.modelside import ModelSide
-from zaplock.oracle.ops import Op, Promised
+from zaplock.oracle.ops import HUGE_FILES, Op, Promised
 from zaplock.oracle.real import RealSide
 
 RUNS = 3  # in which a difference must show
@@ -65,5 +65,8 @@ def told(changes: Sequence[int]) -> str:
 
 
 def maps_huge_pages(op: Op) -> bool:
-    """Return whether an operation maps huge pages of the pool."""
-    return op.name == "mmap" and isinstance(op.args[3], int) and bool(op.args[3] & MAP_HUGETLB)
+    """Return whether an operation takes huge pages of the pool, or reserves some."""
+    if op.name != "mmap":
+        return op.name == "huge_fallocate"
+    anyway = isinstance(op.args[3], int) and bool(op.args[3] & MAP_HUGETLB)
+    return anyway or op.args[4] in HUGE_FILES

@@ -37,10 +37,10 @@ def first_divergence(
     """Return the first operation after which two runs differ, None if there is none."""
     equal: tuple[Snapshot | None, Snapshot | None] = None, None
     for index, (ours, theirs) in enumerate(zip(real, model, strict=False)):
-        if ours.outcome != theirs.outcome or (
+        if not same_outcome(ours.outcome, theirs.outcome) or (
             # What both sides know to be as before was compared before.
             (ours.snapshot is not equal[0] or theirs.snapshot is not equal[1])
-            and ours.snapshot != theirs.snapshot
+            and not alike(ours.snapshot, theirs.snapshot)
         ):
             told = tuple(differences(ours, theirs))[:MOST]
             return Divergence(tuple(sequence), index, told or ("unequal in no field",))
@@ -48,6 +48,25 @@ def first_divergence(
     if len(real) == len(model):
         return None
     return Divergence(tuple(sequence), min(len(real), len(model)), ("length of the runs",))
+
+
+def same_outcome(ours: CallOutcome, theirs: CallOutcome) -> bool:
+    """Return whether an operation has returned, and shown, the same on both sides."""
+    if ours.result != theirs.result or ours.seen != theirs.seen:
+        return False
+    if ours.child is None or theirs.child is None:
+        return ours.child is theirs.child
+    return alike(ours.child, theirs.child)
+
+
+_ALL_BUT_PEAK = len(Snapshot._fields) - 1
+
+
+def alike(ours: Snapshot, theirs: Snapshot) -> bool:
+    """Return whether two snapshots agree: in all, and their peaks as far as these are known."""
+    if ours[:_ALL_BUT_PEAK] != theirs[:_ALL_BUT_PEAK]:
+        return False
+    return ours.peak[0] <= theirs.peak[1] and theirs.peak[0] <= ours.peak[1]
 
 
 def differences(real: OracleStep, model: OracleStep) -> Iterator[str]:
@@ -91,6 +110,9 @@ def _snapshots(prefix: str, real: Snapshot, model: Snapshot) -> Iterator[str]:
     for name, ours, theirs in zip(COUNTERS, real.counters, model.counters, strict=True):
         if ours != theirs:
             yield _two(f"{prefix}{name}", f"{ours} kB", f"{theirs} kB")
+    if real.peak[0] > model.peak[1] or model.peak[0] > real.peak[1]:
+        shown = (f"{low} to {high} kB" for low, high in (real.peak, model.peak))
+        yield _two(f"{prefix}VmHWM", *shown)
 
 
 def _vmas(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zaplock import advice
-from zaplock.oracle import gigantic, ops, ring
+from zaplock.oracle import gigantic, hugetlbfs, ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 
 PAGE, PMD = ring.PAGE, 1 << 21
@@ -126,6 +126,7 @@ THEMES: dict[str, dict[str, int]] = {
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "gigantic": gigantic.WEIGHTS,
+    "hugetlbfs": hugetlbfs.WEIGHTS,
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
@@ -180,10 +181,11 @@ _TO_FREE = (  # and of the theme "lazyfree"
 )
 
 ASKED_FOR = (
-    "crowd", "hugetlb", "gigantic", "group", "collapse", "uffd-huge", "pageout", "shm", "uring",
-    "ksm", "swap",
+    "crowd", "hugetlb", "gigantic", "hugetlbfs", "group", "collapse", "uffd-huge", "pageout", "shm",
+    "uring", "ksm", "swap",
 )  # fmt: skip
-"""Themes that run only when asked for: "crowd" is slow, "hugetlb" and "gigantic" need pools,
+"""Themes that run only when asked for: "crowd" is slow, "hugetlb", "gigantic" and "hugetlbfs"
+need pools,
 "group" a memory cgroup, "collapse" and "uffd-huge" free huge pages at every moment, "pageout" a
 machine without swap, "shm" a namespace for System V shared memory, "uring" an io_uring, which not
 everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages in swap is
@@ -204,15 +206,16 @@ may share one (and what was merged is undone before each scan), or "huge" ones."
 class Scope:
     """What to leave out, because the other side does not cover it (see docs/fidelity.md).
 
-    `slots`: the files that there are. `spares_ring`: keep away from the ring, where no seal does.
+    `slots`: the files that there are; `shares`: and those on mounts of hugetlbfs. `spares_ring`:
+    keep away from the ring, where no seal does.
     """
 
     without: frozenset[str] = frozenset()
     advice: tuple[int, ...] = ADVICE
     themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme not in ASKED_FOR)
-    left_out: frozenset[str] = frozenset()
     mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
     slots: tuple[int, ...] = tuple(range(len(ops.FILES)))
+    shares: tuple[int, ...] = tuple(ops.MOUNT_OF)
     spares_ring: bool = False
 
 
@@ -268,7 +271,7 @@ class Generator:
         self._theme = pick.choice(self.scope.themes)
         self._watches = self._theme in _WATCHERS or (self._pages_out and self.chance(30))
         makers = _THEME_MAKERS.get(self._theme, {})
-        self.moves = self._theme == "gigantic" and self.chance(50)
+        self.moves = self._theme in _THEME_MAKERS and self.chance(50)
         self.forks = self._theme != "gigantic" or self.chance(40)
         names = (self._watching if self._watches else self._unwatched)[self._theme]
         names = names if self.forks else [name for name in names if name not in ops.FORKS]
@@ -769,5 +772,5 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "uffd_continue": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip
 
-_THEME_MAKERS = {"gigantic": gigantic.MAKERS}
+_THEME_MAKERS = {"gigantic": gigantic.MAKERS, "hugetlbfs": hugetlbfs.MAKERS}
 """Makers of a theme's own, by theme; what they lack is in _MAKERS."""

@@ -66,7 +66,8 @@ static volatile uint64_t *words;
 static unsigned char *shared, *ring;
 static size_t shared_size;
 static int ring_fd, out_fd, bare;
-static uint64_t ring_at, ring_size, go_at, done_at, status_at, boot_at, kept;
+static uint64_t ring_at, ring_size, go_at, done_at, status_at, boot_at, kept, shares;
+static char **options;
 
 static uint64_t option_of(char **argv, const char *name)
 {
@@ -111,10 +112,42 @@ static void become_bare(void)
 	((void (*)(uint64_t))ring_at)(ring_at + boot_at);
 }
 
-/* Lay the ring anew and start a bare process; it is ready for a program at once. */
+/* Make mount `number` of hugetlbfs as the command line has it; its root is descriptor kept + 1 + number. */
+static void mount_share(char **argv, int number)
+{
+	static const char *const names[] = {"size", "min_size"};
+	char path[] = "/share0", name[16], options[128] = "pagesize=2M";
+	unsigned int i;
+	int fd;
+
+	path[6] += number;
+	for (i = 0; i < 2; i++) {
+		int64_t bytes;
+
+		snprintf(name, sizeof(name), "%s%d", i ? "least" : "most", number);
+		bytes = option_of(argv, name);
+		if (bytes >= 0)
+			sprintf(options + strlen(options), ",%s=%lld", names[i], (long long)bytes);
+	}
+	close(kept + 1 + number);
+	umount2(path, MNT_DETACH);
+	mkdir(path, 0755);
+	if (mount("hugetlbfs", path, "hugetlbfs", 0, options))
+		die("cannot mount hugetlbfs with %s", options);
+	fd = open(path, O_RDONLY | O_DIRECTORY);
+	if (fd < 0 || dup2(fd, kept + 1 + number) < 0)
+		die("cannot open %s", path);
+	close(fd);
+}
+
+/* Lay the ring and the mounts anew and start a bare process; it is ready for a program at once. */
 static void start(void)
 {
+	unsigned int i;
+
 	memcpy(ring, shared + RING_IMAGE, ring_size);
+	for (i = 0; i < shares; i++)
+		mount_share(options, i);
 	bare = fork();
 	if (!bare)
 		become_bare();
@@ -209,10 +242,12 @@ static void tell(void)
 			      resources[i], limit.rlim_max);
 	}
 	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
-		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n",
+		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n"
+		"hugetlb_pages %lu\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
 		meminfo("MemTotal:") + meminfo("SwapTotal:"),
-		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys());
+		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys(),
+		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"));
 }
 
 static void set_up(char **argv)
@@ -238,6 +273,7 @@ static void set_up(char **argv)
 	ring_at = option_of(argv, "ring"), ring_size = option_of(argv, "ring_size");
 	go_at = option_of(argv, "go"), done_at = option_of(argv, "done"), status_at = option_of(argv, "status");
 	boot_at = option_of(argv, "boot"), kept = option_of(argv, "kept");
+	shares = option_of(argv, "shares"), options = argv;
 	fd = open("/disk", O_RDWR | O_CREAT, 0600);
 	dup2(fd, kept);
 	close(fd);
@@ -256,8 +292,8 @@ int main(int argc, char **argv)
 
 	(void)argc;
 	set_up(argv);
-	tell();
 	start();
+	tell();
 	__sync_synchronize();
 	memcpy((void *)words, "ZAPLIVE1", 8);
 	for (;;) {

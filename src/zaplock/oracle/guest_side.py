@@ -17,7 +17,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +29,7 @@ from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
+from zaplock.model import flags as f
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
@@ -42,6 +43,10 @@ from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
 BOOT_LIMIT_S = 240.0
+POOL = 24
+"""Huge pages of 2 MiB in a guest that has a pool: few enough to have none left."""
+_POOLED = {"hugetlb", "hugetlbfs"}
+_WORD = 1 << 64
 _NO_EXTRAS = ("init_on_alloc=0", "audit=0", "lsm=", "kfence.sample_interval=0")
 """What Debian's kernels do besides, a sixth of an emulated run."""
 HANG_S = 120.0
@@ -56,15 +61,18 @@ _POLL_S = 0.000_5
 class GuestProcess:
     """The bare process of a guest, with the face of `BareProcess`."""
 
-    def __init__(self, guest: qemu.LiveGuest) -> None:
-        """Lay the ring into the shared memory; the guest picks it up when it has booted."""
+    def __init__(self, guest: qemu.LiveGuest, kept: tuple[int, ...]) -> None:
+        """Lay the ring into the shared memory; the guest picks it up when it has booted.
+
+        `kept`: the descriptors that the bare process has besides the small ones.
+        """
         self._guest = guest
         with guest.memory.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
         self._restarts = False
         self.write(0, bytes(ring.RING_SIZE))
         self.write(0, stub.CODE)
-        self.write(ring.BOOT, ring.boot((_KEPT,)))
+        self.write(ring.BOOT, ring.boot(kept))
 
     pid = -1
 
@@ -135,9 +143,10 @@ class GuestProcess:
 class GuestSide(RealSide):
     """Run sequences on a guest's kernel."""
 
-    def __init__(self, guest: qemu.LiveGuest) -> None:
-        """Wait for the guest to boot and find out about its process."""
-        self._guest_process = GuestProcess(guest)
+    def __init__(self, guest: qemu.LiveGuest, mounts: int = 0) -> None:
+        """Wait for the guest, which has so many mounts of hugetlbfs, and find out about it."""
+        kept = tuple(range(_KEPT, _KEPT + 1 + mounts))
+        self._guest_process = GuestProcess(guest, kept)
         self._worker = ThreadPoolExecutor(1)  # one after the other, whoever asks
         self._begun: tuple[Sequence[Op], Future[list[OracleStep]]] | None = None
         self._names, strings = file_names(_KEPT, 0)
@@ -150,7 +159,9 @@ class GuestSide(RealSide):
         facts = self._guest_process.await_boot()
         self.release = facts["release"]
         max_map_count = int(facts["max_map_count"])
-        self._names = self._names._replace(max_map_count=max_map_count, cpu=0)  # its only one
+        self._names = self._names._replace(
+            max_map_count=max_map_count, cpu=0, mounts=kept[1:]
+        )  # its only CPU
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
             self._guest_process.write(
@@ -165,10 +176,11 @@ class GuestSide(RealSide):
                 for resource in LIMITED
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
-            hugetlb_pages=0,
             gigantic_pages=0,
             swap_pages=0,
             group_pages=0,
+            has_mounts=mounts > 0,
+            shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)
@@ -191,6 +203,8 @@ class GuestSide(RealSide):
         return self._worker.submit(self._run_shown, sequence).result()
 
     def _run_shown(self, sequence: Sequence[Op]) -> list[OracleStep]:
+        if self._facts.has_mounts:  # what a kernel loses of a mount's share goes with the mount
+            self._guest_process.restart()
         steps = super().run(sequence)
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
@@ -212,26 +226,36 @@ class GuestSide(RealSide):
         self._guest_process.close()
 
 
-_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr")
+_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages")
 
 
 @contextmanager
-def booted(spec: str) -> Iterator[GuestSide]:
-    """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError."""
+def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
+    """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError.
+
+    For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it.
+    """
     check_machine()
+    mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
     words = {
         "ring": ring.RING, "ring_size": ring.RING_SIZE, "go": ring.GO, "done": ring.DONE,
-        "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT,
+        "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT, "shares": len(mounts),
     }  # fmt: skip
+    for number, share in enumerate(mounts):
+        words[f"most{number}"] = share.most * f.PMD_SIZE % _WORD
+        words[f"least{number}"] = share.least * f.PMD_SIZE % _WORD
+    pool = (f"hugepages={POOL}",) if _POOLED & set(themes) else ()
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
     machine = qemu.GuestMachine(
         memory=MEMORY,
         nr_cpus=1,
-        boot_options=("norandmaps", "nokaslr", *_NO_EXTRAS, "GLIBC_TUNABLES=glibc.pthread.rseq=0"),
-    )
+        boot_options=(
+            "norandmaps", "nokaslr", *_NO_EXTRAS, *pool, "GLIBC_TUNABLES=glibc.pthread.rseq=0",
+        ),
+    )  # fmt: skip
     kernel = kernels.find(spec)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
-        side = GuestSide(guest)
+        side = GuestSide(guest, len(mounts))
         try:
             yield side
         finally:
@@ -337,7 +361,10 @@ def guest_scope(release: str) -> Scope:
     if not carries(release, "6.12"):  # file seals are judged from there on
         themes = tuple(theme for theme in themes if theme != "memfd")
     spares_ring = not carries(release, "6.10")
-    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)
+    shares = COVERED.shares
+    if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
+        shares = tuple(slot for slot in shares if ops.MOUNTS[ops.MOUNT_OF[slot]].least < 0)
+    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares)
 
 
 def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:

@@ -23,7 +23,7 @@ GIGANTIC_PAGES = 2
 """Fewer of 1 GiB than a sequence asks for: that a pool is empty is a part of the theme."""
 
 _ADD = """
-import mmap
+import fcntl, mmap
 folder, pages, touched = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def read(name):
     with open(f'{folder}/{name}_hugepages') as file:
@@ -31,10 +31,12 @@ def read(name):
 def given():
     return read('nr') - read('surplus')
 def add(pages):
-    before = given()
     with open(f'{folder}/nr_hugepages', 'w') as pool:
+        fcntl.flock(pool, fcntl.LOCK_EX)  # others read and write it meanwhile, too
+        before = given()
         pool.write(str(max(before + pages, 0)))
-    got = given() - before
+        pool.flush()
+        got = given() - before
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000 | touched.bit_length() - 1 << 26
     held = []
     try:

@@ -32,6 +32,7 @@ from zaplock.protocols import (
     clear_refs,
     exit,
     fork,
+    huge_files,
     kernel_access,
     ksm,
     madvise,
@@ -347,6 +348,16 @@ async def _start_munmap(cx: Cx, start: int, length: int) -> int:
     return await cx.design.munmap(cx, start, length)
 
 
+async def _huge_room(cx: Cx, file: int) -> int:
+    return await huge_files.room_left(file + 1)
+
+
+async def _huge_fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
+    if file not in ops.HUGE_FILES:
+        raise ValueError(f"file {file} has no huge pages: give one that has, {min(ops.HUGE_FILES)}")
+    return await huge_files.fallocate(cx, file + 1, mode, offset, length)
+
+
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
     if not ops.is_slot(file):
         return -EBADF
@@ -362,6 +373,8 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "mmap": _start_mmap,
     "munmap": _start_munmap,
     "ftruncate": _start_truncate,
+    "huge_fallocate": _huge_fallocate,
+    "huge_room": _huge_room,
     "set_mdwe": prctl.prctl_set_mdwe,
     "set_thp_disable": prctl.prctl_set_thp_disable,
     "set_memory_merge": ksm.prctl_set_memory_merge,

@@ -73,6 +73,8 @@ class ModelSide:
         references = self.environment.shows_references and untouched
         slots = slots_used(sequence)
         world = World(self.environment, self.design, slots, follows_references=references)
+        if self.environment.shows_peak:
+            world.machine.globals.put("peaks", 1)
         if self.environment.shows_soft_dirty and untouched:
             world.machine.globals.put("soft_dirty", 1)
         if untouched and self.design.batches_entries:

@@ -20,7 +20,7 @@ from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
-from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
+from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import FILE, LONG_REGION, MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
@@ -44,6 +44,7 @@ _CATEGORIES = {
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
 _KB = 4
+_VMRSS = COUNTERS.index("VmRSS")
 _SPELLED: dict[int, tuple[str, str]] = {}
 _RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
 _NO_FIGURES = {
@@ -161,12 +162,19 @@ class ModelView:
         if last is None or mapped or paged or written:
             vmas, regions, tags = self._look(paged or written, written, marked)
         else:
-            vmas, regions, tags, _ = last
+            vmas, regions, tags = last[:3]
         counters = tuple(map(sub, self._counters(), self._base))
         if self._ring_locked:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
-        self._last = Snapshot(vmas, regions, tags, counters)
+        self._last = Snapshot(vmas, regions, tags, counters, self._peak(counters))
         return self._last
+
+    def _peak(self, counters: tuple[int, ...]) -> tuple[int, int]:
+        """Return the peak of resident memory, twice; what the process had at first is not in it."""
+        if not self._machine.globals.get("peaks", 0):
+            return 0, 0
+        mark = self._space.counters.data.get("hiwater_rss", 0) * _KB - self._base[_VMRSS]
+        return (max(mark, counters[_VMRSS]),) * 2
 
     def _shows_marks(self) -> bool:
         """Return whether pages have marks that show, and that may change where no entry does."""

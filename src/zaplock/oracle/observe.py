@@ -8,6 +8,7 @@ snapshot of ten VMAs cost about as much as splitting the text.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -26,8 +27,9 @@ MARKS = ("LazyFree", "Referenced")
 
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
-_VMLCK = COUNTERS.index("VmLck")
+_VMLCK, _VMRSS = COUNTERS.index("VmLck"), COUNTERS.index("VmRSS")
 
+_PEAK = re.compile(rb"VmHWM:\s+(\d+)")
 _FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
 
 
@@ -116,9 +118,21 @@ _Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece], dict[bytes, st
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
-    def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
-        """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
+    def __init__(
+        self,
+        baseline: tuple[int, ...] | None = None,
+        has_scan: bool = True,
+        slack_kb: int = 0,
+    ) -> None:
+        """Count from a baseline on; without PAGEMAP_SCAN no page is seen.
+
+        slack_kb: by how much VmHWM may be off, where it is asked for (`begin`).
+        """
         self._has_scan = has_scan
+        self._slack_kb = slack_kb
+        self._resident = baseline[_VMRSS] if baseline else 0
+        self._shows_peak = False
+        self._peak = (0, 0)
         self._known: dict[tuple[str, ...], _Known] = {}  # by what is hidden
         self._fields: dict[tuple[str, ...], _Fields] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
@@ -133,11 +147,15 @@ class Parser:
         self.baseline = baseline
         self.begin()
 
-    def begin(self, end: int = ring.TASK_SIZE, shows: tuple[str, ...] = ()) -> None:
+    def begin(
+        self, end: int = ring.TASK_SIZE, shows: tuple[str, ...] = (), peak: bool = False
+    ) -> None:
         """Forget what belongs to one sequence only; mappings from `end` on are left out now.
 
-        `shows`: those of MARKS that count, which else are 0 whatever smaps says.
+        `shows`: those of MARKS that count, which else are 0 whatever smaps says. `peak`: whether
+        snapshots have one.
         """
+        self._shows_peak = peak
         self._end = end
         hidden = tuple(name for name in MARKS if name not in shows)
         self._unnamed = ("??",) if SOFT_DIRTY in shows else ("??", SOFT_DIRTY)
@@ -156,16 +174,17 @@ class Parser:
         Raises ValueError on text that no known kernel writes.
         """
         if smaps is None or scan is None or status is None:
-            vmas, regions, tags, counters = self.same_again()
+            vmas, regions, tags, counters, _ = self.same_again()
         if smaps is not None:
             vmas = self._vmas(smaps)
         if scan is not None:
             regions, tags = self._pages(scan)
         if status is not None:
             self._counted = self._status(status)
+            self._peak = self._peak_of(status) if self._shows_peak else (0, 0)
         if smaps is not None or status is not None:
             counters = _without_ring(self._counted) if self._ring_locked else self._counted
-        self._last = Snapshot(vmas, regions, tags, counters)
+        self._last = Snapshot(vmas, regions, tags, counters, self._peak)
         return self._last
 
     def same_again(self) -> Snapshot:
@@ -259,6 +278,12 @@ class Parser:
                 known = tuple(map(sub, known, self.baseline))
             self._counters[text] = known
         return known
+
+    def _peak_of(self, status: bytes) -> tuple[int, int]:
+        """Read VmHWM, which may be off by what per-CPU counters have not told yet."""
+        told = _PEAK.search(status)
+        peak = int(told[1]) if told else 0
+        return peak - self._resident - self._slack_kb, peak - self._resident + self._slack_kb
 
     def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
         count = _COUNT(scan)[0]

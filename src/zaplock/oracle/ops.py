@@ -74,6 +74,8 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
     "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
+    "huge_fallocate": ("file", "mode", "offset", "length"),  # of HUGE_FILES
+    "huge_room": ("file",),  # how many pages more a mount lets its files have, by fstatfs
     "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "ksm_unmerge": (),  # and undoes that everywhere
@@ -101,8 +103,25 @@ CROWD = 0x2_0000_0000
 FILES = ("m0", "m1", "disk", "zero", "ro")  # the last: in memory, open for reading only
 FILE_PAGES = (16, 4, 16, 0, 6)
 HOLES = {0: range(12, 16), 4: range(5, 6)}  # pages never written
-HUGE_FILES = {5: ("huge", 1 << 21), 6: ("gigantic", 1 << 30)}
-"""By slot: memfds of huge pages, empty at first, their names and the bytes of a page of theirs."""
+HUGE_FILES = {
+    5: ("huge", 1 << 21), 6: ("gigantic", 1 << 30), 7: ("bound", 1 << 21), 8: ("other", 1 << 21),
+    9: ("both", 1 << 21), 10: ("kept", 1 << 21),
+}  # fmt: skip
+"""By slot: files of huge pages, empty at first, their names and the bytes of a page of theirs.
+
+Memfds, but for those of MOUNT_OF."""
+
+
+class Share(NamedTuple):
+    """What a mount of hugetlbfs is given: at most so many huge pages, at least so many; -1: no."""
+
+    most: int
+    least: int
+
+
+MOUNTS = (Share(4, -1), Share(6, 2), Share(-1, 3))
+MOUNT_OF = {7: 0, 8: 0, 9: 1, 10: 2}
+"""By slot: in which of MOUNTS a file is, whose share of the pool it has with all files there."""
 DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
 SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
@@ -225,8 +244,7 @@ COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
 )  # fmt: skip
-"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib. VmHWM is not here: the kernel takes it from
-per-CPU counters without summing them up, so it differs from run to run."""
+"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib. VmHWM is the `peak` of a snapshot."""
 
 
 class Snapshot(NamedTuple):
@@ -235,12 +253,15 @@ class Snapshot(NamedTuple):
     `regions` is PAGEMAP_SCAN's answer (start, end, categories: three little-endian qwords each,
     neighbours with equal categories joined); `tags` the first qword of every present page, in
     order of address; what can't be read is a signal as in `signalled`. `counters` as COUNTERS.
+    `peak`: between which kB VmHWM is, beyond what the process had at first. Both are the same in
+    the model; a kernel takes it from per-CPU counters without adding them up. (0, 0): not shown.
     """
 
     vmas: tuple[ObservedVma, ...]
     regions: bytes
     tags: bytes
     counters: tuple[int, ...]
+    peak: tuple[int, int] = (0, 0)
 
 
 BROKEN = 1 << 62
@@ -284,6 +305,8 @@ class Environment:
     shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
     same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
     cgroup of the process may charge, 0 for one that is not the oracle's.
+    shows_peak: is the peak of a snapshot compared?
+    has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
     """
 
     ring: int
@@ -301,6 +324,8 @@ class Environment:
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    has_mounts: bool
+    shows_peak: bool
     has_keys: bool
     poison_code: int
     shows_protection: bool

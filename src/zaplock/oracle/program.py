@@ -28,7 +28,9 @@ _SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
 OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41, "set_memory_merge": 67}
 """The options of prctl that are operations."""
-_RDWR = 2
+_RDWR, _CREAT, _EXCL = 2, 0o100, 0o200
+_OPENAT, _UNLINKAT, _FALLOCATE, _FSTATFS = 257, 263, 285, 138
+_BFREE = 24  # where statfs says it, in bytes
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
 
@@ -83,7 +85,7 @@ class KsmNames(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
-    `huge_files`: the names of those of huge pages, by slot.
+    `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS.
     `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
     sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
     swap, so pages go on being written after MADV_PAGEOUT has returned.
@@ -95,6 +97,7 @@ class ProgramNames(NamedTuple):
     ksm: KsmNames
     max_map_count: int
     huge_files: dict[int, int]
+    mounts: tuple[int, ...] = ()
     cpu: int = -1
     settles: bool = False
 
@@ -113,7 +116,7 @@ UNTOUCHED = Look(ring.OBSERVE_UNTOUCHED, ring.OBSERVE_UNTOUCHED)
 MARKING = Look(stub.syscall(_GETPID), MARK)
 """Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
 
-HUGE_FILE_FDS = 50  # and the slot
+HUGE_FILE_FDS = 47  # and the slot
 KSM_ZERO_PAGES_FD, KSM_MOST_FD, MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = range(58, 64)
 SCANS, SCANS_OF_HUGE = 3, 8
 """How often ksmd scans: once for the checksums, once to merge, and once more to be sure.
@@ -200,9 +203,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     if "uring_register" in used:
         build_into.add(_open_uring())
     for slot in sorted(filled & ops.HUGE_FILES.keys()):
-        flags = _MFD_HUGETLB | ops.HUGE_FILES[slot][1].bit_length() - 1 << MAP_HUGE_SHIFT
-        opened = build_into.add(stub.syscall(_MEMFD, names.huge_files[slot], flags))
-        _number_as(build_into, opened, HUGE_FILE_FDS + slot)
+        _open_huge(build_into, slot, names)
     if used & {"shmat", "shmdt"}:
         size = ops.SEGMENT_PAGES * ring.PAGE
         build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
@@ -253,6 +254,22 @@ one that nobody else has for shared, and it is copied. MADV_COLD lists what is a
 (Debian's kernels) every page: folio_deactivate, mm/swap.c. A list is worked off when 31 pages are
 on it or something has it done, so which page is copied would be a matter of time.
 """
+
+
+def _open_huge(b: Builder, slot: int, names: ProgramNames) -> None:
+    """Append what makes a file of huge pages: a memfd, or one on a mount that has no name any more.
+
+    The mount is there for all sequences; what they had of it goes with their files.
+    """
+    name = names.huge_files[slot]
+    if slot in ops.MOUNT_OF:
+        mount = names.mounts[ops.MOUNT_OF[slot]]
+        opened = b.add(stub.syscall(_OPENAT, mount, name, _RDWR | _CREAT | _EXCL, 0o600))
+        b.add(stub.syscall(_UNLINKAT, mount, name, 0))
+    else:
+        flags = _MFD_HUGETLB | ops.HUGE_FILES[slot][1].bit_length() - 1 << MAP_HUGE_SHIFT
+        opened = b.add(stub.syscall(_MEMFD, name, flags))
+    _number_as(b, opened, HUGE_FILE_FDS + slot)
 
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
@@ -655,6 +672,16 @@ def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -
     return b.add(stub.entry(stub.LOAD, status))
 
 
+def _huge_fallocate(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return b.add(stub.syscall(_FALLOCATE, *arguments))
+
+
+def _huge_room(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    at = ring.RING + ring.SCRATCH
+    b.add(stub.syscall(_FSTATFS, arguments[0], at))
+    return b.add(stub.entry(stub.LOAD, at + _BFREE))
+
+
 def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Let ksmd run until it has scanned everything so often, which its count of scans tells.
 
@@ -730,6 +757,8 @@ _COMPOSED = {
     "set_memory_merge": _prctl,
     "clear_refs": _clear_refs,
     "fill_memory": _fill_memory,
+    "huge_fallocate": _huge_fallocate,
+    "huge_room": _huge_room,
     "ksm_scan": _ksm_scan,
     "ksm_unmerge": _ksm_unmerge,
     "ksm_zero_pages": _ksm_zero_pages,

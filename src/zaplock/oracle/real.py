@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.oracle import memory_group, ops, program, ring, stub
+from zaplock.oracle import huge_mounts, memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
+from zaplock.oracle.huge_mounts import HugeMounts
 from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM
 from zaplock.oracle.machine_settings import Settings, read_settings
@@ -35,6 +36,8 @@ class ProcessFacts(NamedTuple):
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    has_mounts: bool
+    shows_peak: bool
     has_keys: bool
 
 
@@ -57,7 +60,10 @@ class RealSide:
         self._start()
 
     def _start(self) -> None:
-        self._child = BareProcess(self._disk)
+        self._mounts = HugeMounts() if huge_mounts.are_lent() else None
+        mounts = self._mounts.descriptors if self._mounts else ()
+        self._names = self._names._replace(mounts=mounts)
+        self._child = BareProcess(self._disk, *mounts)
         self._child.write(ring.FILE_STRINGS, self._strings)
         if group := memory_group.joined():
             (group / "cgroup.procs").write_text(str(self._child.pid))
@@ -73,6 +79,8 @@ class RealSide:
             gigantic_pages=free_huge_pages(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
+            has_mounts=self._mounts is not None,
+            shows_peak=True,
             has_keys=_has_keys(),
         )
         if facts.swap_pages:
@@ -80,7 +88,10 @@ class RealSide:
         one_cpu = -1 if facts.swap_pages else max(os.sched_getaffinity(self._child.pid))
         self._names = self._names._replace(settles=facts.swap_pages > 0, cpu=one_cpu)
         self.environment = self._explore(facts)
-        self._parser = Parser(self.environment.baseline.counters)
+        self._shows_peak = True
+        self._parser = Parser(
+            self.environment.baseline.counters, slack_kb=slack_of_peak(self._child.pid)
+        )
 
     def _explore(self, facts: ProcessFacts) -> Environment:
         page, private_anonymous = ring.PAGE, 0x22
@@ -190,15 +201,22 @@ class RealSide:
             raise
         if status:
             raise Lost(f"the runner ended with wait status {status:#x}")
+        if self._mounts and (lack := self._mounts.lacking()):
+            self.restart()
+            raise Lost(f"with all files gone, {lack} are still in use: the kernel has lost them")
+
+    _mounts: HugeMounts | None = None
 
     def restart(self) -> None:
-        """Replace the bare process."""
+        """Replace the bare process, and its mounts."""
         self._child.close()
+        if self._mounts:
+            self._mounts.close()
         self._start()
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, self._shown(sequence))
+        self._parser.begin(end, self._shown(sequence), self._shows_peak)
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -216,6 +234,7 @@ class RealSide:
         return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
 
     _tracks_soft_dirty = False
+    _shows_peak = False
 
     def _names_soft_dirty(self) -> bool:
         """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
@@ -232,6 +251,8 @@ class RealSide:
     def close(self) -> None:
         """End the child and remove its files."""
         self._child.close()
+        if self._mounts:
+            self._mounts.close()
         os.close(self._disk)
 
 
@@ -340,6 +361,16 @@ def _stay_on_one_cpu(pid: int) -> None:
     pages out of its own CPU's batch only (lru_add_drain): what is in another's stays.
     """
     os.sched_setaffinity(pid, {max(os.sched_getaffinity(pid))})
+
+
+def slack_of_peak(pid: int) -> int:
+    """Return by how many kB at most VmHWM is off for a process.
+
+    Each CPU that it may use keeps up to a batch of each of the three counts of pages to itself.
+    Source: lib/percpu_counter.c compute_batch_value.
+    """
+    batch = max(32, 2 * (os.cpu_count() or 1))
+    return 3 * (batch - 1) * len(os.sched_getaffinity(pid)) * ring.PAGE >> 10
 
 
 def _data_length(pid: int) -> int:

@@ -68,7 +68,8 @@ def clear_refs(kind):
 
 
 def call(number, *arguments):
-    result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, arguments))
+    passed = (ctypes.c_ulong(one) if isinstance(one, int) else one for one in arguments)
+    result = libc.syscall(ctypes.c_long(number), *passed)
     return result if result != -1 else -ctypes.get_errno()
 
 
@@ -116,6 +117,20 @@ def ksm_write(name, number):
         return file.write(b"%d" % number) and 0
 
 
+def mounted(most, least):  # a hugetlbfs, of which nobody else knows; -1: no such limit
+    context = call(430, b"hugetlbfs", 0)
+    for name, pages in (("size", most), ("min_size", least)):
+        if pages >= 0:
+            call(431, context, 1, name.encode(), b"%d" % (pages << 21), 0)
+    call(431, context, 1, b"pagesize", b"2M", 0)
+    call(431, context, 6, None, None, 0)
+    return call(432, context, 0, 0)
+
+
+def room(fd):
+    return os.fstatvfs(fd).f_bfree
+
+
 def page(fd, number, tag):
     os.pwrite(fd, struct.pack("<Q", tag), number * 4096)
 
@@ -161,15 +176,23 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     if any(op.name in _UFFD_COMMANDS or "file" in _names(op) for op in sequence):
         lines += _files()
     if slots_used(sequence) & ops.HUGE_FILES.keys():
-        for name, size in ops.HUGE_FILES.values():
-            flags = f"4 | {size.bit_length() - 1} << 26"
-            lines.append(f'files.append(os.memfd_create("{name}", {flags}))')
+        lines += _huge_files()
     if any(op.name == "uring_register" for op in sequence):
         lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
     if any(op.name in ("shmat", "shmdt") for op in sequence):
         lines.append(f"segment = call(29, 0, {ops.SEGMENT_PAGES * 4096}, 0o700)")
         lines.append("__import__('atexit').register(call, 31, segment, 0, 0)")
     return lines + [_line(k, op) for k, op in enumerate(sequence)]
+
+
+def _huge_files() -> list[str]:
+    lines = [f"mounts = [mounted(most, least) for most, least in {list(map(tuple, ops.MOUNTS))}]"]
+    for slot, (name, size) in ops.HUGE_FILES.items():
+        made = f'os.memfd_create("{name}", 4 | {size.bit_length() - 1} << 26)'
+        if slot in ops.MOUNT_OF:
+            made = f'os.open("{name}", os.O_RDWR | os.O_CREAT, dir_fd=mounts[{ops.MOUNT_OF[slot]}])'
+        lines.append(f"files.append({made})")
+    return lines
 
 
 _UFFD_COMMANDS = {
@@ -267,6 +290,10 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         packed = f"struct.pack_into('<Q', vector, 0, {nodes})"
         inside = f"{start}, {length}, {mode}, ctypes.addressof(vector), 64, {flags}"
         return f"{packed} or call(237, {inside})"
+    if op.name == "huge_fallocate":
+        return f"call(285, {inside})"
+    if op.name == "huge_room":
+        return f"room({inside})"
     if op.name == "shmat":
         return f"call(30, segment, {inside})"
     if op.name == "shmdt":

@@ -10,7 +10,7 @@ import msgspec
 
 from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
-from zaplock.model import references
+from zaplock.model import huge_pool, references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
@@ -78,6 +78,15 @@ class World:
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
+        if environment.has_mounts:
+            for number, share in enumerate(ops.MOUNTS, 1):
+                kept = max(share.least, 0)
+                free = self.machine.globals.get("hugetlb_free", 0) + kept
+                self.machine.globals.put("hugetlb_free", free)
+                of_mount = huge_pool.Subpool(
+                    *share, leaks=design.kept_pages_leak, refusal=design.huge_refusal
+                )
+                huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
         if follows_references:
@@ -97,7 +106,9 @@ class World:
         """Make a file and fill it, as the bare process does those that a sequence names."""
         if slot in ops.HUGE_FILES:
             name, huge_size = ops.HUGE_FILES[slot]
-            new_file(self.machine, slot + 1, "hugetlb", 0, name, huge_size=huge_size)
+            share = ops.MOUNT_OF[slot] + 1 if slot in ops.MOUNT_OF else 0
+            more = {"huge_size": huge_size, "subpool": share}
+            new_file(self.machine, slot + 1, "hugetlb", 0, name, **more)
             return
         name = ops.FILES[slot]
         kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")

@@ -6,8 +6,7 @@ for write (rule `clear_refs_lock`), and from 6.6 on each VMA that is walked is l
 (`walks_lock_vmas`).
 
 Source: fs/proc/task_mmu.c clear_refs_write, clear_refs_test_walk. Not covered: soft-dirty bits
-themselves, which shared memory and files have as well, and the peak, which the kernel keeps in
-counters that it does not add up.
+themselves, which shared memory and files have as well.
 """
 
 from __future__ import annotations
@@ -48,6 +47,8 @@ async def clear_refs(cx: Cx, kind: int) -> int:
                 await clear_young(vma)
             else:
                 await clear_written(vma)
+    if kind == PEAK:
+        await forget_peak(cx.mm)
     await (mmap_write_unlock(cx) if writes else up_read(cx.mmap_lock))
     return len(str(kind))
 
@@ -57,6 +58,13 @@ def walks(vma: Vma, kind: int) -> bool:
     if vma.flags & VM_PFNMAP:
         return False
     return kind not in (ANONYMOUS, MAPPED) or (kind == MAPPED) == bool(vma.file or vma.name)
+
+
+@step
+def forget_peak(m: Machine, _task: Task, mm: int) -> None:
+    """Let the peak of resident memory be what is resident now."""
+    if m.globals.get("peaks", 0):
+        m.mm(mm).counters.put("hiwater_rss", m.mm(mm).rss)
 
 
 @step

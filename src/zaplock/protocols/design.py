@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
+from zaplock.model.huge_pool import Refusal
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
 from zaplock.model.step import Task
@@ -117,6 +118,12 @@ class Design:
     munlock_pass: bool = True
     vma_lock_faults: Literal["anonymous", "most", "all"] = "anonymous"
     fork_locks_vma: bool = False
+    zap_restores_reserve: bool = False
+    huge_hints_round_down: bool = True
+    kept_pages_leak: bool = True
+    huge_refusal: Refusal = "whole"
+    dofork_refuses_special: bool = False
+    huge_fault_takes_page_first: bool = True
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"

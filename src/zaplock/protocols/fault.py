@@ -195,6 +195,8 @@ async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: boo
     if vma.flags & VM_SHARED or vma.anon_vma:
         return False
     if vma.flags & VM_HUGETLB:
+        if cx.design.huge_fault_takes_page_first:
+            return await makes_huge_page(handle, address, write, True)
         return not vma.file or await makes_huge_page(handle, address, write)
     if not write and (vma.file or not await fits_huge_page(handle, address)):
         return False
@@ -261,9 +263,11 @@ def is_guarded(m: Machine, _task: Task, mm: int, address: int) -> bool:
 
 
 @step
-def makes_huge_page(m: Machine, task: Task, handle: int, address: int, write: bool) -> bool:
-    """Return whether a fault in a private mapping of a file makes a huge page of its own."""
-    return own_huge_page(m, found_vma(m, task, handle), address, write)
+def makes_huge_page(
+    m: Machine, task: Task, handle: int, address: int, write: bool, page_first: bool = False
+) -> bool:
+    """Return whether a fault in a private mapping makes a huge page of its own."""
+    return own_huge_page(m, found_vma(m, task, handle), address, write, page_first)
 
 
 @step

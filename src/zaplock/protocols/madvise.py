@@ -47,6 +47,7 @@ from zaplock.model.swap import drop_swapped, kept_slot, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
+from zaplock.protocols.huge_files import punch_huge_hole
 from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
@@ -140,7 +141,7 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     set_, cleared = FLAG_ADVICE[advice]
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        error = refused_by_seal(cx, vma, advice) or forbidden_advice(vma, advice)
+        error = refused_by_seal(cx, vma, advice) or forbidden_advice(cx, vma, advice)
         flags = (vma.flags & ~cleared) | set_
         if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
             return 0
@@ -194,11 +195,12 @@ def any_kept(m: Machine, task: Task, mm: int, start: int, end: int, advice: int)
     return any(is_kept_by_seal(vma_of(m, task, handle), advice) for handle in handles)
 
 
-def forbidden_advice(vma: Vma, advice: int) -> int:
+def forbidden_advice(cx: Cx, vma: Vma, advice: int) -> int:
     """Return -EINVAL where a VMA can't take an advice that changes flags."""
     flags = vma.flags
+    kept_from_children = VM_SPECIAL if cx.design.dofork_refuses_special else f.VM_IO
     refused = (
-        (advice == f.MADV_DOFORK and flags & f.VM_IO)
+        (advice == f.MADV_DOFORK and flags & kept_from_children)
         or (advice == f.MADV_WIPEONFORK and (vma.file or vma.name or flags & f.VM_SHARED))
         or (advice == f.MADV_KEEPONFORK and flags & f.VM_DROPPABLE)
         or (advice == f.MADV_DODUMP and (flags & (VM_SPECIAL | f.VM_DROPPABLE)) and
@@ -263,7 +265,7 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
-        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
+        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros, True)
         await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE))
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
@@ -391,26 +393,11 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     if not error and await sealed_against(vma.file, 0):
         error = -EPERM
     if not error and vma.flags & VM_HUGETLB:
-        await zero_parts(vma.file, first, last)
-        first, last = (first + vma.huge_size - 1) & -vma.huge_size, last & -vma.huge_size
-    if not error and first < last:
+        await punch_huge_hole(cx, vma.file, vma.huge_size, first, last)
+    elif not error:
         await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
     return error
-
-
-@step
-def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
-    """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
-    size = m.files[file].huge_size
-    whole, end = (first + size - 1) & -size, last & -size
-    parts = [(first, min(last, whole))] if first < whole else []
-    parts += [(end, last)] if last > end and last > whole else []
-    for low, high in parts:
-        for start, stop, delta in m.page_cache(file).overlapping(
-            low >> PAGE_SHIFT, high >> PAGE_SHIFT
-        ):
-            m.content.clear(start + delta, stop + delta)
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:

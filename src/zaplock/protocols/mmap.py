@@ -53,7 +53,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.huge_pool import KIND_OF, promise, unpromised
+from zaplock.model.huge_pool import KIND_OF, most_to_have, promise, reserve, unpromised
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.references import born_dirty
@@ -157,7 +157,7 @@ def reserve_huge_pages(
     """Reserve what a mapping of huge pages may need, or return why hugetlbfs refuses it.
 
     That is its offset, or its pool; a machine without a pool has plenty of 2 MiB pages and none of
-    1 GiB. A private mapping reserves when it is made (link_new_vma), one of a new file with it.
+    1 GiB. Shared memory without a file reserves with the file that it gets (link_new_vma).
     """
     if (pgoff << PAGE_SHIFT) % size:
         return -EINVAL
@@ -168,16 +168,19 @@ def reserve_huge_pages(
     if left is None:
         return 0
     wanted = length // size
-    if not (file and vm_flags & VM_SHARED):
+    if not vm_flags & VM_SHARED:
+        share = m.files[file].subpool if file else 0
+        return 0 if reserve(m, size, share, wanted) else -ENOMEM
+    if not file:
         return 0 if wanted <= left else -ENOMEM
     backing = m.files[file]
+    share = backing.subpool
     has = len(backing.promised) + m.page_cache(file).total(0, 1 << 52) // (size >> PAGE_SHIFT)
-    if wanted > left + has:
+    if wanted > has + most_to_have(m, share, left):
         return -ENOMEM
     lacking = lacking_pages(m, file, pgoff, length)
-    if len(lacking) > left:
+    if not reserve(m, size, share, len(lacking)):
         return -ENOMEM
-    promise(m, size, len(lacking))
     m.files.put(file, change(backing, promised=(*backing.promised, *lacking)))
     return 0
 
@@ -227,7 +230,8 @@ async def find_place(cx: Cx, address: int, length: int, flags: int, file: int, p
     if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
         address = page_align(cx.limits.mmap_min_hint)
     aligns = cx.design.aligns_for_huge_pages
-    return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
+    down = (True,) if flags & MAP_HUGETLB and cx.design.huge_hints_round_down else ()
+    return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns, *down)
 
 
 async def do_mmap(
@@ -324,8 +328,9 @@ async def mmap_region(
         error = await reserve_huge_pages(length, vm_flags, file, pgoff, huge_size)
         if error:
             return error
-    gigantic = (huge_size,) if huge_size != PMD_SIZE else ()  # said only where: a schedule shows it
-    area = (start, end, vm_flags | charged, file, pgoff, name, *gigantic)
+    forgets = bool(vm_flags & VM_HUGETLB) and not cx.design.zap_restores_reserve
+    more = (huge_size, forgets) if forgets or huge_size != PMD_SIZE else ()  # a schedule shows them
+    area = (start, end, vm_flags | charged, file, pgoff, name, *more)
     handle = await link_new_vma(cx.mm, *area)
     if file:
         error = await call_mmap(handle)
@@ -369,16 +374,16 @@ def link_new_vma(
     pgoff: int,
     name: str,
     huge_size: int = PMD_SIZE,
+    forgets_reserve: bool = False,
 ) -> int:
     """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own.
 
     A private mapping of /dev/zero is anonymous memory that keeps its file: that `name` keeps it
-    apart from its neighbours.
+    apart from its neighbours. `forgets_reserve`: a zap does not give it its reserve back.
     """
     pages = (end - start) // huge_size if vm_flags & VM_HUGETLB else 0
     reserves = bool(pages) and not vm_flags & VM_NORESERVE and unpromised(m, huge_size) is not None
     reserves = reserves and not (file and vm_flags & VM_SHARED)
-    promise(m, huge_size, pages * reserves)
     if pages and file and vm_flags & VM_WRITE:
         lengthen(m, file, (pgoff << PAGE_SHIFT) + end - start)
     if not file and vm_flags & VM_SHARED:
@@ -389,6 +394,7 @@ def link_new_vma(
         charged = 0 if huge else charged
         first = (pgoff << PAGE_SHIFT) // huge_size
         promised = tuple(range(first, first + pages)) if reserves else ()
+        promise(m, huge_size, len(promised))
         reserves = False  # the file does, for all who map it
         backing = (
             File(
@@ -420,6 +426,8 @@ def link_new_vma(
         mm, start, end, born, pgoff, file,
         name=name, reserves=reserves, huge_size=huge_size, ops=ops,
     )  # fmt: skip
+    if reserves and forgets_reserve:
+        vma = change(vma, spent=())
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

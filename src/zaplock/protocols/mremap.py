@@ -200,6 +200,8 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if clears_first:
         if cx.design.mseal != "no" and vma.flags & VM_SEALED:
             return MremapResult(-EPERM)
+        if vma.flags & VM_HUGETLB and not is_aligned_for_hugetlb(vma, r):
+            return MremapResult(-EINVAL)
         handle, vma, error = await clear_for_move(cx, r, events)
         if vma is None:
             return MremapResult(error)

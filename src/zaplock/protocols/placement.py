@@ -68,13 +68,14 @@ def get_unmapped_area(
     file: int = 0,
     pgoff: int = 0,
     aligns: str = "devices",
+    rounds_down: bool = False,
 ) -> int:
     """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
 
     Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
     pages is aligned to them (`aligns`: "files" of file systems that ask for it, "memory" too, of
     whole huge pages, or "devices" too: private mappings of /dev/zero), by asking for a gap that is
-    one huge page longer.
+    one huge page longer. `rounds_down`: a hint for huge pages of hugetlb, to 6.12.
     """
     space = m.mm(mm)
     limits = space.limits
@@ -88,7 +89,7 @@ def get_unmapped_area(
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
     if huge:
-        return huge_area(m, space, address, length, flags, size)
+        return huge_area(m, space, address, length, flags, size, rounds_down)
     if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -133,12 +134,21 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
     return lowest_gap(m, space, length, limits.legacy_base, top)
 
 
-def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int, size: int) -> int:
-    """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap."""
-    hint = (address + size - 1) & -size
+def huge_area(
+    m: Machine, space: Mm, address: int, length: int, flags: int, size: int, rounds_down: bool
+) -> int:
+    """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap.
+
+    `rounds_down`: so the hint was rounded to 6.12, to 0 even, where nothing may be mapped; and
+    MAP_32BIT meant nothing.
+    """
+    flags &= ~MAP_32BIT if rounds_down else ~0
+    hint = address & -size if rounds_down else (address + size - 1) & -size
     top = 0x8000_0000 if flags & MAP_32BIT else space.limits.task_size
     if length > top:
         return -ENOMEM
+    if address and not hint and rounds_down and is_clear(m, space, hint, length):
+        return -EPERM
     if hint and hint <= top - length and is_clear(m, space, hint, length):
         return hint
     padding = size - PAGE_SIZE

@@ -105,7 +105,8 @@ async def populate_pages(
     """
     if vma.ops == "secret":
         return -EFAULT, low
-    looks_first = vma.file and vma.flags & VM_HUGETLB  # whether its file ends before (fault_range)
+    late = (True,) if vma.flags & VM_HUGETLB and cx.design.huge_fault_takes_page_first else ()
+    looks_first = vma.flags & VM_HUGETLB and (vma.file or late)  # if it comes to that (fault_range)
     if write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first:
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
@@ -119,7 +120,9 @@ async def populate_pages(
         # Page by page others may come between what is mapped around a page and the page itself.
         around = cx.grain == 1 and not write and bool(vma.file)
         alone = around and await fault_around(handle, at)
-        error, came_to = await fault_range(handle, at, until, write, splits, copies, stops, alone)
+        error, came_to = await fault_range(
+            handle, at, until, write, splits, copies, stops, alone, *late
+        )
         if error:
             return _ERRNO.get(error, -ENOMEM), came_to
         if came_to < until:
@@ -157,13 +160,14 @@ def fault_range(
     copies: bool,
     stops: bool,
     alone: bool,
+    page_first: bool = False,
 ) -> tuple[int, int]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
     mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
-    which all is mapped.
+    which all is mapped. `page_first`: of huge pages, see `own_huge_page`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
@@ -182,9 +186,11 @@ def fault_range(
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high
-    makes = vma.flags & VM_HUGETLB and vma.file and reaches_own_page(m, vma, low, high, write)
     private = not vma.flags & VM_SHARED and not vma.anon_vma
-    needs = private and (makes if vma.file else not write)
+    if vma.flags & VM_HUGETLB and (vma.file or page_first):
+        needs = private and reaches_own_page(m, vma, low, high, write, page_first)
+    else:
+        needs = private and not vma.file and not write
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
     touches = write and m.globals.get("lazyfree", 0)

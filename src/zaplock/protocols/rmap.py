@@ -96,7 +96,7 @@ async def zap_in(
 ) -> None:
     """Zap a part of another address space, as far as its VMA's page tables are not cut out."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    if vma.reserves:
+    if vma.reserves and cx.design.zap_restores_reserve:
         await restore_reserve(vma, low, high)
     if cx.design.cuts:
         grain = (cx.grain << PAGE_SHIFT) or high - low

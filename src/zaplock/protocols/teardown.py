@@ -23,8 +23,7 @@ from zaplock.model.flags import (
     VM_PAT,
     VM_PFNMAP,
 )
-from zaplock.model.huge_fault import own_pages
-from zaplock.model.huge_pool import promise
+from zaplock.model.huge_fault import promise_again
 from zaplock.model.mm import Counter
 from zaplock.model.pagetable import free_tables, zap
 from zaplock.model.rwsem import down_write, up_write
@@ -139,7 +138,7 @@ async def unmap_hugepages(
         final = skip_vm_flags
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
-    if vma.reserves:
+    if vma.reserves and cx.design.zap_restores_reserve:
         await restore_reserve(vma, low, high)
     await unmap_page_range(cx, gather, low, high)
     if final and cx.design.clears_mayshare:
@@ -151,7 +150,7 @@ async def unmap_hugepages(
 @step
 def restore_reserve(m: Machine, _task: Task, vma: Vma, low: int, high: int) -> None:
     """Promise the owner of a reserve those of its pages again that a zap is to take (6.9)."""
-    promise(m, vma.huge_size, own_pages(m, m.mm(vma.mm), low, high, vma.huge_size))
+    promise_again(m, vma, low, high)
 
 
 async def unmap_page_range(
