@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
-from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._rows import add_top
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
 
@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     """Collect, measure, print."""
     if (args.file is None) == (args.pid is None):
         raise UserError("give a recording or -p PID: one of them, and not both")
-    require_rows(args.top)
     least_ns = parse_duration(args.least)
     costs = _costs()
     told = _from_file(args.file, costs, least_ns) if args.file else _from_pid(args, costs, least_ns)

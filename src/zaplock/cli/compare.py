@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._lists import once
+from zaplock.cli.measure import bystanders
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -151,8 +153,8 @@ def _blocks(lists: list[str] | None) -> Blocks:
 
     if lists is None:
         return BLOCKS
-    blocks = [tuple(n for n in text.split(",") if n and n != "none") for text in lists]
-    return list(dict.fromkeys(blocks))
+    once("--bystanders", lists)
+    return [bystanders(text) for text in lists]
 
 
 def _require_writable(path: str | None, plot: str | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
-from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._rows import add_top
 from zaplock.cli._stack_files import (
     add_stack_files,
     next_for_stack_files,
@@ -43,7 +43,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, analyse, print."""
-    require_rows(args.top)
     analysis = load(args.file)
     if args.json:
         from zaplock.views.report_json import report_json

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._lists import items
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _cpus(text: str | None, measures: bool) -> list[int]:
         return list(range(1, cpus_here() + 1))
     text = CPUS if text is None else text
     try:
-        found = {int(part) for part in text.split(",") if part}
+        found = {int(part) for part in items("--cpus", text)}
     except ValueError:
         found = set()
     if not found:
