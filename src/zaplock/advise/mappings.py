@@ -73,6 +73,11 @@ def parse_status(text: str) -> dict[str, int]:
     return found
 
 
+def require_readable(pid: int) -> None:
+    """Raise UserError, before anything is measured, where `from_process` would."""
+    _read(pid, "maps")
+
+
 def from_process(pid: int, costs: Costs, *, least_ns: int) -> list[Advice]:
     """Return advice on the mappings of a process whose munmap could stall it for `least_ns`.
 

@@ -73,6 +73,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
+        # "-1s" is a value that its option refuses: no verb has an option that begins with a digit.
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
 

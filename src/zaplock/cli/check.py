@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zaplock.cli._designs import design_names
 from zaplock.cli._ending import next_step
+from zaplock.cli._output_files import require_files
 from zaplock.errors import UserError
 
 
@@ -163,6 +164,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--explore goes through one design: give --design once")
     if args.releases and (not args.all or args.design):
         raise UserError("--releases goes with --all, and instead of --design")
+    require_files({"--html": args.html})
     if args.timed and not args.replay:
         raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
 

@@ -20,6 +20,7 @@ from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.cli._ending import next_step, options, wrote
 from zaplock.cli._lists import once
+from zaplock.cli._output_files import require_files
 from zaplock.cli.measure import bystanders
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
@@ -106,8 +107,9 @@ def _compare(args: argparse.Namespace) -> Comparison:
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
     designs, profile = parse_designs(args.design), profiles.load(_profile(args))
-    for path in (args.trace, args.plot):
-        _require_writable(path, args.plot)
+    if args.plot is not None:
+        outputs.require_picture(args.plot, place=False)
+    require_files({"--trace": args.trace, "--plot": args.plot})
     comparison = compare(
         designs, experiment, profile, blocks=blocks, log_calls=args.trace is not None
     )
@@ -155,14 +157,6 @@ def _blocks(lists: list[str] | None) -> Blocks:
         return BLOCKS
     once("--bystanders", lists)
     return [bystanders(text) for text in lists]
-
-
-def _require_writable(path: str | None, plot: str | None) -> None:
-    if path is None:
-        return
-    if path == plot:
-        outputs.require_picture(path, place=False)
-    outputs.require_writable(path)
 
 
 def _measured(
