@@ -75,7 +75,8 @@ def parse_status(text: str) -> dict[str, int]:
 
 def require_readable(pid: int) -> None:
     """Raise UserError, before anything is measured, where `from_process` would."""
-    _read(pid, "maps")
+    if not _read(pid, "maps"):
+        raise UserError(f"{pid} is a kernel thread or has ended: it has no address space")
 
 
 def from_process(pid: int, costs: Costs, *, least_ns: int) -> list[Advice]:

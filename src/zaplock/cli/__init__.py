@@ -57,7 +57,7 @@ def _whole_number(text: str) -> int:
 
 def _number(text: str) -> float:
     """Read what `type=float` is in any verb: a finite number."""
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) is None:
+    if re.fullmatch(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) is None:
         raise argparse.ArgumentTypeError(f"{text!a} is not a number such as 1.5")
     if not math.isfinite(number := float(text)):
         raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!a} is too large")

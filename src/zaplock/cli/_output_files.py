@@ -25,7 +25,19 @@ def require_files(given: Mapping[str, str | None]) -> None:
 
 
 def require_folders(given: Mapping[str, str | None]) -> None:
-    """Raise UserError where something that is no folder is in the place of one."""
+    """Raise UserError where no folder is or can be made: what is there is none, or bars the way.
+
+    Nothing is made yet.
+    """
     for option, path in given.items():
-        if path is not None and os.path.lexists(path) and not os.path.isdir(path):
-            raise UserError(f"{option} {path!a} is no folder: name a folder, or a new one")
+        if path is None:
+            continue
+        there = os.path.abspath(path)
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise UserError(f"{option} {path!a}: {there} is no folder: name a folder, or a new one")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{option} {path!a}: {there} may not be written into: name a folder of yours"
+            )
