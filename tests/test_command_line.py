@@ -68,11 +68,7 @@ def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_misspells_is_asked_what_was_meant(
     typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = main(typed)
-    except SystemExit as ended:
-        code = int(str(ended.code))
-    assert code == 2
+    assert _code(typed) == 2
     said = capsys.readouterr().err
     assert meant in said
     assert said.count("\n") == 1
@@ -143,3 +139,98 @@ def test_an_empty_argument_is_no_directory_but_a_variable_that_is_not_set(
     told = capsys.readouterr().err
     assert f"the argument after {named} is empty" in told
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "rule"),
+    [
+        (
+            ["compare", "1G", "--bystanders", "fault,,proc"],
+            "--bystanders 'fault,,proc' has an empty",
+        ),
+        (["compare", "1G", "--bystanders", "none,proc"], "names somebody beside none"),
+        (["measure", "16M", "--bystanders", "proc,"], "--bystanders 'proc,' has an empty item"),
+        (["compare", "1G", "--design", "linux-6.3", "--design", "linux-6.3"], "2 times: give it"),
+        (["check", "expand", "--design", ",linux-6.3"], "--design ',linux-6.3' has an empty item"),
+        (["replay", "a", "--free-by", "munmap,munmap"], "--free-by has 'munmap' 2 times"),
+        (["scale", "mmap1", "--cpus", "1,,2"], "--cpus '1,,2' has an empty item"),
+        (["scale", "mmap1", "--cpus", "2,2"], "--cpus has '2' 2 times"),
+        (["compare", "1G", "--rate", "1_000"], "'1_000' is not a whole number"),
+        (["scale", "mmap1", "--cores", "9" * 30], "is more than 64 bits hold"),
+        (["scale", "mmap1", "--transfer", "nan"], "'nan' is not a number such as 1.5"),
+        (["why", "-d", "-1s", "1"], "duration '-1s' is not a number of seconds"),
+        (["why", "1", "--top", "0"], "--top 0 is less than 1"),
+        (["top", "--top", "-3"], "--top -3 is less than 1"),
+        (["scale", "mmap1", "--jobs", "100000"], "--jobs 100000 is more than 256"),
+        (["check", "expand", "--disk", "d" * 300], "is longer than a name may be"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_with_its_rule(
+    typed: list[str], rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is taken in silence for something else: an empty item may stand for a name."""
+    assert _code(typed) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert rule in said.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "partner"),
+    [
+        (["record", "--after", "2s", "-p", "1"], "--stop-after-hold"),
+        (["record", "--keep", "2s", "-p", "1"], "--stop-after-hold"),
+        (["scale", "mmap1", "--far", "90"], "--nodes"),
+        (["scale", "mmap1", "--smt", "0.5"], "--cores"),
+        (["check", "expand", "--seed", "7"], "--sample"),
+        (["oracle", "--c", "a.c"], "--replay"),
+    ],
+)
+def test_an_option_that_would_change_nothing_names_the_one_that_it_is_for(
+    typed: list[str], partner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _code(typed) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert typed[-1 if typed[0] != "record" else 1] in said
+    assert partner in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (["report", "a.zaplock", "--html", "{}/file/x.html"], "can't be written"),
+        (["report", "a.zaplock", "--csv", "{}/file"], "is no folder"),
+        (["report", "a.zaplock", "--pprof", "{0}/new", "--folded", "{0}/new"], "name one file"),
+        (["check", "expand", "--html", "/dev/full"], "is a device"),
+        (["oracle", "--save", "{}/file/deeper/out"], "is no folder"),
+        (["compare", "1G", "--plot", "{0}/a.svg", "--trace", "{0}/a.svg"], "name one file"),
+    ],
+)
+def test_where_an_output_cannot_be_is_said_before_the_work(
+    typed: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recording is not even there: whoever waits for an answer learns of the output first."""
+    (tmp_path / "file").write_text("mine")
+    assert _code([word.format(tmp_path) for word in typed]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert reason in said.err
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("file", "mine")]
+
+
+@pytest.mark.parametrize("verb", [["report"], ["advise"], ["record", "--finish"]])
+def test_a_recording_that_is_not_there_is_no_damaged_one(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, str(tmp_path / "a.zaplock")]) == 2
+    assert "there is nothing of that name" in capsys.readouterr().err
+    assert main([*verb, str(tmp_path)]) == 2
+    assert "it has no manifest.json" in capsys.readouterr().err
+
+
+def _code(typed: list[str]) -> int:
+    try:
+        return main(typed)
+    except SystemExit as ended:
+        return int(str(ended.code))

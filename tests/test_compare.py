@@ -354,7 +354,7 @@ def test_the_next_command_has_the_costs_of_this_one(
         (["1G", "--design", "linux-2.4"], "no design 'linux-2.4'"),
         (["1G", "--profile", "my-laptop"], "no profile 'my-laptop'"),
         (["1G", "--bystanders", "fault,cat"], "no bystander 'cat'"),
-        (["1G", "--bystanders", "fault,fault"], "name one twice"),
+        (["1G", "--bystanders", "fault,fault"], "has 'fault' 2 times: give it once"),
         (["1G", "--backing", "tape"], "no backing 'tape'"),
         (["1G", "--cpus", "0"], "cpus 0"),
         (["1G", "--rate", "-3"], "rate -3"),

@@ -387,6 +387,30 @@ def test_a_table_that_breaks_the_parser_breaks_nobody_else(
     assert len(recording_file.read(good).events) == 10
 
 
+def test_a_signal_for_the_whole_group_does_not_blame_the_table(tmp_path: Path) -> None:
+    """What `timeout` sends reaches the parser too: only who asks it is meant."""
+    content, parser = written(tmp_path), separate_parser.TableParser()
+    try:
+        parser.look(content)
+        process = parser._process
+        assert process is not None
+        for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            process.send_signal(one)
+        assert parser.look(content)[0] == 10
+        assert parser._process is process
+        process.kill()
+        with pytest.raises(ValueError, match="was killed, perhaps for want of memory: try again"):
+            parser.look(content)
+        assert parser.look(content)[0] == 10
+    finally:
+        parser.end()
+
+
+def written(tmp_path: Path) -> bytes:
+    recording_file.write(tmp_path / "a.zaplock", events(10))
+    return next((tmp_path / "a.zaplock").glob("events-*.parquet")).read_bytes()
+
+
 def test_a_parser_that_never_answers_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

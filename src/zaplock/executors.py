@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _TRIES = 4
 """So many workers may die over the same work; then it is the work that kills them."""
 _CONNECT_S = 5
+MOST = 256
+"""So many processes are worth it on no machine that is known."""
 
 
 class Executor(Protocol):
@@ -138,10 +140,12 @@ class Cluster:
 def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
     """Give what does the work: `jobs` processes, or the Dask scheduler at an address.
 
-    Raises UserError where there is no such cluster, or both are asked for.
+    Raises UserError where there is no such cluster, both are asked for, or more than `MOST` jobs.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs} is less than 1: give how many processes may work")
+    if jobs > MOST:
+        raise UserError(f"--jobs {jobs} is more than {MOST}: give a smaller number")
     if not cluster:
         yield Here() if jobs == 1 else Processes(jobs)
         return

@@ -73,6 +73,12 @@ def parse_status(text: str) -> dict[str, int]:
     return found
 
 
+def require_readable(pid: int) -> None:
+    """Raise UserError, before anything is measured, where `from_process` would."""
+    if not _read(pid, "maps"):
+        raise UserError(f"{pid} is a kernel thread or has ended: it has no address space")
+
+
 def from_process(pid: int, costs: Costs, *, least_ns: int) -> list[Advice]:
     """Return advice on the mappings of a process whose munmap could stall it for `least_ns`.
 

@@ -17,7 +17,9 @@ import argparse
 import contextlib
 import gc
 import importlib
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,11 +46,37 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return fold(" ".join(text.split()), width, hanging=0)
 
 
+def _whole_number(text: str) -> int:
+    """Read what `type=int` is in any verb; Python's own takes 1_000 and digits of any script."""
+    if re.fullmatch(r"[+-]?[0-9]+", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a whole number")
+    if len(text) > _DIGITS or not -(1 << 63) <= int(text) < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!a} is more than 64 bits hold")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """Read what `type=float` is in any verb: a finite number."""
+    if re.fullmatch(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.I) is None:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number such as 1.5")
+    if not math.isfinite(number := float(text)):
+        raise argparse.ArgumentTypeError(f"{text[:_DIGITS]!a} is too large")
+    return number
+
+
+_DIGITS = 40
+"""No number of 64 bits has so many."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Say what is wrong in one line, as every other error of zaplock is said."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
+        # "-1s" is a value that its option refuses: no verb has an option that begins with a digit.
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -71,7 +71,7 @@ def _one(
     with counter(f"{scenario.name} under {design.name}") as show:
         if args.sample is not None:
             return sample_check(
-                scenario, design, args.sample, seed=args.seed, depth=args.pct,
+                scenario, design, args.sample, seed=args.seed or 0, depth=args.pct,
                 fair=args.queue == "fair",
                 limits=limits, progress=lambda runs, s: show(f"{runs} runs, {s:.0f} s"),
             )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._lists import items_of_all
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,16 +17,13 @@ if TYPE_CHECKING:
 def parse_designs(names: list[str] | None) -> list[Design]:
     """Return the designs of repeated --design options, all shipped ones for None.
 
-    Raises UserError for a name that no design has, or where none is named.
+    Raises UserError for a name that no design has, or one that comes twice.
     """
     from zaplock.designs import SHIPPED, load
 
     if names is None:
         return list(SHIPPED.values())
-    wanted = design_names(names)
-    if not wanted:
-        raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
-    return [load(name) for name in wanted]
+    return [load(name) for name in design_names(names)]
 
 
 def judged(text: str) -> tuple[str, Design | None]:
@@ -42,7 +40,7 @@ def design_names(options: Sequence[str]) -> list[str]:
     """List what --design options name, groups such as "proposals" spelled out."""
     from zaplock.designs.catalogue import named
 
-    return named(",".join(options))
+    return named(items_of_all("--design", options))
 
 
 def parse_cpu_max(text: str) -> CpuMax:

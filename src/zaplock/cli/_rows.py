@@ -8,11 +8,22 @@ from zaplock.errors import UserError
 
 
 def add_top(parser: argparse.ArgumentParser, most: int, what: str = "rows of each table") -> None:
-    """Add `--top`, which is `most` where nothing is said."""
-    parser.add_argument("--top", type=int, default=most, metavar="N", help=f"{what} ({most})")
+    """Add `--top`, which is `most` where nothing is said; no row at all is refused."""
+    parser.add_argument(
+        "--top", type=int, action=_Rows, default=most, metavar="N", help=f"{what} ({most})"
+    )
 
 
-def require_rows(top: int) -> None:
-    """Refuse to show no row at all."""
-    if top < 1:
-        raise UserError(f"--top {top} is less than 1: ask for at least one row")
+class _Rows(argparse.Action):
+    """Take a number of rows, one or more."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if not isinstance(values, int) or values < 1:
+            raise UserError(f"{option_string} {values} is less than 1: ask for at least one row")
+        setattr(namespace, self.dest, values)

@@ -1,4 +1,4 @@
-"""Too little of something is not a fault of zaplock: one line that names the limit."""
+"""Too little of something, or too long a name, is no fault of zaplock: one line names the limit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def shortage(error: BaseException, verb: str) -> str | None:
     """Say in one line what an error is the lack of, or None where it is none of these."""
     if isinstance(error, MemoryError):
         return "there is no more memory: free some, or raise 'ulimit -v'"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
+        return f"{str(error.filename)[:40]!a}... is longer than a name may be: give a shorter one"
     if isinstance(error, OSError) and error.errno in _ENDED:
         return _ENDED[error.errno]
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):

@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
-from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._rows import add_top
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
 
@@ -44,10 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Collect, measure, print."""
     if (args.file is None) == (args.pid is None):
         raise UserError("give a recording or -p PID: one of them, and not both")
-    require_rows(args.top)
     least_ns = parse_duration(args.least)
-    costs = _costs()
-    told = _from_file(args.file, costs, least_ns) if args.file else _from_pid(args, costs, least_ns)
+    told, costs = (_from_file if args.file else _from_pid)(args, least_ns)
     worth = [one for one in told.advice if one.worth_it]
     found = sorted(worth, key=lambda one: (-one.caused_ns, -one.gain_ns, one.what))
     if args.json:
@@ -76,26 +74,30 @@ def _costs() -> Costs:
         return measure_costs()
 
 
-def _from_file(file: str, costs: Costs, least_ns: int) -> RecordedAdvice:
+def _from_file(args: argparse.Namespace, least_ns: int) -> tuple[RecordedAdvice, Costs]:
     from zaplock.advise.calls import from_recording
     from zaplock.advise.runtimes import recognise
     from zaplock.cli._busy import busy
     from zaplock.cli.report import load
     from zaplock.trace.summary import summarise
 
-    analysis = load(file)
+    analysis, costs = load(args.file), _costs()
     with busy("finding who is to blame"):
-        return from_recording(summarise(analysis), costs, least_ns=least_ns, recognise=recognise)
+        summary = summarise(analysis)
+        told = from_recording(summary, costs, least_ns=least_ns, recognise=recognise)
+    return told, costs
 
 
-def _from_pid(args: argparse.Namespace, costs: Costs, least_ns: int) -> RecordedAdvice:
+def _from_pid(args: argparse.Namespace, least_ns: int) -> tuple[RecordedAdvice, Costs]:
     from zaplock.advise.calls import RecordedAdvice
-    from zaplock.advise.mappings import from_process, warnings
+    from zaplock.advise.mappings import from_process, require_readable, warnings
 
+    require_readable(args.pid)
+    costs = _costs()
     found = from_process(args.pid, costs, least_ns=least_ns)
     for line in warnings(args.pid):
         print(line, file=sys.stderr)
-    return RecordedAdvice(tuple(found), 0, 0, 0, 0)
+    return RecordedAdvice(tuple(found), 0, 0, 0, 0), costs
 
 
 def _print(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._lists import items
 from zaplock.errors import UserError
 from zaplock.units import duration, format_size, number, parse_size, size
 
@@ -212,7 +213,7 @@ def cases(text: str) -> list[tuple[str, int]]:
         if backing not in BACKINGS or not sizes:
             known = ", ".join(BACKINGS)
             raise UserError(f"--check {part!r} is not BACKING:SIZE,SIZE with one of {known}")
-        found += [(backing, parse_size(size)) for size in sizes.split(",")]
+        found += [(backing, parse_size(size)) for size in items(f"--check {backing}:", sizes)]
     return found
 
 

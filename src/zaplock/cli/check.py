@@ -19,6 +19,7 @@ from pathlib import Path
 
 from zaplock.cli._designs import design_names
 from zaplock.cli._ending import next_step
+from zaplock.cli._output_files import require_files
 from zaplock.errors import UserError
 
 
@@ -72,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="work on the cluster of this Dask scheduler")  # fmt: skip
     parser.add_argument("--sample", type=int, metavar="RUNS", help="try random runs instead")
     parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
-    parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
+    parser.add_argument("--seed", type=int, help="with --sample (default 0)")
     parser.add_argument("--exact", action="store_true", help="store whole states: slow, for trust")
     parser.add_argument(
         "--unreached",
@@ -140,6 +141,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--unreached looks at this process's lines: leave --cluster out")
     if args.disk and not args.cluster and not Path(args.disk).is_dir():
         raise UserError(f"--disk {args.disk!a} is no directory: make it, or name another")
+    if args.seed is not None and args.sample is None:
+        raise UserError(f"--seed {args.seed} needs --sample RUNS: nothing else is drawn at random")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {
@@ -163,6 +166,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--explore goes through one design: give --design once")
     if args.releases and (not args.all or args.design):
         raise UserError("--releases goes with --all, and instead of --design")
+    require_files({"--html": args.html})
     if args.timed and not args.replay:
         raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
 

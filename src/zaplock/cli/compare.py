@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._lists import once
+from zaplock.cli._output_files import require_files
+from zaplock.cli.measure import bystanders
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -104,8 +107,9 @@ def _compare(args: argparse.Namespace) -> Comparison:
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
     designs, profile = parse_designs(args.design), profiles.load(_profile(args))
-    for path in (args.trace, args.plot):
-        _require_writable(path, args.plot)
+    if args.plot is not None:
+        outputs.require_picture(args.plot, place=False)
+    require_files({"--trace": args.trace, "--plot": args.plot})
     comparison = compare(
         designs, experiment, profile, blocks=blocks, log_calls=args.trace is not None
     )
@@ -151,16 +155,8 @@ def _blocks(lists: list[str] | None) -> Blocks:
 
     if lists is None:
         return BLOCKS
-    blocks = [tuple(n for n in text.split(",") if n and n != "none") for text in lists]
-    return list(dict.fromkeys(blocks))
-
-
-def _require_writable(path: str | None, plot: str | None) -> None:
-    if path is None:
-        return
-    if path == plot:
-        outputs.require_picture(path, place=False)
-    outputs.require_writable(path)
+    once("--bystanders", lists)
+    return [bystanders(text) for text in lists]
 
 
 def _measured(

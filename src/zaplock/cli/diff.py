@@ -18,7 +18,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
-from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._rows import add_top
 
 if TYPE_CHECKING:
     from zaplock.trace.difference import RecordingDifference
@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.cli._busy import busy
     from zaplock.trace.difference import difference
 
-    require_rows(args.top)
     before, after = _summary(args.before), _summary(args.after)
     with busy("comparing"):
         found = difference(before, after)

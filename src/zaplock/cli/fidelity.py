@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from zaplock import outputs
 from zaplock.cli._designs import judged
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._lists import items
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -186,11 +187,11 @@ def _names(args: argparse.Namespace) -> tuple[list[_Judged], list[str]]:
     from zaplock.lab.forecast import MAPPINGS, TEARDOWNS
 
     known = (*TEARDOWNS, *MAPPINGS)
-    teardowns = args.teardowns.split(",") if args.teardowns else list(known)
+    teardowns = items("--teardowns", args.teardowns) if args.teardowns else list(known)
     for name in teardowns:
         if name not in known:
             raise no_such("teardown", name, known)
-    return [_Judged(*judged(one)) for one in args.kernels.split(",")], teardowns
+    return [_Judged(*judged(one)) for one in items("--kernels", args.kernels)], teardowns
 
 
 def _cases(teardowns: list[str]) -> Iterator[tuple[str, bool]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from zaplock.cli import _guest, _race
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step
+from zaplock.cli._lists import items
 from zaplock.units import duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -66,8 +67,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def bystanders(text: str) -> tuple[str, ...]:
-    """Split a list of names; `none` and an empty list mean nobody."""
-    return tuple(name for name in text.split(",") if name and name != "none")
+    """Split a list of names; `none` alone means nobody."""
+    from zaplock.errors import UserError
+
+    names = items("--bystanders", text)
+    if "none" in names and len(names) > 1:
+        raise UserError(f"--bystanders {text!a} names somebody beside none: leave out one of both")
+    return () if names == ["none"] else tuple(names)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._oracle_text import print_json, print_report
 from zaplock.cli._oracle_text import progress as progress_text
+from zaplock.cli._output_files import require_files, require_folders
 from zaplock.errors import UserError, no_such
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
+    if args.c and not args.replay:
+        raise UserError(f"--c {args.c!a} needs --replay FILE: it writes that sequence as a program")
+    require_files({"--c": args.c})
+    require_folders({"--save": args.save})
     if args.trace is not None:
         return _trace(args)
     if args.bpftrace:

@@ -70,9 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
     parser.add_argument("--stop-after-wait", metavar="TIME", help="stop after a wait this long")
-    parser.add_argument(
-        "--keep", metavar="TIME", default="10s", help="keep this much before it (default 10s)"
-    )
+    parser.add_argument("--keep", metavar="TIME", help="keep this much before it (default 10s)")
     parser.add_argument(
         "--after", metavar="TIME", help="record this much after it (default 1s, --watch: 5s)"
     )
@@ -244,6 +242,12 @@ def _flight(args: argparse.Namespace) -> Flight | None:
     from zaplock.units import parse_duration
 
     if not (args.stop_after_hold or args.stop_after_wait or args.watch):
+        for name, value in {"--keep": args.keep, "--after": args.after}.items():
+            if value is not None:
+                raise UserError(
+                    f"{name} {value!a} is for what ends a recording: give --stop-after-hold or "
+                    f"--stop-after-wait, or leave {name} out"
+                )
         return None
     if args.watch and args.stop_after_hold:
         raise UserError("--watch sees waits, not holds: give --stop-after-wait")
@@ -251,7 +255,7 @@ def _flight(args: argparse.Namespace) -> Flight | None:
     return Flight(
         hold_ns=parse_duration(args.stop_after_hold) if args.stop_after_hold else 0,
         wait_ns=parse_duration(wait) if wait else 0,
-        keep_ns=parse_duration(args.keep),
+        keep_ns=parse_duration(args.keep or "10s"),
         after_ns=parse_duration(args.after or ("5s" if args.watch else "1s")),
     )
 

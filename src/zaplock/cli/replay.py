@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._lists import items_of_all
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -94,15 +95,13 @@ def _ways(texts: list[str] | None) -> list[Way] | None:
     if texts is None:
         return None
     ways = []
-    for text in dict.fromkeys(part for one in texts for part in one.split(",") if part):
+    for text in items_of_all("--free-by", texts):
         name, colon, chunk = text.partition(":")
         if name not in WAYS:
             raise no_such("way of freeing memory", text, WAYS)
         if colon and not name.endswith("chunks"):
             raise UserError(f"way {text!r} has no chunks: leave out {colon + chunk!r}")
         ways.append(Way(name, parse_size(chunk)) if colon else Way(name))
-    if not ways:
-        raise no_such("way of freeing memory", ",".join(texts), WAYS)
     return ways
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
-from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._output_files import require_files, require_folders
+from zaplock.cli._rows import add_top
 from zaplock.cli._stack_files import (
     add_stack_files,
     next_for_stack_files,
@@ -43,13 +44,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, analyse, print."""
-    require_rows(args.top)
+    require_folders({"--csv": args.csv, "--parquet": args.parquet})
+    files = {"--html": args.html, "--folded": args.folded, "--pprof": args.pprof}
+    require_files({**files, "--perfetto": args.perfetto})
     analysis = load(args.file)
+    written = _write(args, analysis)
     if args.json:
         from zaplock.views.report_json import report_json
 
         print(json.dumps(report_json(analysis, top=args.top), indent=1))
-    written = _write(args, analysis)
     if not args.json and not written:
         _print(args, analysis)
     _next(args, written)

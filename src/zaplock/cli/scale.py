@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._lists import items
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 CPUS = "1,2,4,8,16,32,64"
 DESIGNS = "linux-6.3,linux-6.4"
+SMT = 0.6
+"""The speed of a thread that shares its core, if nothing is said or measured."""
 TRANSFER_NS = 60.0
 OWN_CORES = 0.95
 """CPUs that are at least so fast beside each other share no core."""
@@ -53,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--nodes", type=int, default=1, metavar="N", help="NUMA nodes, CPUs in equal parts (1)")
     add("--far", type=float, metavar="NS", help="... from another node (as --transfer)")
     add("--cores", type=int, metavar="N", help="cores: above so many threads, two run on one")
-    add("--smt", type=float, default=0.6, metavar="SPEED",
+    add("--smt", type=float, metavar="SPEED",
         help="with --cores: the speed of a thread that shares its core (0.6)")  # fmt: skip
     add("--profile", default=None, metavar="NAME", help="cost profile (e5-2680-rfc)")
     add("--measure", action="store_true",
@@ -153,7 +156,7 @@ def _cpus(text: str | None, measures: bool) -> list[int]:
         return list(range(1, cpus_here() + 1))
     text = CPUS if text is None else text
     try:
-        found = {int(part) for part in text.split(",") if part}
+        found = {int(part) for part in items("--cpus", text)} if text.isascii() else set()
     except ValueError:
         found = set()
     if not found:
@@ -166,10 +169,15 @@ def _check(args: argparse.Namespace) -> None:
 
     if args.transfer is not None:
         between("--transfer", args.transfer, 0, 1e6)
-    between("--smt", args.smt, 0.1, 1)
+    if args.smt is not None:
+        between("--smt", args.smt, 0.1, 1)
+        if args.cores is None:
+            raise UserError(f"--smt {args.smt} needs --cores N: it is about threads that share one")
     between("--nodes", args.nodes, 1, 64)
     if args.far is not None:
         between("--far", args.far, 0, 1e6)
+        if args.nodes == 1:
+            raise UserError(f"--far {args.far} needs --nodes N, two or more: one has no other node")
     if args.cores is not None:
         between("--cores", args.cores, 1, 512)
     if args.single is not None:
@@ -180,7 +188,8 @@ def _machine(args: argparse.Namespace, seen: Measured | None) -> MachineOfTheirs
     """Return the machine that was described, with what was measured of it in place of the rest."""
     from zaplock.lab.scale import MachineOfTheirs
 
-    transfer_ns, cores, smt = args.transfer, args.cores, args.smt
+    transfer_ns, cores = args.transfer, args.cores
+    smt = SMT if args.smt is None else args.smt
     if seen is not None:
         transfer_ns = seen.transfer_ns if transfer_ns is None else transfer_ns
         if cores is None and seen.speed < OWN_CORES:

@@ -21,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._output_files import require_files
 from zaplock.cli._rows import add_top
 from zaplock.cli._stack_files import (
     add_stack_files,
@@ -88,6 +89,7 @@ def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
     pids = targets(args)
     if not pids:
         raise UserError("why is about a process: give its PID, or --comm, --cgroup or --unit")
+    require_files({"--folded": args.folded, "--pprof": args.pprof})
     asked_ns, duration_ns = time.monotonic_ns(), parse_duration(args.duration)
     with Ahead(2) as ahead:
         began_ns = _started_ns() if args.own_process else asked_ns

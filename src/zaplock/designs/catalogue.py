@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from zaplock.designs.linux import NEWEST
@@ -32,8 +32,7 @@ GROUPS: Final[dict[str, Callable[[], list[str]]]] = {
 """What a group is called -> how its designs are."""
 
 
-def named(text: str) -> list[str]:
-    """List the names in "linux-6.18,proposals": designs by comma, groups spelled out, each once."""
-    names = [part for part in text.split(",") if part]
+def named(names: Iterable[str]) -> list[str]:
+    """List designs that are named one by one or by their group, each once."""
     spelled = [one for name in names for one in (GROUPS[name]() if name in GROUPS else [name])]
     return list(dict.fromkeys(spelled))

@@ -60,7 +60,7 @@ from zaplock.recorder.spooled import (
 from zaplock.recorder.targets import descendants_of
 from zaplock.recorder.uninterrupted import surely
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.manifest import Manifest
+from zaplock.trace.manifest import Manifest, read_manifest
 from zaplock.trace.new_recording import begin_recording, remove_recording
 from zaplock.trace.recorded_tasks import FoundTask, RecordedTask
 from zaplock.version import __version__
@@ -155,11 +155,12 @@ def record_to(
 def decode_left(path: str | os.PathLike[str]) -> RecordingProgress:
     """Decode what a killed recorder left of a recording; that it has no end stays said.
 
-    Raises UserError where nothing is left, it is a stranger's, its recorder still runs, or there is
-    no room.
+    Raises UserError where there is no recording, nothing is left, it is a stranger's, its recorder
+    still runs, or there is no room.
     """
     from zaplock.recorder.decode_spool import decode
 
+    read_manifest(path)
     try:
         with walk(path) as folder, left_behind(folder):
             decoded = decode(folder, living=False)

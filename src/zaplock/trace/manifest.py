@@ -99,8 +99,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
                 f"{path} is a recording of system calls, not of locks: "
                 f"zaplock oracle --strace {shlex.quote(str(path))}"
             ) from None
+        lack = f"it has no {FILE}" if os.path.lexists(path) else "there is nothing of that name"
         raise UserError(
-            f"{path} is no recording (it has no {FILE}): make one with "
+            f"{path} is no recording ({lack}): make one with "
             f"'zaplock record', or turn a text trace into one with 'zaplock import'"
         ) from None
     except (OSError, ValueError) as error:

@@ -25,7 +25,8 @@ _STRUCT = 12
 def main() -> None:
     """Answer until nobody asks any more. Arguments: a socket's descriptor, where arro3 lies."""
     sys.path.append(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, for who asks: it ends us
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's, or of `timeout` for
+        signal.signal(one, signal.SIG_IGN)  # a whole group: they are for who asks, which ends us
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from arro3 import io as arrow
 

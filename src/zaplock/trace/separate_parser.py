@@ -97,6 +97,8 @@ class TableParser:
         self.end()
         if code is None or code == -signal.SIGXCPU:
             return "reading it takes too long"
+        if code == -signal.SIGKILL:
+            return "the process that parses it was killed, perhaps for want of memory: try again"
         return "it breaks the parser" if code < 0 else f"the parser ended with {code}"
 
     def _started(self) -> socket.socket:
