@@ -22,6 +22,7 @@ from typing import Any, Literal
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.exhaustive import Search, SearchLimits
+from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.engines.sequential import run
 from zaplock.model.machine import Machine
@@ -158,10 +159,10 @@ class Interleavings:
             store.undo(mark)
 
     def _whole(self, world: World, thread: int, index: int) -> int:
-        """Do an operation from its beginning to its end; return its result."""
+        """Do an operation from its beginning to its end; return its result. Raises Violation."""
         op, cx = self.threaded.threads[thread][index], self._cx(thread)
         protocol = self.wrap(start(cx, number_of(thread, index), op))
-        return result_of(op, run(world.machine, cx.task, protocol))
+        return result_of(op, guarded(run, world.machine, cx.task, protocol))
 
     # Every step
 
