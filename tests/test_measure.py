@@ -195,7 +195,7 @@ def test_the_tightest_cgroup_counts(tmp_path: Path) -> None:
         ("4M --backing gold", "gold"),
         ("4M --teardown shred", "shred"),
         ("4M --bystanders fault,ghost", "ghost"),
-        ("4M --bystanders fault,fault", "twice"),
+        ("4M --bystanders fault,fault", "2 times"),
         ("4M --rate 0", "rate 0"),
         ("4M --vmas 0", "--vmas 0"),
         ("4M --vmas 5000", "--vmas 5000"),
