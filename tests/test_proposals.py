@@ -131,6 +131,6 @@ def test_readers_that_keep_coming_do_not_keep_a_vma_writer_out_for_ever() -> Non
 
 
 def test_a_group_stands_for_its_designs() -> None:
-    assert named("linux-6.18,proposals")[0] == "linux-6.18"
-    assert set(named("proposals")) == set(GROUPS["proposals"]())
+    assert named(["linux-6.18", "proposals"])[0] == "linux-6.18"
+    assert set(named(["proposals"])) == set(GROUPS["proposals"]())
     assert all(load(name).name == name for names in GROUPS.values() for name in names())
