@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from test_oracle import needs_kernel
-from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, replay, ruled
+from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, built, replay, ruled
 
 from zaplock.cli import main
 from zaplock.errors import UserError
@@ -227,15 +226,13 @@ def test_the_recorder_tells_of_32_bit_calls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A 64-bit program that unmaps by int 0x80, whose numbers are those of i386."""
-    source = tmp_path / "narrow.c"
-    source.write_text(
+    program = built(
+        tmp_path,
         "#include <sys/mman.h>\n"
         "int main(void) {\n"
         "  long r; char *p = mmap((void *)0x10000000, 65536, 3, 0x32, -1, 0);\n"
         '  __asm__ volatile("int $0x80" : "=a"(r) : "a"(91), "b"(p), "c"(8192) : "memory");\n'
-        "  return !r && madvise(p, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n"
+        "  return !r && madvise(p, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n",
     )
-    program = tmp_path / "narrow"
-    subprocess.run(["cc", "-o", program, source], check=True)
     assert main(["oracle", "--trace", "--", str(program)]) == 0
     assert "runs in 32 bit mode, which the model has not" in capsys.readouterr().out

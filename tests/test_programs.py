@@ -19,9 +19,9 @@ from zaplock.programs import recording
 from zaplock.programs import text as strace_text
 from zaplock.programs.calls import CALLS
 from zaplock.programs.descriptors import DESCRIPTORS
-from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import EXECS
 from zaplock.programs.replay import UNMODELLED, StraceReplay, StraceVerdict
+from zaplock.system_calls import CLONES
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 
@@ -44,6 +44,14 @@ def replay(tmp_path: Path, text: str, begin: str = BEGIN) -> StraceVerdict:
     path = tmp_path / "program.strace"
     path.write_text(begin + text)
     return StraceReplay(recording.parse(path)).play()
+
+
+def built(folder: Path, text: str) -> Path:
+    """Compile a C program; its path."""
+    source, program = folder / "program.c", folder / "program"
+    source.write_text(text)
+    subprocess.run(["cc", "-w", "-o", program, source], check=True)
+    return program
 
 
 def ruled(tmp_path: Path, text: str, begin: str = BEGIN) -> tuple[int, int, int]:
@@ -111,7 +119,7 @@ def test_arguments_that_are_missing_or_can_not_be_read_are_no_reason_to_stop(
     )
     told = {
         f"{name}({', '.join([first, *[argument] * 5][:count])}) = {result}"
-        for name in (*CALLS, *DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS)
+        for name in (*CALLS, *DESCRIPTORS, *UNMODELLED, *CLONES, *EXECS)
         for first in (argument, "0x7ffff7f00000")
         for count in range(7)
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_oracle import needs_kernel
-from test_programs import BEGIN, END, MAPPED, ONE, TWO, replay, ruled
+from test_programs import BEGIN, END, MAPPED, ONE, TWO, built, replay, ruled
 
 from zaplock.cli import main
 from zaplock.designs.linux import LINUX_6_18
@@ -309,9 +309,7 @@ int main(void) {
 def test_the_recorder_leaves_a_program_as_it_is_but_for_its_tracer(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source, program, path = tmp_path / "odd.c", tmp_path / "odd", tmp_path / "odd.trace"
-    source.write_text(ODD)
-    subprocess.run(["cc", "-w", "-o", program, source], check=True)
+    program, path = built(tmp_path, ODD), tmp_path / "odd.trace"
     alone = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
     recorded = capfd.readouterr()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 from test_oracle import needs_kernel
-from test_programs import END, ONE, TWO, WRONG, replay, ruled
+from test_programs import END, ONE, TWO, WRONG, built, replay, ruled
 
 from zaplock.cli import main
 from zaplock.programs import recording
@@ -188,9 +187,7 @@ int main(void) {
 def test_the_recorder_writes_names_and_rings_that_can_be_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source, program, path = tmp_path / "odd.c", tmp_path / "odd", tmp_path / "odd.trace"
-    source.write_text(ODD)
-    subprocess.run(["cc", "-w", "-o", program, source], check=True)
+    program, path = built(tmp_path, ODD), tmp_path / "odd.trace"
     assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
     capfd.readouterr()
     verdict = StraceReplay(recording.parse(path)).play()

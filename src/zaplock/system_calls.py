@@ -186,7 +186,7 @@ TRACED: Final = tuple(call for call in _CALLS if call.traced)
 TRACED_NAMES: Final = tuple(call.name for call in TRACED)
 FOREIGN: Final = tuple(call.name for call in TRACED if call.foreign)
 CLONES: Final = frozenset({"clone", "clone3", "fork", "vfork"})
-"""They return twice; the second time in the new task, with 0."""
+"""They return twice: the id of the new process or thread, and in that 0."""
 BY_NUMBER: Final[Mapping[int, str]] = {call.number: call.name for call in _CALLS}
 
 _TYPES: Final = {"addr": ctypes.c_void_p, "new_addr": ctypes.c_void_p, "vector": ctypes.c_void_p,

@@ -184,12 +184,11 @@ ASKED_FOR = (
     "crowd", "hugetlb", "gigantic", "hugetlbfs", "group", "collapse", "uffd-huge", "pageout", "shm",
     "uring", "ksm", "swap",
 )  # fmt: skip
-"""Themes that run only when asked for: "crowd" is slow, "hugetlb", "gigantic" and "hugetlbfs"
-need pools,
-"group" a memory cgroup, "collapse" and "uffd-huge" free huge pages at every moment, "pageout" a
-machine without swap, "shm" a namespace for System V shared memory, "uring" an io_uring, which not
-everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages in swap is
-not compared: it depends on what was written."""
+"""Themes that run only when asked for: "crowd" is slow, "hugetlb", "gigantic" and "hugetlbfs" need
+pools, "group" a memory cgroup, "collapse" and "uffd-huge" free huge pages at every moment,
+"pageout" a machine without swap, "shm" a namespace for System V shared memory, "uring" an io_uring,
+which not everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages
+in swap is not compared: it depends on what was written."""
 
 _NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm", "group")
 """Themes whose mappings are short: else what is long would be faulted in."""

@@ -12,19 +12,17 @@ Where there are children pages of 1 GiB are shared: whether fork copies private 
 to what the page of the child's page table held before (copy_hugetlb_page_range asks as if it were a
 table of 2 MiB pages how many share it, and that is not set in others).
 
-In half of the sequences mappings may move, and private ones reserve nothing then: a kernel loses
-for good what the rest of a moved mapping had reserved (docs/findings/half-moved-huge-pages), and
-that would be a gigabyte.
+What a moved mapping loses of its reserve (huge_makers) would be a gigabyte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zaplock import advice
 from zaplock.model import flags as f
 from zaplock.oracle import ops
+from zaplock.oracle.huge_makers import Maker, makers
 from zaplock.oracle.ops import Argument, Ref
 
 if TYPE_CHECKING:
@@ -79,10 +77,6 @@ def _small(g: Generator) -> int:
     return PMD * g.random.choice((1, 1, 2, 3, 4)) - PAGE * g.chance(15)
 
 
-def _range(g: Generator) -> tuple[Argument, int]:
-    return _address(g), _length(g)
-
-
 def _mmap(g: Generator) -> tuple[Argument, ...]:
     shared = g.chance(40)
     flags = (f.MAP_SHARED if shared else f.MAP_PRIVATE) | (f.MAP_FIXED if g.chance(55) else 0)
@@ -122,15 +116,6 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     return address, length, g.prot(), flags, slot, offset
 
 
-def _mremap(g: Generator) -> tuple[Argument, ...]:
-    if not g.moves:  # in its place
-        return _address(g), _length(g), _length(g), 0, 0
-    flags = g.random.choice((0, 1, 1, 3, 3, 3, 5, 7, 2))
-    old, new = _length(g), _length(g)
-    new = old if g.chance(50) else new
-    return _address(g), old, new, flags, _address(g) if flags & 6 else 0
-
-
 def _madvise(g: Generator) -> tuple[Argument, ...]:
     chosen = g.random.choice(_ADVICE)
     length = g.random.choice((PAGE, PMD, PUD)) if chosen in _POPULATES else _length(g)
@@ -153,29 +138,22 @@ def _truncate(g: Generator) -> tuple[Argument, ...]:
     return slot, grain * g.random.choice((0, 0, 1, 1, 2, 3)) + (PAGE if g.chance(8) else 0)
 
 
-def _touch(g: Generator) -> tuple[Argument, ...]:
+def _touched(g: Generator) -> Argument:
     """Choose where to read or write: where the comparison looks, or anywhere at a page."""
     place = WINDOW + PUD * g.random.randrange(PLACES)
     if g.chance(20) and g.chosen:
-        return (Ref(g.random.choice(g.chosen[-6:]), g.random.choice((0, 0, PMD))),)
+        return Ref(g.random.choice(g.chosen[-6:]), g.random.choice((0, 0, PMD)))
     if g.chance(50):
-        return (place,)
-    return (place + (PMD if g.chance(70) else PAGE) * g.random.randrange(512),)
+        return place
+    return place + (PMD if g.chance(70) else PAGE) * g.random.randrange(512)
 
 
-MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
+MAKERS: dict[str, Maker] = {
+    **makers(_address, _length, _touched),
     "mmap": _mmap,
-    "mremap": _mremap,
-    "munmap": _range,
-    "mprotect": lambda g: (*_range(g), g.prot()),
     "madvise": _madvise,
     "ftruncate": _truncate,
     "mlock": lambda g: (_address(g), _small(g)),
-    "munlock": _range,
     "mincore": lambda g: (_address(g), g.random.choice((PAGE, 64 * PAGE, 4000 * PAGE, PUD))),
-    "msync": lambda g: (*_range(g), g.random.choice((1, 2, 4))),
-    "mseal": lambda g: (*_range(g), 0),
-    "load": _touch,
-    "store": _touch,
 }
 """How arguments are chosen; operations that are not here have none."""

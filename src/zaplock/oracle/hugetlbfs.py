@@ -3,19 +3,16 @@
 They work in eight huge pages of 2 MiB of one gigabyte, with two files of one mount and a file each
 of two others (ops.MOUNTS), a memfd, and memory without a file. Mappings, faults, fallocate and
 children want more than the shares have; what is cut, punched and unmapped comes back.
-
-In half of the sequences mappings may move, and private ones reserve nothing then: a kernel loses
-for good what the rest of a moved mapping had reserved (docs/findings/half-moved-huge-pages).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zaplock import advice
 from zaplock.model import flags as f
 from zaplock.oracle import ops
+from zaplock.oracle.huge_makers import Maker, makers
 from zaplock.oracle.ops import Argument, Ref
 
 if TYPE_CHECKING:
@@ -58,10 +55,6 @@ def _length(g: Generator) -> int:
     return g.random.choice((PAGE, PMD - PAGE, PMD + PAGE, 3 * PMD + PAGE, 0, 1 << 40))
 
 
-def _range(g: Generator) -> tuple[Argument, int]:
-    return _address(g), _length(g)
-
-
 def _mmap(g: Generator) -> tuple[Argument, ...]:
     shared = g.chance(55)
     flags = (f.MAP_SHARED if shared else f.MAP_PRIVATE) | (f.MAP_FIXED if g.chance(60) else 0)
@@ -86,17 +79,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     return address, length, g.prot(), flags, slot, offset
 
 
-def _mremap(g: Generator) -> tuple[Argument, ...]:
-    if not g.moves:  # in its place
-        return _address(g), _length(g), _length(g), 0, 0
-    flags = g.random.choice((0, 1, 1, 3, 3, 3, 5, 7, 2))
-    old, new = _length(g), _length(g)
-    new = old if g.chance(60) else new
-    return _address(g), old, new, flags, _address(g) if flags & 6 else 0
-
-
 def _madvise(g: Generator) -> tuple[Argument, ...]:
-    address, length = _range(g)
+    address, length = _address(g), _length(g)
     if isinstance(address, Ref):
         length = min(length, 3 * PMD)  # above may lie the ring, which no seal keeps from advice
     return address, min(length, 7 * PMD), g.random.choice(_ADVICE)
@@ -125,28 +109,20 @@ def _bound(g: Generator) -> list[int]:
     return [slot for slot in g.scope.shares if ops.MOUNTS[ops.MOUNT_OF[slot]].most >= 0]
 
 
-def _touch(g: Generator) -> tuple[Argument, ...]:
+def _touched(g: Generator) -> Argument:
     if g.chance(20) and g.chosen:
-        return (Ref(g.random.choice(g.chosen[-6:]), PMD * g.random.choice((0, 0, 1, 2))),)
+        return Ref(g.random.choice(g.chosen[-6:]), PMD * g.random.choice((0, 0, 1, 2)))
     place = WINDOW + PMD * g.random.randrange(PLACES)
-    return (place if g.chance(80) else place + PAGE * g.random.randrange(512),)
+    return place if g.chance(80) else place + PAGE * g.random.randrange(512)
 
 
-MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
+MAKERS: dict[str, Maker] = {
+    **makers(_address, _length, _touched),
     "mmap": _mmap,
-    "mremap": _mremap,
-    "munmap": _range,
-    "mprotect": lambda g: (*_range(g), g.prot()),
     "madvise": _madvise,
     "ftruncate": _truncate,
     "huge_fallocate": _fallocate,
     "huge_room": lambda g: (g.random.choice(_bound(g)),),
-    "mlock": _range,
-    "munlock": _range,
     "mincore": lambda g: (_address(g), g.random.choice((PAGE, 64 * PAGE, PMD))),
-    "msync": lambda g: (*_range(g), g.random.choice((1, 2, 4))),
-    "mseal": lambda g: (*_range(g), 0),
-    "load": _touch,
-    "store": _touch,
 }
 """How arguments are chosen; operations that are not here have none."""

@@ -9,7 +9,7 @@ shows the exact figures, and the script says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from zaplock.oracle import ops
 from zaplock.oracle.compare import Divergence
@@ -176,7 +176,7 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     if any(op.name in _UFFD_COMMANDS or "file" in _names(op) for op in sequence):
         lines += _files()
     if slots_used(sequence) & ops.HUGE_FILES.keys():
-        lines += _huge_files()
+        lines += _huge_files(slots_used(sequence))
     if any(op.name == "uring_register" for op in sequence):
         lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
     if any(op.name in ("shmat", "shmdt") for op in sequence):
@@ -185,9 +185,15 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     return lines + [_line(k, op) for k, op in enumerate(sequence)]
 
 
-def _huge_files() -> list[str]:
-    lines = [f"mounts = [mounted(most, least) for most, least in {list(map(tuple, ops.MOUNTS))}]"]
+def _huge_files(slots: Collection[int]) -> list[str]:
+    """Make files up to the last that is used, as their number is their place; mounts take root."""
+    lines = []
+    if ops.MOUNT_OF.keys() & slots:
+        shares = list(map(tuple, ops.MOUNTS))
+        lines = [f"mounts = [mounted(most, least) for most, least in {shares}]"]
     for slot, (name, size) in ops.HUGE_FILES.items():
+        if slot > max(slots):
+            break
         made = f'os.memfd_create("{name}", 4 | {size.bit_length() - 1} << 26)'
         if slot in ops.MOUNT_OF:
             made = f'os.open("{name}", os.O_RDWR | os.O_CREAT, dir_fd=mounts[{ops.MOUNT_OF[slot]}])'

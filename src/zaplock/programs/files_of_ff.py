@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from zaplock.programs.prefix import MAKES_PROCESS, NAME, end_of_prefix
+from zaplock.programs.prefix import NAME, end_of_prefix
 from zaplock.programs.text import arguments_and_rest
+from zaplock.system_calls import CLONES
 
 _CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
 _TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
@@ -137,4 +138,4 @@ def _made(line: str) -> str:
     """Return the id of the process that a line has made, "" where it has made none."""
     text = line[end_of_prefix(line) :]
     named, told = NAME.match(text), _DIGITS.match(text.rpartition(" = ")[2])
-    return told[0] if named and told and named[1] in MAKES_PROCESS else ""
+    return told[0] if named and told and named[1] in CLONES else ""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import flags_of
 from zaplock.programs.text import CONSTANTS, number
+from zaplock.system_calls import CLONES
 
 _NEVER = 1 << 60
 
@@ -33,7 +33,7 @@ class SeccompFilters:
         leader = self._leaders.get(call.pid, call.pid)
         if is_filter(call):
             self._from.setdefault(leader, call.line)
-        elif call.name in MAKES_PROCESS and 0 < call.result < UNKNOWN:
+        elif call.name in CLONES and 0 < call.result < UNKNOWN:
             is_thread = bool((flags_of(call) or 0) & CONSTANTS["CLONE_THREAD"])
             self._leaders[call.result] = leader if is_thread else call.result
             if not is_thread and leader in self._from:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 
-MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
-"""Calls whose result is the id of a new process or thread."""
-
 _PID = r"(\d{1,7})(?:<[^>]*>)?(?:\s+/\*.*?\*/)?"
 _CONTEXT = r"\[[\w.-]+(?::[\w.,:-]+|_t|!!.*?)\]"
 _TIME = r"\d\d:\d\d:\d\d(?:\.\d+)?|\d+\.\d+|\d{8,}"

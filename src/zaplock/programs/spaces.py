@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from zaplock.programs.dialects import UNKNOWN_NAME
-from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import (
     EXECS,
     NEVER_MADE,
@@ -31,6 +30,7 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.text import CONSTANTS, number, quoted, without_comments
+from zaplock.system_calls import CLONES
 
 
 class Fork(NamedTuple):
@@ -108,7 +108,7 @@ class _Sorter:
         self._makers: dict[int, list[TracedCall]] = {}
         self._placed: set[TracedCall] = set()  # calls whose child has been seen before them
         for call in recording.calls:
-            if call.name in MAKES_PROCESS and 0 < call.result < UNKNOWN:
+            if call.name in CLONES and 0 < call.result < UNKNOWN:
                 self._makers.setdefault(call.result, []).append(call)
 
     def sort(self) -> list[TracedSpace]:
@@ -176,7 +176,7 @@ class _Sorter:
             space.items.append(call)
         elif call in self._placed:
             self._placed.discard(call)
-        elif call.name in MAKES_PROCESS:
+        elif call.name in CLONES:
             self._make_process(call, space)
         elif call.name in EXECS:
             self._exec(call, space)

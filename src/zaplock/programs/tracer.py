@@ -32,9 +32,8 @@ from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
 from zaplock.programs.ending import handing_on, send
-from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.recording import EXECS
-from zaplock.system_calls import BY_NUMBER
+from zaplock.system_calls import BY_NUMBER, CLONES
 
 PATIENCE_S = 1.0
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -105,7 +104,7 @@ class Tracer:
     def _hand_on(self, number: int) -> None:
         """Send every process a signal; what is being made just now gets it when it is there."""
         threads = list(self.threads.values())
-        self.owed = {thread.tid: number for thread in threads if thread.name in MAKES_PROCESS}
+        self.owed = {thread.tid: number for thread in threads if thread.name in CLONES}
         for pid in {thread.pid for thread in threads}:
             send(pid, number)
 
@@ -368,7 +367,7 @@ class Tracer:
 
         One that was never begun is as if it had not been asked for; its result is -ENOSYS still.
         """
-        if not thread.told or thread.name in (*EXECS, *MAKES_PROCESS):
+        if not thread.told or thread.name in (*EXECS, *CLONES):
             self._leave_open(thread)
             return
         result = p.registers(thread.tid).result

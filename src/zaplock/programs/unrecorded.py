@@ -40,11 +40,11 @@ from zaplock.programs.calls import (
     pidfd_owner,
     shmat_call,
 )
-from zaplock.programs.prefix import MAKES_PROCESS
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
+from zaplock.system_calls import CLONES
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
 LOCKING = ("mlock", "mlock2", "mlockall", "mmap", "mremap", "munlock")
@@ -109,7 +109,7 @@ def selected(recording: StraceRecording) -> str:
     gone = {(note.pid, note.line) for note in recording.notes if note.kind == "exit"}
     last: dict[int, int] = {}
     for call in recording.calls:
-        made = call.result if call.name in MAKES_PROCESS and call.line == call.end else 0
+        made = call.result if call.name in CLONES and call.line == call.end else 0
         first = last.get(made, 0) if made > 0 else 0
         if first and not any(pid == made and first < line < call.line for pid, line in gone):
             return (

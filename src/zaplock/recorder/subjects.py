@@ -23,7 +23,8 @@ Found = TypeVar("Found")
 _PROC_FILE = re.compile(r"(?P<mount>.*/proc)/(?P<pid>\d+)/(?:task/\d+/)?(?P<name>\w+)$")
 _READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
 _DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
-_MANY_FILES = 64
+_MOST_FILES = 1_024
+"""Open files that are looked through; among more, which is the only one is not known."""
 _BY_PIDFD = {"process_madvise": 0, "process_mrelease": 0}
 """Calls that work on the process of a pidfd: which argument it is."""
 
@@ -46,11 +47,8 @@ class Subjects:
     def work(self, path: str, pid: int, operation: str, arguments: tuple[int, ...]) -> Work:
         """Say what a task of process `pid` works on; without `arguments` if they can't be seen."""
         if operation in _BY_PIDFD or operation in _BY_NUMBER:
-            return (
-                operation,
-                self._named(path, pid, operation, arguments),
-                _shown(operation, arguments),
-            )
+            subject = self._named(path, pid, operation, arguments)
+            return operation, subject, _shown(operation, arguments)
         if operation in _DETAILS:
             return operation, pid, _shown(operation, arguments)
         if file := self._proc_file(path, operation, arguments):
@@ -141,8 +139,10 @@ def _of_pidfd(path: str, file: str) -> int:
 def _only(path: str, meaning: Callable[[str], Found | None]) -> Found | None:
     """Return what one open file of a task means, if no other means something else."""
     try:
-        files = os.listdir(f"{path}/fd")[:_MANY_FILES]
+        files = os.listdir(f"{path}/fd")
     except OSError:
+        return None
+    if len(files) > _MOST_FILES:
         return None
     found = {one for file in files if (one := meaning(file))}
     return found.pop() if len(found) == 1 else None

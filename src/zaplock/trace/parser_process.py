@@ -25,8 +25,9 @@ _STRUCT = 12
 def main() -> None:
     """Answer until nobody asks any more. Arguments: a socket's descriptor, where arro3 lies."""
     sys.path.append(sys.argv[2])
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's, or of `timeout` for
-        signal.signal(one, signal.SIG_IGN)  # a whole group: they are for who asks, which ends us
+    # What a terminal or `timeout` sends to a whole group is for who asks, which ends this process.
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from arro3 import io as arrow
 
