@@ -279,6 +279,15 @@ def test_a_broken_model_is_found_shrunk_and_told(
     assert f"op{found.at} {found.sequence[found.at]}" in ran.stdout
 
 
+@pytest.mark.parametrize(("slot", "mounts"), [(5, False), (7, True)])
+def test_a_script_mounts_hugetlbfs_only_for_files_that_lie_there(slot: int, mounts: bool) -> None:
+    """Others need no root."""
+    sequence = (Op("mmap", (0, 2 << 20, 3, 1, slot, 0)),)
+    text = script.write(compare.Divergence(sequence, 0, ("none",)))
+    assert ("\nmounts = " in text) == mounts
+    assert text.count("files.append(os.memfd_create(") == len(ops.FILES) - 2 + (2 if mounts else 1)
+
+
 @needs_kernel
 def test_the_command_that_comes_next_leads_to_the_same_divergence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
