@@ -88,6 +88,7 @@ class RealSide:
         one_cpu = -1 if facts.swap_pages else max(os.sched_getaffinity(self._child.pid))
         self._names = self._names._replace(settles=facts.swap_pages > 0, cpu=one_cpu)
         self.environment = self._explore(facts)
+        self._shows_peak = True
         self._parser = Parser(
             self.environment.baseline.counters, slack_kb=slack_of_peak(self._child.pid)
         )
@@ -215,7 +216,7 @@ class RealSide:
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, self._shown(sequence), self.environment.shows_peak)
+        self._parser.begin(end, self._shown(sequence), self._shows_peak)
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -233,6 +234,7 @@ class RealSide:
         return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
 
     _tracks_soft_dirty = False
+    _shows_peak = False
 
     def _names_soft_dirty(self) -> bool:
         """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
