@@ -18,14 +18,18 @@ from zaplock.trace.analysis import analyse
 from zaplock.trace.handwritten import Log
 from zaplock.views.live import holding_now, now, waiting_now, why_json
 
-# A thread maps and unmaps 8 MiB for ever: every round holds its lock exclusively, then shared.
+# Two threads map and unmap 8 MiB for ever: every round holds the lock exclusively, then shared, and
+# they wait for each other.
 BUSY = """
-import mmap
+import mmap, threading
+def go():
+    while True:
+        area = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area[::4096] = b"x" * (len(area) // 4096)
+        area.close()
+threading.Thread(target=go, daemon=True).start()
 print("ready", flush=True)
-while True:
-    area = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area[::4096] = b"x" * (len(area) // 4096)
-    area.close()
+go()
 """
 
 
