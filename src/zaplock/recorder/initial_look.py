@@ -11,7 +11,8 @@ from zaplock.recorder.shared_mm import share_mm
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look, sleeping_holders
 from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.event_kinds import PAGE_FAULT
-from zaplock.trace.kernel_stacks import reads_a_page
+from zaplock.trace.kernel_functions import HALTED
+from zaplock.trace.kernel_stacks import has_mappers, reads_a_page, waits_for_mappers
 from zaplock.trace.madvise import ADVISING
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -26,10 +27,11 @@ def first_look(capture: Capture) -> Beginning:
 
     Where one process is recorded, of everybody else only those are kept that work on it, and those
     that are stuck (state D), since nothing may tell what for. Where our own read waits for the
-    lock, kernel threads that have some process's lock are kept as well.
+    lock, kernel threads that have some process's lock are kept as well; where a holder waits for
+    the lock of a file's mappings, those that may have that one.
     """
     learned = list(capture.learned.values())
-    seen = look(capture.pids, hidden=[one.tid for one in learned])
+    seen = _without_idle_mappers(look(capture.pids, hidden=[one.tid for one in learned]))
     if capture.pids:
         waits = any(one.waits for one in learned)
         kept = [
@@ -64,7 +66,16 @@ def _of_target(one: Seen, pids: set[int]) -> Seen:
 def _concerns(one: Seen, pids: set[int]) -> bool:
     if one.pid in pids or one.subject in pids:
         return True
-    return one.task.state == "D" and not one.task.does
+    stuck = one.task.state == "D" and one.task.operation not in HALTED.values()
+    return not one.task.does and (stuck or has_mappers(one.task.stack))
+
+
+def _without_idle_mappers(seen: TaskSnapshot) -> TaskSnapshot:
+    """Leave out who has the lock of a file's mappings, where no holder waits for such a lock."""
+    if any(one.task.does == "holds" and waits_for_mappers(one.task.stack) for one in seen.seen):
+        return seen
+    kept = (one for one in seen.seen if one.task.does or not has_mappers(one.task.stack))
+    return replace(seen, seen=tuple(kept))
 
 
 def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[LearnedMm]]:

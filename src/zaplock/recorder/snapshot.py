@@ -26,8 +26,8 @@ from typing import TypeVar
 
 from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.subjects import Subjects
-from zaplock.trace.kernel_functions import ON_OTHERS, WRITE
-from zaplock.trace.kernel_stacks import advice_of, functions, meaning
+from zaplock.trace.kernel_functions import DUMPED, ON_OTHERS, WRITE
+from zaplock.trace.kernel_stacks import advice_of, functions, has_mappers, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -167,10 +167,11 @@ def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
             break
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
-    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel)
+    dumps_core = bool(DUMPED.intersection(stack)) and _dumps_core(path)
+    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core)
     if not stack or not (means.does or state == "D" or means.operation or means.perhaps):
         return None
-    if not every and not means.does and state != "D":
+    if not every and not means.does and state != "D" and not has_mappers(stack):
         return None
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
@@ -207,6 +208,11 @@ def _state(path: str) -> tuple[str, int]:
     """Return a task's state and the cpu that it is or was on."""
     fields = _read(path, "stat").rpartition(")")[2].split()
     return (fields[0], int(fields[36])) if len(fields) > 36 else ("X", 0)
+
+
+def _dumps_core(path: str) -> bool:
+    """Say whether the core of a task's process is being written (told from Linux 4.15 on)."""
+    return "\nCoreDumping:\t1" in _read(path, "status")
 
 
 def _read(path: str, name: str) -> str:
