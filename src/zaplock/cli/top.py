@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show screens until interrupted."""
     from zaplock.cli._live import window
+    from zaplock.cli._meanwhile import Meanwhile
     from zaplock.units import parse_duration
 
     if args.screens is not None and args.screens < 1:
@@ -51,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     pids = targets(args)
     groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
     live = args.screens is None and _can_be_live()
-    with window(pids, groups, parse_duration(args.window)) as view:
+    with (
+        Meanwhile(pids, aside=False) as meanwhile,
+        window(pids, groups, parse_duration(args.window)) as view,
+    ):
+        meanwhile.on()
         looks = _Looks(view, interval)
         if live:
             code = _live(looks, spelt(args).strip() or "the whole system", args.window)

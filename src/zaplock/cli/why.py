@@ -109,6 +109,7 @@ def _answer(
 ) -> None:
     """Look until `due_ns`, then tell."""
     from zaplock.cli._busy import busy
+    from zaplock.cli._meanwhile import Meanwhile
     from zaplock.recorder.in_memory import record_mm
 
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
@@ -117,7 +118,8 @@ def _answer(
         pids, events=groups, children=in_group(args), kernel_stacks=True, stacks=args.stacks,
         ahead=ahead,
     )  # fmt: skip
-    with looking as recorder:
+    with Meanwhile(pids, aside=args.json) as meanwhile, looking as recorder:
+        meanwhile.on()
         with busy(f"looking at {who} for {duration_ns / 1e9:g} s"):
             gone = _look(pids, due_ns, int(duration_ns * _LEAST))
         recorder.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 from zaplock.errors import UserError
@@ -53,6 +55,28 @@ def first_look(capture: Capture) -> Beginning:
     asked = {mm: one.asked_ns for mm, one in stuck.items()}
     seen = TaskSnapshot((*seen.seen, *own), seen.whole)
     return Beginning(seen, capture.on_ns, mms, asked, tuple(hidden))
+
+
+def look_untraced(pids: set[int]) -> Beginning:
+    """See what the tasks are doing with no event switched on; an `mm` is a number of ours then.
+
+    Whoever has or wants some lock of which nothing tells whose is kept as well.
+    """
+    seen = _without_idle_mappers(look(pids))
+    kept = [
+        one
+        for one in (_of_target(one, pids) for one in seen.seen)
+        if _concerns(one, pids) or (one.task.does and not one.subject)
+    ]
+    mms = {pid: number for number, pid in enumerate(sorted(pids), 1)}
+    asked = {
+        one.subject: one.task.since_ns or one.task.time_ns
+        for one in sorted(kept, key=lambda one: -one.task.since_ns)  # the earliest comes last
+        if one.task.does == "waits" and one.subject in pids
+    }
+    stuck = {mms[pid]: LearnedMm(mms[pid], 0, at, threading.Event()) for pid, at in asked.items()}
+    seen = _with_holders(TaskSnapshot(tuple(kept), seen.whole), mms, stuck, [])
+    return Beginning(seen, time.monotonic_ns(), mms, {})
 
 
 def _of_target(one: Seen, pids: set[int]) -> Seen:

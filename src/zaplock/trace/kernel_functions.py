@@ -263,10 +263,12 @@ USEREVENT = "a call of which its userfaultfd monitor has to be told"
 
 UNANSWERED = (USERFAULT, USEREVENT)
 
+FROZEN = "frozen with its cgroup"
+
 HALTED = {
     "do_signal_stop": "stopped by a signal",
     "ptrace_stop": "stopped by its tracer", "ptrace_signal": "stopped by its tracer",
-    "do_freezer_trap": "frozen with its cgroup", "__refrigerator": "frozen with its cgroup",
+    "do_freezer_trap": FROZEN, "__refrigerator": FROZEN,
     "coredump_task_exit": "kept until the core of its process is written",
     "mem_cgroup_oom_synchronize": "out of memory in its cgroup",
 }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_functions import HALTED, UNANSWERED
+from zaplock.trace.kernel_functions import FROZEN, HALTED, UNANSWERED
 from zaplock.trace.kernel_stacks import has_mappers, reads_a_page, waits_for_mappers
 from zaplock.trace.madvise import with_advice
 from zaplock.trace.sleep_reasons import reason_of
@@ -32,8 +32,7 @@ _NO_WAIT = "that is no wait for the lock"
 _LET_GO = {
     "stopped by a signal": "kill -CONT lets them go on.",
     "stopped by its tracer": "Its tracer (TracerPid in /proc/PID/status) has to let it go on.",
-    "frozen with its cgroup": "0 in cgroup.freeze (of a v1 freezer: THAWED in freezer.state) lets "
-    "them go on.",
+    FROZEN: "0 in cgroup.freeze (of a v1 freezer: THAWED in freezer.state) lets them go on.",
     "kept until the core of its process is written": "Then the process ends: ulimit -c, "
     "/proc/PID/coredump_filter and MADV_DONTDUMP make a core smaller.",
     "out of memory in its cgroup": "Give the group more (memory.limit_in_bytes), or let something "
@@ -83,6 +82,15 @@ def no_waits(analysis: Analysis) -> Iterator[str]:
                 f"whoever waits for them waits for that. {_LET_GO[operation]}"
             )
     yield from _uninterruptible(analysis)
+
+
+def registrars(analysis: Analysis) -> str:
+    """Say who was seen to register a uprobe, for which all tracing waits; "" where nobody was."""
+    seen = [one for one in analysis.events.found if "uprobe_register" in one.stack]
+    if not seen:
+        return ""
+    registers = "registers" if len(seen) == 1 else "register"
+    return f", while {_several(analysis, seen)} {registers} a uprobe{_since(seen)}"
 
 
 def _slow_pages(analysis: Analysis) -> Iterator[str]:
