@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
 from zaplock.cli._rows import add_top
+from zaplock.cli._signals import answered
 from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
@@ -138,3 +139,4 @@ def _screens(looks: _Looks, args: argparse.Namespace, *, of_all: bool) -> None:
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
             raise
+        answered()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._output_files import require_files
 from zaplock.cli._rows import add_top
+from zaplock.cli._signals import answered
 from zaplock.cli._stack_files import (
     add_stack_files,
     next_for_stack_files,
@@ -164,6 +165,7 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
             raise
+        answered()
     return gone
 
 
