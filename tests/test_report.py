@@ -151,7 +151,7 @@ def test_a_long_hold_that_nobody_met_is_shown_beside_those_that_were_waited_for(
     log.end(1_021 * MS, tid=101, op="munmap")
     table = group_table("By operation", summarise(analyse(log.events(), "6.18")).by_operation, 9)
     assert {row[0] for row in table.rows} == {"clone", "munmap"}
-    assert "1 other that neither waited nor made others wait, nor held it for 1 ms" in table.note
+    assert "1 other that neither waited nor made others wait, nor held it for 1 ms" in table.more
 
 
 def test_the_longest_are_chosen_and_equals_stay_in_order() -> None:

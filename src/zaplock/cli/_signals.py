@@ -22,7 +22,7 @@ _AGAIN_S = 0.02
 _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Ended(KeyboardInterrupt):
+class EndedBySignal(KeyboardInterrupt):
     """A signal that ends a program, as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
@@ -42,7 +42,7 @@ class _Raised:
             self._before = signal.signal(signal.SIGALRM, self._again)
         self.number = number
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-        raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else EndedBySignal(number)
 
     def answered(self) -> None:
         """Look after it no longer."""
@@ -67,7 +67,7 @@ def answered() -> None:
 
 def number_of(signalled: KeyboardInterrupt) -> int:
     """Return the signal that an exception came by."""
-    return signalled.number if isinstance(signalled, Ended) else signal.SIGINT
+    return signalled.number if isinstance(signalled, EndedBySignal) else signal.SIGINT
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def in_good_order() -> Iterator[None]:
     try:
         yield
         if _raised.number:  # forgotten in the last moment
-            raise Ended(_raised.number)
+            raise EndedBySignal(_raised.number)
     finally:
         _raised.answered()
         sys.unraisablehook = hook
