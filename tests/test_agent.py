@@ -458,6 +458,9 @@ def test_settings_and_spools_that_make_no_sense_are_refused(
         (["--store", "x"], "say whom to watch"),
         (["--store", "x", "--all", "--listen", "nowhere"], "HOST:PORT"),
         (["--store", "x", "--all", "--after", "1us"], "--after"),
+        (["--store", "x", "--all", "--host", ","], "--host ',' is no host's name"),
+        (["--store", "x", "--all", "--host", "a,b"], "--host 'a,b' is no host's name"),
+        (["--store", "x", "--all", "--host", "../x"], "--host '../x' is no host's name"),
     ):
         assert main(["agent", *arguments, "--spool", str(tmp_path / "s")]) == 2
         assert said in capsys.readouterr().err

@@ -60,7 +60,7 @@ ROOMS = {
     "inputs": {"errors"},
     "outputs": {"errors"},
     "untrusted_names": set(),
-    "workers": set(),
+    "workers": {"errors"},
     "scratch": set(),
     "units": {"errors"},
     "extras": {"errors"},

@@ -4,7 +4,15 @@ import pytest
 
 from zaplock import advice
 from zaplock.trace.kernel_functions import USEREVENT, USERFAULT
-from zaplock.trace.kernel_stacks import advice_of, functions, meaning, operation_of, syscall_of
+from zaplock.trace.kernel_stacks import (
+    advice_of,
+    functions,
+    has_mappers,
+    meaning,
+    operation_of,
+    syscall_of,
+    waits_for_mappers,
+)
 from zaplock.trace.madvise import POPULATES, advised
 
 NEW, OLD = (6, 18), (5, 10)
@@ -187,13 +195,33 @@ def test_a_fault_that_waits_for_its_monitor_has_let_go() -> None:
         ("do_freezer_trap < get_signal", "frozen with its cgroup"),
         ("__refrigerator < get_signal", "frozen with its cgroup"),
         (
-            "do_exit < do_group_exit < get_signal < arch_do_signal_or_restart < do_syscall_64",
+            "coredump_task_exit < do_exit < get_signal",
             "kept until the core of its process is written",
+        ),
+        (
+            "mem_cgroup_oom_synchronize < pagefault_out_of_memory < exc_page_fault",
+            "out of memory in its cgroup",
         ),
     ],
 )
 def test_a_task_that_is_halted_waits_for_no_lock(stack: str, is_: str) -> None:
     assert said(stack) == ("", "", is_)
+
+
+def test_a_killed_thread_waits_for_the_lock_unless_a_core_is_written() -> None:
+    """Both sleep in do_exit, into which compilers inline exit_mm and coredump_task_exit."""
+    stack = "do_exit < do_group_exit < get_signal < arch_do_signal_or_restart < do_syscall_64"
+    assert said(stack) == ("waits", "shared", "exit")
+    dumped = meaning(stack.split(" < "), asleep=True, kernel=NEW, dumps_core=True)
+    assert dumped.operation == "kept until the core of its process is written"
+
+
+def test_who_may_have_the_lock_of_a_files_mappings() -> None:
+    truncates = ["unmap_page_range", "unmap_mapping_range", "shmem_setattr", "do_truncate"]
+    assert has_mappers(truncates)
+    assert not has_mappers(truncates[1:]), "asleep in that function it waits for it itself"
+    assert waits_for_mappers(["__schedule", "__mmap_region", "do_mmap"])
+    assert not waits_for_mappers(["alloc_pages_noprof", "__mmap_region", "do_mmap"])
 
 
 def test_what_a_signal_brings_after_a_fault_is_not_the_fault() -> None:

@@ -63,30 +63,47 @@ def test_a_look_that_is_ended_leaves_nothing_on(number: signal.Signals) -> None:
 
 
 _ENDED_WHILE = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from zaplock import cli
 
 class Goes:
     def __del__(self):
         os.kill(os.getpid(), signal.{name})  # what that raises here, Python forgets
 
+class Asked:
+    def __getattr__(self, name):
+        os.kill(os.getpid(), signal.{name})  # what that raises here, C code clears in silence
+
 def about(arguments):
     {does}
-    time.sleep(60)
+    time.sleep({then})
+    return 0
 
 cli._about = about
 sys.exit(cli.main(["help"]))
 """
 
 
+_CLEARED = "ctypes.pythonapi.PyObject_HasAttrString(ctypes.py_object(Asked()), b'x')"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize(
-    "does", ["Goes()", "exec('os.kill(os.getpid(), signal.{name})')"], ids=["destructor", "exec"]
+    ("does", "then"),
+    [
+        ("Goes()", 60),
+        ("exec('os.kill(os.getpid(), signal.{name})')", 60),
+        (_CLEARED, 60),
+        ("Goes()", 0),
+        (_CLEARED, 0),
+    ],
+    ids=["destructor", "exec", "cleared", "destructor at the end", "cleared at the end"],
 )
 def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
-    name: str, does: str, tmp_path: Path
+    name: str, does: str, then: int, tmp_path: Path
 ) -> None:
-    program = _ENDED_WHILE.format(name=name, does=does.format(name=name))
+    """A HUP into `oracle`, and an INT, were forgotten: it went on to its end, with code 0."""
+    program = _ENDED_WHILE.format(name=name, does=does.format(name=name), then=then)
     (tmp_path / "ended_while.py").write_text(program)
     done = subprocess.run(
         [sys.executable, "-m", "ended_while"],

@@ -16,7 +16,7 @@ from zaplock.trace.handwritten import Log
 from zaplock.trace.recording_file import Manifest, write
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import longest, report_json
-from zaplock.views.report_text import report_text
+from zaplock.views.report_text import group_table, report_text
 from zaplock.views.sentences import answer
 
 
@@ -128,6 +128,30 @@ def test_groups_add_up_to_the_whole() -> None:
         assert sum(group.caused_ns for group in groups) == blamed
     assert summary.explained_ns == summary.waited_ns
     assert [sum(histogram.counts) for histogram in summary.histograms][2] == summary.queued
+
+
+def test_a_long_hold_that_nobody_met_is_shown_beside_those_that_were_waited_for() -> None:
+    """A fork of 260 ms behind which nobody stood this time; calls of microseconds are counted."""
+    log = Log()
+    log.task(101, "db-free", 100, "db")
+    log.task(300, "db-save", 100, "db")
+    log.owner(MM, 100)
+    at_ns = 0
+    for op, hold_ns in (("clone", 260 * MS), ("mprotect", 3_000)):
+        at_ns += 300 * MS
+        log.begin(at_ns, tid=300, op=op)
+        log.asked(at_ns, tid=300, mm=MM, write=True)
+        log.acquired(at_ns, tid=300, mm=MM, write=True)
+        log.released(at_ns + hold_ns, tid=300, mm=MM, write=True)
+        log.end(at_ns + hold_ns, tid=300, op=op)
+    log.begin(1_000 * MS, tid=101, op="munmap")
+    log.asked(1_000 * MS, tid=101, mm=MM, write=True)
+    log.acquired(1_020 * MS, tid=101, mm=MM, write=True)
+    log.released(1_021 * MS, tid=101, mm=MM, write=True)
+    log.end(1_021 * MS, tid=101, op="munmap")
+    table = group_table("By operation", summarise(analyse(log.events(), "6.18")).by_operation, 9)
+    assert {row[0] for row in table.rows} == {"clone", "munmap"}
+    assert "1 other that neither waited nor made others wait, nor held it for 1 ms" in table.more
 
 
 def test_the_longest_are_chosen_and_equals_stay_in_order() -> None:

@@ -15,7 +15,7 @@ import pytest
 from scenes import MM, MS
 
 from zaplock.cli import main
-from zaplock.recorder import quota_watch
+from zaplock.recorder import control_groups, quota_watch
 from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events
@@ -177,7 +177,7 @@ def test_the_json_has_the_parts_and_they_add_up() -> None:
 @contextlib.contextmanager
 def box(quota_us: int) -> Iterator[Path]:
     """A cgroup with a quota; skipped where none can be made."""
-    where = quota_watch.hierarchy()
+    where = control_groups.hierarchy("cpu")
     if where is None:
         pytest.skip("no cpu controller of cgroups on this machine")
     root, controller = where

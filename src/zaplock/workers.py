@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+
+from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +25,20 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before this process asked
         os._exit(1)
+
+
+def check_python() -> None:
+    """Raise UserError where this user can't start the Python that runs (one in /root, say)."""
+    if not os.access(sys.executable, os.X_OK):
+        raise UserError(no_python())
+
+
+def no_python() -> str:
+    """Say that this user can't start the Python that runs."""
+    return (
+        f"user {os.getuid()} may not start {sys.executable}, as whose child part of the work is "
+        "done: use a Python that all its folders let this user reach"
+    )
 
 
 def _enter(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

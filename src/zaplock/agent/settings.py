@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 
 SECOND = 10**9
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,199}")
 
 
 def clock_offset_ns() -> int:
@@ -40,6 +42,11 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError for what makes no sense."""
+        if not _HOST.fullmatch(self.host):
+            raise UserError(
+                f"--host {self.host[:40]!a} is no host's name (letters, digits and .:_- behind a "
+                "letter or digit, 200 at most): give one, such as web-7"
+            )
         for name, value, least in (
             ("--after", self.after_ns, 1_000_000),
             ("--stop-after-wait", self.limit_ns, 1_000_000),

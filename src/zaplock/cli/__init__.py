@@ -14,23 +14,21 @@ with one line on stderr and exit code 2; Ctrl-C, TERM and HUP end it with 128 an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import importlib
 import math
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
+from zaplock.cli._signals import in_good_order, number_of
 from zaplock.cli._streams import guarded
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
 from zaplock.untrusted_names import visible
@@ -148,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded(folded="--json" not in arguments), warnings.catch_warnings():
         warnings.showwarning = partial(_warn, name)
         try:
-            with _in_good_order():
+            with in_good_order():
                 if not verb:
                     return _while_read(partial(_about, arguments))
                 require_room()
@@ -159,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as signalled:
             exec("")  # or an exec that was broken off ends Python by SIGINT (run_eval_code_obj)
             print(f"{name}: interrupted", file=sys.stderr)
-            return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
+            return 128 + number_of(signalled)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error, verb)
             if lack is None:
@@ -226,59 +224,6 @@ def _own_code(name: str, error: Exception) -> int:
         raise error
     print(f"{name}: {said}; zaplock check shows how it comes to that", file=sys.stderr)
     return ProtocolError.exit_code
-
-
-_AGAIN_S = 0.01
-
-
-class _Ended(KeyboardInterrupt):
-    """A signal that ends a program, as Ctrl-C does."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def _in_good_order() -> Iterator[None]:
-    """Let TERM and HUP end a verb as Ctrl-C does, so that its clean-up runs.
-
-    What a signal raises in a destructor or a callback (of an import, say) Python tells and forgets:
-    it comes again a moment later. A worker that was forked meanwhile ends at once: it has nothing
-    of its own.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    owner = os.getpid()
-
-    def end(number: int, _frame: object) -> None:
-        if os.getpid() == owner:
-            raise _Ended(number)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
-        lost = unraisable.exc_value
-        if os.getpid() != owner or not isinstance(lost, KeyboardInterrupt):
-            hook(unraisable)
-            return
-        number = lost.number if isinstance(lost, _Ended) else signal.SIGINT
-        signal.signal(signal.SIGALRM, lambda _number, _frame: signal.raise_signal(number))
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-
-    hook, sys.unraisablehook = sys.unraisablehook, swallowed
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
-    for one, handler in before.items():
-        if handler is signal.SIG_DFL and one != signal.SIGALRM:
-            signal.signal(one, end)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _warn(name: str, message: Warning | str, *_: object) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
+import sys
 
 from zaplock.errors import UserError
 from zaplock.extras import lack
+from zaplock.workers import no_python
 
 LEAST_ADDRESS_SPACE = 768 << 20
 """What numpy, polars and their threads map, whether they use it or not."""
@@ -45,6 +48,12 @@ def require_room() -> None:
         )
 
 
+def _is_no_proc(path: object) -> bool:
+    """Say whether a file is missing since /proc is not mounted, or without what is no process's."""
+    whole = all(os.path.exists(f"/proc/{name}") for name in ("self", "sys/kernel", "meminfo"))
+    return str(path).startswith("/proc/") and not whole
+
+
 _EXTRAS = {"agent": "fleet", "fleet": "fleet"}
 """Verbs that need an extra as a whole."""
 
@@ -57,6 +66,10 @@ def shortage(error: BaseException, verb: str) -> str | None:
         return f"{str(error.filename)[:40]!a}... is longer than a name may be: give a shorter one"
     if isinstance(error, OSError) and error.errno in _ENDED:
         return _ENDED[error.errno]
+    if isinstance(error, FileNotFoundError) and _is_no_proc(error.filename):
+        return f"{error.filename} is missing: mount all of proc ('mount -t proc proc /proc')"
+    if isinstance(error, PermissionError) and error.filename == sys.executable:
+        return no_python()
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return _ENDED[errno.EAGAIN]
     # The loader opens libraries itself, and its words are all that it says.

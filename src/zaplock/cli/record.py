@@ -128,13 +128,22 @@ def _record(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
+    from zaplock.cli._meanwhile import Meanwhile
     from zaplock.recorder.instances_ahead import Ahead
     from zaplock.recorder.scheduling import import_numpy
 
-    with Ahead(0 if args.buffer else 2 if pids else 1) as ahead:
+    with (
+        Ahead(0 if args.buffer else 2 if pids else 1) as ahead,
+        Meanwhile(() if args.command else pids, aside=args.json) as meanwhile,
+    ):
+
+        def on() -> None:
+            meanwhile.on()
+            started()
+
         if args.watch:
             import_numpy()
-        return _record_with(ahead, args, pids, started, running)
+        return _record_with(ahead, args, pids, on, running)
 
 
 def _record_with(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
 from zaplock.cli._rows import add_top
+from zaplock.cli._signals import answered
 from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show screens until interrupted."""
     from zaplock.cli._live import window
+    from zaplock.cli._meanwhile import Meanwhile
     from zaplock.units import parse_duration
 
     if args.screens is not None and args.screens < 1:
@@ -51,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     pids = targets(args)
     groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
     live = args.screens is None and _can_be_live()
-    with window(pids, groups, parse_duration(args.window)) as view:
+    with (
+        Meanwhile(pids, aside=False) as meanwhile,
+        window(pids, groups, parse_duration(args.window)) as view,
+    ):
+        meanwhile.on()
         looks = _Looks(view, interval)
         if live:
             code = _live(looks, spelt(args).strip() or "the whole system", args.window)
@@ -133,3 +139,4 @@ def _screens(looks: _Looks, args: argparse.Namespace, *, of_all: bool) -> None:
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
             raise
+        answered()

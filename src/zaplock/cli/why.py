@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._output_files import require_files
 from zaplock.cli._rows import add_top
+from zaplock.cli._signals import answered
 from zaplock.cli._stack_files import (
     add_stack_files,
     next_for_stack_files,
@@ -109,6 +110,7 @@ def _answer(
 ) -> None:
     """Look until `due_ns`, then tell."""
     from zaplock.cli._busy import busy
+    from zaplock.cli._meanwhile import Meanwhile
     from zaplock.recorder.in_memory import record_mm
 
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
@@ -117,7 +119,8 @@ def _answer(
         pids, events=groups, children=in_group(args), kernel_stacks=True, stacks=args.stacks,
         ahead=ahead,
     )  # fmt: skip
-    with looking as recorder:
+    with Meanwhile(pids, aside=args.json) as meanwhile, looking as recorder:
+        meanwhile.on()
         with busy(f"looking at {who} for {duration_ns / 1e9:g} s"):
             gone = _look(pids, due_ns, int(duration_ns * _LEAST))
         recorder.stop()
@@ -162,6 +165,7 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
             raise
+        answered()
     return gone
 
 

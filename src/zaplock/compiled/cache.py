@@ -18,10 +18,15 @@ from zaplock.errors import UserError
 def folder(name: str) -> Path:
     """Return (and make) a folder of the cache: $ZAPLOCK_CACHE, else zaplock in the user's cache.
 
-    Raises UserError where it can't be made, or where others could replace what is in it.
+    Raises UserError where it can't be made, there is no home to make it in, or others could replace
+    what is in it.
     """
     chosen = os.environ.get("ZAPLOCK_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not chosen and base.startswith("~"):
+        raise UserError(
+            f"user {os.getuid()} has no home to keep things in: set ZAPLOCK_CACHE to a folder"
+        )
     path = (Path(chosen) if chosen else Path(base) / "zaplock") / name
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)

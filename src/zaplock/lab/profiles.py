@@ -164,16 +164,31 @@ def shipped() -> list[str]:
 
 def available() -> Mapping[str, Path]:
     """Return every profile that can be named, the user's own before shipped ones, with its file."""
-    return {**_in(Path(__file__).parent / "data"), **_in(user_directory())}
+    own = _base()
+    return {**_in(Path(__file__).parent / "data"), **(_in(_directory(own)) if own else {})}
 
 
 def _in(directory: Path) -> dict[str, Path]:
-    return {path.stem: path for path in directory.glob("*.toml")}
+    try:
+        return {path.stem: path for path in directory.glob("*.toml")}
+    except PermissionError:  # the home of somebody else, as `sudo -u` leaves it in $HOME
+        return {}
 
 
 def user_directory() -> Path:
-    """Return the directory of the user's own profiles."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    """Return the directory of the user's own profiles. Raises UserError where they have no home."""
+    if not (base := _base()):
+        raise UserError(f"user {os.getuid()} has no home for profiles: set HOME, or give a path")
+    return _directory(base)
+
+
+def _base() -> str:
+    """Say where this user's settings are; "" where nothing tells (a container's bare number)."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return "" if base.startswith("~") else base
+
+
+def _directory(base: str) -> Path:
     return Path(base) / "zaplock" / "profiles"
 
 

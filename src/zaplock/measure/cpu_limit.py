@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zaplock.errors import UserError
-from zaplock.recorder.quota_watch import hierarchy
+from zaplock.recorder.control_groups import hierarchy
 from zaplock.trace.quotas import CpuMax
 
 _PATIENCE_S = 5.0
@@ -36,7 +36,7 @@ def limited(pid: int, limit: CpuMax) -> Iterator[None]:
 
 
 def _made(limit: CpuMax) -> Path:
-    where = hierarchy()
+    where = hierarchy("cpu")
     if where is None:
         raise UserError("there is no cgroup file system here for --cpu-max: leave it out")
     root, controller = where

@@ -24,6 +24,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.oracle import ring, stub
 from zaplock.oracle.kept import ends
+from zaplock.workers import check_python
 
 _BECOME_BARE = """
 import ctypes, os, sys
@@ -90,6 +91,7 @@ def check_machine() -> None:
         raise UserError(
             f"kernel {platform.release()} has no PAGEMAP_SCAN: the oracle needs 6.7 or newer"
         )
+    check_python()
 
 
 def check_overcommit() -> None:

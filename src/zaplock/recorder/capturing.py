@@ -47,6 +47,7 @@ from zaplock.recorder.lock_events import (
 )
 from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, NAMING
 from zaplock.recorder.options import MOST_MMS, Options
+from zaplock.recorder.snapshot import STACKS_DENIED, stacks_are_denied
 from zaplock.recorder.stack_sampler import LOCKED, SAMPLED_EVENTS, StackSampler, Wanted
 from zaplock.recorder.switch_off import Closing
 from zaplock.recorder.targets import (
@@ -99,6 +100,7 @@ def capturing(options: Options, ahead: Ahead | None = None) -> Iterator[Capture]
         if options.watch:
             wake_for_locks_alone(instances)
         notes += _ways_notes(options, way, learned)
+        notes += [STACKS_DENIED] if stacks_are_denied(options.pids or (os.getpid(),)) else []
         with uninterrupted():
             sampler = _sampler(tracefs, options, locks, learned, pids, notes)
             if sampler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 from zaplock.errors import UserError
@@ -11,7 +13,8 @@ from zaplock.recorder.shared_mm import share_mm
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look, sleeping_holders
 from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.event_kinds import PAGE_FAULT
-from zaplock.trace.kernel_stacks import reads_a_page
+from zaplock.trace.kernel_functions import HALTED
+from zaplock.trace.kernel_stacks import has_mappers, reads_a_page, waits_for_mappers
 from zaplock.trace.madvise import ADVISING
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -26,10 +29,11 @@ def first_look(capture: Capture) -> Beginning:
 
     Where one process is recorded, of everybody else only those are kept that work on it, and those
     that are stuck (state D), since nothing may tell what for. Where our own read waits for the
-    lock, kernel threads that have some process's lock are kept as well.
+    lock, kernel threads that have some process's lock are kept as well; where a holder waits for
+    the lock of a file's mappings, those that may have that one.
     """
     learned = list(capture.learned.values())
-    seen = look(capture.pids, hidden=[one.tid for one in learned])
+    seen = _without_idle_mappers(look(capture.pids, hidden=[one.tid for one in learned]))
     if capture.pids:
         waits = any(one.waits for one in learned)
         kept = [
@@ -53,6 +57,28 @@ def first_look(capture: Capture) -> Beginning:
     return Beginning(seen, capture.on_ns, mms, asked, tuple(hidden))
 
 
+def look_untraced(pids: set[int]) -> Beginning:
+    """See what the tasks are doing with no event switched on; an `mm` is a number of ours then.
+
+    Whoever has or wants some lock of which nothing tells whose is kept as well.
+    """
+    seen = _without_idle_mappers(look(pids))
+    kept = [
+        one
+        for one in (_of_target(one, pids) for one in seen.seen)
+        if _concerns(one, pids) or (one.task.does and not one.subject)
+    ]
+    mms = {pid: number for number, pid in enumerate(sorted(pids), 1)}
+    asked = {
+        one.subject: one.task.since_ns or one.task.time_ns
+        for one in sorted(kept, key=lambda one: -one.task.since_ns)  # the earliest comes last
+        if one.task.does == "waits" and one.subject in pids
+    }
+    stuck = {mms[pid]: LearnedMm(mms[pid], 0, at, threading.Event()) for pid, at in asked.items()}
+    seen = _with_holders(TaskSnapshot(tuple(kept), seen.whole), mms, stuck, [])
+    return Beginning(seen, time.monotonic_ns(), mms, {})
+
+
 def _of_target(one: Seen, pids: set[int]) -> Seen:
     """Give a task of another process that shares a target's address space to that target."""
     if not one.task.does or one.pid in pids or one.subject != one.pid:
@@ -64,7 +90,16 @@ def _of_target(one: Seen, pids: set[int]) -> Seen:
 def _concerns(one: Seen, pids: set[int]) -> bool:
     if one.pid in pids or one.subject in pids:
         return True
-    return one.task.state == "D" and not one.task.does
+    stuck = one.task.state == "D" and one.task.operation not in HALTED.values()
+    return not one.task.does and (stuck or has_mappers(one.task.stack))
+
+
+def _without_idle_mappers(seen: TaskSnapshot) -> TaskSnapshot:
+    """Leave out who has the lock of a file's mappings, where no holder waits for such a lock."""
+    if any(one.task.does == "holds" and waits_for_mappers(one.task.stack) for one in seen.seen):
+        return seen
+    kept = (one for one in seen.seen if one.task.does or not has_mappers(one.task.stack))
+    return replace(seen, seen=tuple(kept))
 
 
 def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[LearnedMm]]:

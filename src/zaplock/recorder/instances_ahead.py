@@ -52,10 +52,10 @@ class Ahead:
             self._go_first_again()
 
     def _make(self) -> None:
-        where = mounted()  # a mount of our own would be another one
-        if where is None:
-            return
         with contextlib.suppress(UserError, OSError), sharing_python():
+            where = mounted()  # a mount of our own would be another one
+            if where is None:
+                return
             for _ in range(self._count):
                 instance = Instance(Tracefs(where, private=False), buffer_kb=chosen_buffer_kb())
                 self._made.append(instance)

@@ -6,17 +6,17 @@ second: an account grows when a throttled group may run again, which is at most 
 later. Readings between two equal ones are left out. No mmap_lock is taken by it.
 
 Not covered: a process that moves to another group while it is recorded counts as in its last one;
-threads in groups of their own; groups outside of the cgroup namespace that zaplock is in.
+threads in groups of their own.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from zaplock.recorder.control_groups import group_of, hierarchy
 from zaplock.recorder.scheduling import join_first
 from zaplock.trace.quota_readings import QuotaReading
 
@@ -25,37 +25,6 @@ _LOOK_AGAIN = 25
 """After so many readings new processes are looked for."""
 _MOST = 1_000_000
 """Of more readings the oldest are dropped."""
-
-
-def hierarchy() -> tuple[Path, str] | None:
-    """Find where the cpu controller is: its mount, and the controller's name ("" for version 2)."""
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        mounts = [line.split() for line in file]
-    unified = None
-    for fields in mounts:
-        kind, options, where = fields[fields.index("-") + 1], fields[-1], _plain(fields[4])
-        if kind == "cgroup" and "cpu" in options.split(","):
-            return Path(where), "cpu"
-        if kind == "cgroup2":
-            unified = Path(where)
-    return (unified, "") if unified else None
-
-
-def _plain(path: str) -> str:
-    return re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), path)
-
-
-def group_of(pid: int, controller: str) -> str | None:
-    """Return the cgroup of a process, None where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == controller or controller in controllers.split(","):
-            return path
-    return None
 
 
 def reading(root: Path, group: str, time_ns: int) -> QuotaReading | None:
@@ -105,7 +74,7 @@ class QuotaWatch(threading.Thread):
         self._newest: dict[str, QuotaReading] = {}
         """The newest reading of each group with a quota; not in the list while nothing changes."""
         self._ended = threading.Event()
-        self._where = hierarchy()
+        self._where = hierarchy("cpu")
 
     def run(self) -> None:
         """Read until `stop`."""
@@ -122,7 +91,7 @@ class QuotaWatch(threading.Thread):
         if self._where is None:
             return
         for pid in self._pids():
-            group = group_of(pid, self._where[1])
+            group = group_of(f"/proc/{pid}", self._where[1])
             if group is not None:
                 self._groups[pid] = above(group)
         known = {group for chain in self._groups.values() for group in chain}

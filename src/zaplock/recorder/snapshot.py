@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from zaplock.recorder.control_groups import Freezer
 from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.subjects import Subjects
-from zaplock.trace.kernel_functions import ON_OTHERS, WRITE
-from zaplock.trace.kernel_stacks import advice_of, functions, meaning
+from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, WRITE
+from zaplock.trace.kernel_stacks import advice_of, functions, has_mappers, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -61,6 +62,14 @@ NOT_WHOLE = (
     "the lock before may be missing"
 )
 """What to say of a look that was not whole."""
+
+
+STACKS_DENIED = (
+    "the kernel stacks of the tasks may not be read here, so who had or wanted the lock before "
+    "this began is not known: run as root outside of a user namespace, with CAP_SYS_ADMIN and "
+    "CAP_SYS_PTRACE"
+)
+"""What to say where `stacks_are_denied`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,25 @@ def _look(pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
     return TaskSnapshot(tuple(seen), whole=True)
 
 
+def stacks_are_denied(pids: Iterable[int]) -> bool:
+    """Say whether the kernel stacks of these processes may not be read.
+
+    It takes CAP_SYS_ADMIN outside of all user namespaces, and the right to trace the process.
+    """
+    return any(_is_denied(f"/proc/{pid}/stack") for pid in pids)
+
+
+def _is_denied(path: str) -> bool:
+    try:
+        with open(path) as file:
+            file.read()
+    except PermissionError:
+        return True
+    except OSError:  # it has ended, or this kernel has no such file
+        return False
+    return False
+
+
 def version(release: str) -> tuple[int, int]:
     """Read a kernel's version; one that can't be read is taken for a new one."""
     found = re.match(r"(\d+)\.(\d+)", release)
@@ -167,14 +195,17 @@ def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
             break
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
-    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel)
+    dumps_core = bool(DUMPED.intersection(stack)) and _dumps_core(path)
+    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core)
     if not stack or not (means.does or state == "D" or means.operation or means.perhaps):
         return None
-    if not every and not means.does and state != "D":
+    if not every and not means.does and state != "D" and not has_mappers(stack):
         return None
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
     name, subject, ranged = by.subjects.work(path, pid, means.operation, arguments)
+    if state == "D" and not means.does and name not in HALTED.values() and by.freezer.keeps(path):
+        name = FROZEN
     subject = 0 if name in ON_OTHERS else subject
     if name in ADVISING and not arguments:
         advice = advice_of(stack)
@@ -209,6 +240,11 @@ def _state(path: str) -> tuple[str, int]:
     return (fields[0], int(fields[36])) if len(fields) > 36 else ("X", 0)
 
 
+def _dumps_core(path: str) -> bool:
+    """Say whether the core of a task's process is being written (told from Linux 4.15 on)."""
+    return "\nCoreDumping:\t1" in _read(path, "status")
+
+
 def _read(path: str, name: str) -> str:
     try:
         with open(f"{path}/{name}", errors="replace") as file:
@@ -226,7 +262,7 @@ class _Means:
     """What a look is made with."""
 
     def __init__(self) -> None:
-        self.cpus, self.subjects = _Cpus(), Subjects()
+        self.cpus, self.subjects, self.freezer = _Cpus(), Subjects(), Freezer()
         self.kernel = version(os.uname().release)
 
 

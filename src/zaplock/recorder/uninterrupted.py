@@ -15,12 +15,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off Python's handlers of INT, TERM and HUP until the block is over.
+    """Put off Python's handlers of INT, TERM, HUP and ALRM until the block is over.
 
     They run in the main thread alone, so elsewhere there is nothing to do.
     """

@@ -263,16 +263,41 @@ USEREVENT = "a call of which its userfaultfd monitor has to be told"
 
 UNANSWERED = (USERFAULT, USEREVENT)
 
+FROZEN = "frozen with its cgroup"
+
 HALTED = {
     "do_signal_stop": "stopped by a signal",
     "ptrace_stop": "stopped by its tracer", "ptrace_signal": "stopped by its tracer",
-    "do_freezer_trap": "frozen with its cgroup", "__refrigerator": "frozen with its cgroup",
+    "do_freezer_trap": FROZEN, "__refrigerator": FROZEN,
     "coredump_task_exit": "kept until the core of its process is written",
+    "mem_cgroup_oom_synchronize": "out of memory in its cgroup",
 }  # fmt: skip
 """What a task is that runs no program until somebody lets it, by what it sleeps in."""
 
 DUMPED = frozenset({"coredump_task_exit", "do_exit"})
-"""What a thread sleeps in while another one writes their core; the first is often inlined."""
+"""What a thread sleeps in while another one writes their core; the first is often inlined.
+
+In do_exit a task of a process that dumps no core waits for its mmap_lock (exit_mm, inlined).
+"""
+
+MAPPERS_TAKEN = frozenset(
+    {
+        "__mmap_region", "mmap_region", "vma_link", "vma_link_file", "__vma_link_file",
+        "unlink_file_vma", "unlink_file_vma_batch_process", "unlink_file_vma_batch_final",
+        "free_pgtables", "vma_prepare", "__split_vma", "vma_merge", "commit_merge", "vma_shrink",
+        "copy_vma", "__vma_adjust", "vma_adjust",
+    }
+)  # fmt: skip
+"""Whoever sleeps directly in these waits for the lock of a file's mappings (i_mmap_rwsem)."""
+
+MAPPERS_HELD = frozenset(
+    {
+        "unmap_mapping_range", "unmap_mapping_pages", "unmap_mapping_folio", "unmap_mapping_page",
+        "unmap_mapping_range_tree", "hugetlb_vmdelete_list", "rmap_walk_file",
+        "retract_page_tables",
+    }
+)  # fmt: skip
+"""Whoever is in these has the lock of some file's mappings: a truncation, a punched hole."""
 
 RETURNS = frozenset(
     {"exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "exit_to_user_mode_prepare",

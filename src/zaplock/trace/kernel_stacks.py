@@ -43,6 +43,8 @@ from zaplock.trace.kernel_functions import (
     INSIDE_OF,
     KEEPS,
     LETS_GO,
+    MAPPERS_HELD,
+    MAPPERS_TAKEN,
     OF_KERNEL_THREADS,
     READ,
     READS_PAGES,
@@ -110,8 +112,12 @@ def syscall_of(stack: Sequence[str]) -> str:
     return ""
 
 
-def meaning(stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int]) -> StackMeaning:
+def meaning(
+    stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int], dumps_core: bool = False
+) -> StackMeaning:
     """Say what a stack means; `asleep` is a task in state D or S, `kernel` its version.
+
+    `dumps_core`: the core of its process is being written (CoreDumping in /proc/PID/status).
 
     >>> meaning(["vm_mmap_pgoff", "do_syscall_64"], asleep=True, kernel=(6, 18))
     StackMeaning(does='waits', mode='exclusive', operation='mmap')
@@ -124,7 +130,7 @@ def meaning(stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int]) -> S
     inner = [name for name in stack if not _SCHEDULER.match(name)]
     if not inner:
         return StackMeaning("", "", call)
-    if asleep and inner[0] in DUMPED:
+    if asleep and inner[0] in DUMPED and (dumps_core or inner[0] not in ASKS):
         return StackMeaning("", "", HALTED["coredump_task_exit"])
     if slow or asleep:
         asks = ASKS.get(inner[0])
@@ -175,6 +181,26 @@ def _holder(inner: Sequence[str], call: str, kernel: tuple[int, int]) -> StackMe
             operation = _work(inner, call) or _own(found[1], call)
         return StackMeaning("holds", _mode(found[0], inner, kernel), operation)
     return StackMeaning("", "", operation, "handle_mm_fault" in names)
+
+
+def waits_for_mappers(stack: Sequence[str]) -> bool:
+    """Say whether a sleeping task waits for the lock of a file's mappings (i_mmap_rwsem).
+
+    >>> waits_for_mappers(["__mmap_region", "do_mmap", "vm_mmap_pgoff"])
+    True
+    """
+    inner = [name for name in stack if not _SCHEDULER.match(name)]
+    return bool(inner) and inner[0] in MAPPERS_TAKEN
+
+
+def has_mappers(stack: Sequence[str]) -> bool:
+    """Say whether a task has the lock of some file's mappings: what truncates it, say.
+
+    >>> has_mappers(["unmap_page_range", "unmap_mapping_range", "shmem_setattr", "do_truncate"])
+    True
+    """
+    inner = [name for name in stack if not _SCHEDULER.match(name)]
+    return bool(MAPPERS_HELD.intersection(inner[1:])) and inner[0] not in MAPPERS_HELD
 
 
 def reads_a_page(stack: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ from zaplock.views.report_json import longest
 from zaplock.views.sentences import answer, chain, doing, hold_sentence, wait_sentence, who
 from zaplock.views.slow_holds import of_culprit, plain_time, why_slow
 from zaplock.views.stacks import of_wait, plain, sentence
+from zaplock.views.standing import asleep_with_it
 
 Array = NDArray[Any]
 
@@ -62,8 +63,18 @@ def now(analysis: Analysis, *, limit: int = 5, of_all: bool = False) -> Iterator
     for row in holding[:limit]:
         yield f"Held now: {hold_sentence(analysis, row, so_far=True)}."
         yield from (f"    {line}" for line in why_slow(analysis, row))
+        yield from (f"    {line}" for line in _found_asleep(analysis, row))
         if stack := analysis.hold_stack(row):
             yield f"    it is {sentence(stack)}"
+
+
+def _found_asleep(analysis: Analysis, row: int) -> Iterator[str]:
+    """Say what a holder slept on when it was looked at, if it has had the lock since before."""
+    holds = analysis.holds
+    tid, mm = int(holds["tid"][row]), int(holds["mm"][row])
+    for task in analysis.events.found:
+        if (task.tid, task.mm) == (tid, mm) and int(holds["start_ns"][row]) <= task.time_ns:
+            yield from asleep_with_it(analysis, task)
 
 
 def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:

@@ -20,7 +20,16 @@ from zaplock.views.headlines import headlines
 from zaplock.views.initial_state import found_lines, present_lines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
-from zaplock.views.sentences import answer, chain, doing, heading, owner, wait_sentence, who
+from zaplock.views.sentences import (
+    LONG_WAIT_NS,
+    answer,
+    chain,
+    doing,
+    heading,
+    owner,
+    wait_sentence,
+    who,
+)
 from zaplock.views.slow_holds import WORTH_NS, of_culprit, split
 from zaplock.views.stacks import of_wait, sentence
 
@@ -229,15 +238,23 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[Ren
 
 
 def group_table(title: str, groups: tuple[figures.Group, ...], top: int) -> Grid:
-    """Draw groups; those that had nothing to do with waiting are only counted, where others had."""
-    told = [group for group in groups if group.caused_ns or group.waited_ns] or list(groups)
+    """Draw groups; those that could hardly make anybody wait are only counted, where others can."""
+    told = [group for group in groups if _is_told(group)] or list(groups)
     columns = (words(title.removeprefix("By ")), *(figure(name, rank) for name, rank, _ in GROUP))
     rows = [(group.name, *(_value(group, field) for *_, field in GROUP)) for group in told[:top]]
     idle = len(groups) - len(told)
     others = "... and 1 other" if idle == 1 else f"... and {idle:,} others"
     more = [beyond(len(told) - top)]
-    more += [f"{others} that neither waited nor made others wait"] if idle else []
+    held = duration(LONG_WAIT_NS)
+    if idle:
+        more.append(f"{others} that neither waited nor made others wait, nor held it for {held}")
     return Grid(columns, rows, title, "; ".join(filter(None, more)))
+
+
+def _is_told(group: figures.Group) -> bool:
+    """Say whether a group had to do with waiting, or held the lock so long that somebody may."""
+    longest_ns = max(group.longest_exclusive_ns, group.longest_shared_ns)
+    return bool(group.caused_ns or group.waited_ns) or longest_ns >= LONG_WAIT_NS
 
 
 def _value(group: figures.Group, field: str) -> str:
