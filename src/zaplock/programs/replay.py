@@ -155,9 +155,7 @@ class StraceReplay:
                 self.verdict.add(outcome)
 
     def _groups(self, traced: TracedSpace) -> Iterator[list[Item]]:
-        if self.recording.ordered:
-            return orders.by_time(traced.items)
-        return orders.by_thread(traced.items, traced.threads)
+        return orders.groups(traced.items, traced.threads, has_times=self.recording.ordered)
 
     def _make_segments(self) -> None:
         """Make the segments of shared memory, which any process may attach that has their id."""
@@ -310,7 +308,7 @@ class StraceReplay:
         if why:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
-        return Ruling("differs", call, told)
+        return Ruling("differs", call, told, got=got)
 
     def _doubt_children(self, why: str) -> None:
         """What is watched of a child may be another than its fork has left."""
