@@ -26,10 +26,12 @@ from zaplock.model.vma import (
     Vma,
     account,
     anon_vma_prepare,
+    device_of,
     insert,
     lookup,
     overlapping,
     vma_of,
+    zero_name,
 )
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.recording import Area
@@ -164,12 +166,12 @@ class StraceWorld:
             if item.start >= f.TASK_SIZE_4_LEVELS:
                 continue
             file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
-            anonymous = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
-            file = 0 if anonymous else file
+            is_zero = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
+            anonymous, file = (file, 0) if is_zero else (0, file)
             pgoff = (item.offset if file or anonymous else item.start) >> f.PAGE_SHIFT
             vma = Vma(
                 live.mm, item.start, item.end, vm_flags(item), pgoff, file,
-                name="zero" if anonymous else "", anon_name=anon_name(item.name),
+                name=zero_name(anonymous) if anonymous else "", anon_name=anon_name(item.name),
                 ops="special" if item.name in SPECIAL else "secret" if is_secret(item.name) else "",
             )  # fmt: skip
             insert(self.machine, task, vma)
@@ -324,10 +326,10 @@ class StraceWorld:
         """List the mappings of a space as maps would."""
         found = []
         for vma in self.vmas(live):
-            name = self.machine.files[vma.file].name if vma.file else vma.name
+            name = self.machine.files[vma.file].name if vma.file else device_of(vma.name)
             shared = "_shmem" if vma.file else ""
             name = f"[anon{shared}:{vma.anon_name}]" if vma.anon_name else label(name)
-            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or vma.name == "zero" else 0
+            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or device_of(vma.name) == "zero" else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
 
