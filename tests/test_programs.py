@@ -593,12 +593,23 @@ def test_an_empty_argument_of_a_recorded_program_is_its_own(
     assert "sh ended with 1" in capfd.readouterr().err
 
 
-def test_a_program_that_is_not_there_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("/no/such/program", "No such file or directory"),
+        ("no-such-program", "No such file or directory"),
+        ("", "No such file or directory"),
+        ("/etc/passwd", "Permission denied"),
+    ],
+)
+def test_a_program_that_can_not_be_executed_is_one_clear_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], program: str, why: str
 ) -> None:
-    assert main(["oracle", "--trace", str(tmp_path / "x"), "--", "/no/such/program"]) == 2
+    assert main(["oracle", "--trace", str(tmp_path / "x"), "--", program]) == 2
     assert not (tmp_path / "x").exists()
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert f"'{program}' could not be executed ({why})" in told[0]
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

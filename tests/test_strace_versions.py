@@ -89,6 +89,16 @@ def test_without_t_a_call_ended_before_its_threads_next_line(tmp_path: Path) -> 
     assert StraceReplay(recording.parse(tmp_path / "t")).play().differing
 
 
+def test_a_thread_that_a_number_has_made_is_behind_it_in_files_of_ff(tmp_path: Path) -> None:
+    """strace 5.0 knows clone3 by its number, and what it returns in hexadecimal."""
+    made = "syscall_0x1b3(0x7fffffffea90, 0x58, 0x7ffff7e4bef0, 0x8, 0, 0) = 0x65\n"
+    (tmp_path / "t.100").write_text(f"{BEGIN}{made}fork() = 102\n+++ exited with 0 +++\n")
+    (tmp_path / "t.101").write_text(f"{ONE}\n+++ exited with 0 +++\n")
+    (tmp_path / "t.102").write_text(f"{TWO}\n+++ exited with 0 +++\n")
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
 def test_an_execve_in_a_thread_ends_in_its_process(tmp_path: Path) -> None:
     """-ff -ttt -T: what the resumed line tells is how long it took, not from when on."""
     (tmp_path / "t.100").write_text(

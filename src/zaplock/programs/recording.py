@@ -36,7 +36,7 @@ from zaplock.errors import UserError
 from zaplock.inputs import open_plain
 from zaplock.programs.dialects import as_strace
 from zaplock.programs.files_of_ff import by_thread, by_time, has_times
-from zaplock.programs.prefix import NAME, PREFIX
+from zaplock.programs.prefix import NAME, PREFIX, name_of
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
@@ -166,7 +166,6 @@ _BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
 """As -N (6.16) puts it in front of each argument; of clone every strace does."""
-_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8}|\d{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _LENGTH = re.compile(r"^([0-9a-f]{1,16}) ([0-9]{1,20}|unknown)$")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
@@ -475,8 +474,7 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
-    if told := _NUMBERED.fullmatch(name):
-        name = BY_NUMBER.get(int(told[1], 0), name)
+    name = name_of(name)
     if name != "clone" or (arguments[:1] and arguments[0].startswith("arg1=")):
         arguments = [_ARGUMENT_NAME.sub("", argument, count=1) for argument in arguments]
     if name == "syscall" and arguments:

@@ -90,16 +90,22 @@ class Tracer:
     recording: bool = False
     has_told: bool = False
     status: int = 0
+    _failure: int = -1
     _mms: int = 0
 
     def run(self, command: Sequence[str]) -> int:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
-        first = start(command)
+        first, self._failure = start(command)
         self.threads[first] = _Thread(first, first, self._new_mm())
         p.ptrace(p.CONT, first)
         with handing_on(self._hand_on):
             self._follow(first)
         return self.status
+
+    def why_not_executed(self) -> str:
+        """Return in words why the program could not be executed, where it was not."""
+        with os.fdopen(self._failure) as told:
+            return told.read() or "it was ended before"
 
     def _hand_on(self, number: int) -> None:
         """Send every process a signal; what is being made just now gets it when it is there."""
@@ -410,9 +416,13 @@ def _flags(told: str) -> int:
     return int(flags.rstrip(")}").split("}")[0].split(",")[0], 16) if found else 0
 
 
-def start(command: Sequence[str]) -> int:
-    """Fork a child that is traced and executes a command as soon as it is let go."""
+def start(command: Sequence[str]) -> tuple[int, int]:
+    """Fork a child that is traced and executes a command as soon as it is let go.
+
+    Return its id, and a descriptor that tells why it could not.
+    """
     reading, writing = os.pipe()
+    failed, failing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
@@ -421,17 +431,18 @@ def start(command: Sequence[str]) -> int:
             p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
         except OSError as error:
-            os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+            os.write(failing, (error.strerror or str(error)).encode())
         finally:
             os._exit(127)
     os.close(reading)
+    os.close(failing)
     p.ptrace(p.SEIZE, pid, 0, p.OPTIONS)
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, p.WALL)
     os.kill(pid, signal.SIGCONT)
     os.write(writing, b"x")
     os.close(writing)
-    return pid
+    return pid, failed
 
 
 def record(command: Sequence[str], path: Path) -> int:
@@ -446,12 +457,14 @@ def record(command: Sequence[str], path: Path) -> int:
 def record_to(command: Sequence[str], file: BinaryIO) -> int:
     """Record a program into an open file, which stays open; return and raise as `record`."""
     out = io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True)
+    tracer = Tracer(out)
     try:
-        status = Tracer(out).run(command)
+        status = tracer.run(command)
     except PermissionError as error:
         raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
     if not out.tell():
-        raise UserError(f"{command[0]} could not be executed: give a program that can")
+        why = tracer.why_not_executed()
+        raise UserError(f"{command[0]!a} could not be executed ({why}): give a program that can")
     out.flush()
     out.detach()
     return status
