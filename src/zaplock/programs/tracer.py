@@ -75,7 +75,10 @@ class _Thread:
 
 @dataclass(slots=True)
 class Tracer:
-    """Runs one program and all that it makes; writes what they do to `out`."""
+    """Runs one program and all that it makes; writes what they do to `out`.
+
+    `failure`: why it could not be executed, "" where it was.
+    """
 
     out: TextIO
     threads: dict[int, _Thread] = field(default_factory=dict)
@@ -90,22 +93,19 @@ class Tracer:
     recording: bool = False
     has_told: bool = False
     status: int = 0
-    _failure: int = -1
+    failure: str = ""
     _mms: int = 0
 
     def run(self, command: Sequence[str]) -> int:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
-        first, self._failure = start(command)
+        first, failed = start(command)
         self.threads[first] = _Thread(first, first, self._new_mm())
         p.ptrace(p.CONT, first)
         with handing_on(self._hand_on):
             self._follow(first)
+        with os.fdopen(failed) as told:
+            self.failure = told.read()
         return self.status
-
-    def why_not_executed(self) -> str:
-        """Return in words why the program could not be executed, where it was not."""
-        with os.fdopen(self._failure) as told:
-            return told.read() or "it was ended before"
 
     def _hand_on(self, number: int) -> None:
         """Send every process a signal; what is being made just now gets it when it is there."""
@@ -430,8 +430,9 @@ def start(command: Sequence[str]) -> tuple[int, int]:
             os.read(reading, 1)
             p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
-        except OSError as error:
-            os.write(failing, (error.strerror or str(error)).encode())
+        except (OSError, ValueError) as error:  # the latter of Python, for an empty name
+            code = getattr(error, "errno", None) or errno.ENOENT
+            os.write(failing, os.strerror(code).encode())
         finally:
             os._exit(127)
     os.close(reading)
@@ -463,7 +464,7 @@ def record_to(command: Sequence[str], file: BinaryIO) -> int:
     except PermissionError as error:
         raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
     if not out.tell():
-        why = tracer.why_not_executed()
+        why = tracer.failure or "it was ended before"
         raise UserError(f"{command[0]!a} could not be executed ({why}): give a program that can")
     out.flush()
     out.detach()
