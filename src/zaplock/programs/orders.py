@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 
-from zaplock.programs.contention import Contention, Effect, Span, reasons
+from zaplock.programs.places import Footprint, SharedPlaces, Span, reasons
 from zaplock.programs.recording import Note, TracedCall
 from zaplock.programs.spaces import Fork, Item, Threads
 
@@ -110,7 +110,7 @@ class ByThread(Order):
         for item in sorted(items, key=_line):
             self._queues.setdefault(threads.of(item), []).append(item)
         self._at = dict.fromkeys(self._queues, 0)
-        self._contention = Contention(self._queues)
+        self._places = SharedPlaces(self._queues)
 
     @property
     def is_done(self) -> bool:
@@ -120,7 +120,7 @@ class ByThread(Order):
     def candidates(self) -> list[Item]:
         """List the next item of each thread that has been made."""
         ready = [item for item in map(self._head, self._queues) if item and self._is_made(item)]
-        does = {item.line: self._effect(item) for item in ready}
+        does = {item.line: self._footprint(item) for item in ready}
         wanted = [span for one in does.values() for span in one.mapped]
 
         def lateness(item: Item) -> tuple[int, ...]:
@@ -149,8 +149,8 @@ class ByThread(Order):
     def in_the_way(self, item: Item) -> tuple[Span, ...]:
         """Return where what was taken last keeps others from their places, whatever comes."""
         pid = self._threads.of(item)
-        is_so = self._contention.is_in_the_way(pid, self._at[pid] - 1, self._at)
-        return self._effect(item, 1).mapped if is_so else ()
+        is_so = self._places.is_in_the_way(pid, self._at[pid] - 1, self._at)
+        return self._footprint(item, 1).mapped if is_so else ()
 
     def reasons(self, call: TracedCall, got: int) -> Reasons:
         """Return what keeps a call from its recorded result, where it would return `got` now."""
@@ -162,16 +162,16 @@ class ByThread(Order):
         found = reasons(call, got)
         if found is None or len(found) > 1:
             return False
-        return self._contention.lasts(found[0], free=got > call.result, reached=self._at)
+        return self._places.lasts(found[0], free=got > call.result, reached=self._at)
 
     def touches(self, item: Item, spans: Reasons) -> bool:
         """Return whether what was taken last changes what lies in these spans."""
-        return spans is None or self._effect(item, 1).touches(spans)
+        return spans is None or self._footprint(item, 1).touches(spans)
 
-    def _effect(self, item: Item, back: int = 0) -> Effect:
+    def _footprint(self, item: Item, back: int = 0) -> Footprint:
         """Return what the next item of its thread does, or with `back` what the last one did."""
         pid = self._threads.of(item)
-        return self._contention.effect(pid, self._at[pid] - back)
+        return self._places.footprint(pid, self._at[pid] - back)
 
     def _head(self, pid: int) -> Item | None:
         at = self._at.get(pid, 0)

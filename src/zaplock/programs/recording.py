@@ -11,6 +11,7 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
+    # untold: WHY              what the process does from here on is not in the recording
 
 What perf trace and ltrace -S write is read too (see `dialects`).
 
@@ -91,7 +92,8 @@ class Note(NamedTuple):
 
     `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
     "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
-    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so).
+    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so), "untold"
+    (no more lines come of it, `name` says why).
     """
 
     pid: int
@@ -342,6 +344,9 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
         amount = int(told) if amount is None else amount
         state.notes.append(Note(state.pid, number, key, (), name, amount))
+    elif key == "untold":
+        _close_block(state, state.pid)
+        state.notes.append(Note(state.pid, number, key, (), value))
     elif key == "length":
         _close_block(state, state.pid)
         matched = _LENGTH.match(value)

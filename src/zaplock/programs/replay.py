@@ -172,7 +172,8 @@ class StraceReplay:
     def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
             self._note(live, item)
-            return self._seen(live, item) if item.kind == "end" else None
+            told = item.kind == "untold"
+            return self._seen(live, item) if told or item.kind == "end" else None
         if isinstance(item, Fork):
             self._forked[item.child] = self.world.copy_space(live, item.child)
             return None
@@ -185,7 +186,9 @@ class StraceReplay:
         return ruling
 
     def _note(self, live: LiveSpace, note: Note) -> None:
-        if note.kind == "lost":
+        if note.kind == "untold":
+            live.known = replace(live.known, doubt=live.known.doubt or note.name)
+        elif note.kind == "lost":
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
@@ -205,8 +208,8 @@ class StraceReplay:
 
     def _seen(self, live: LiveSpace, note: Note) -> SeenMaps:
         """Compare what a recorder saw of a space with what the model has of it."""
-        if live.known.unknown:
-            return SeenMaps(note.line, None, live.known.unknown)
+        if note.kind == "untold" or live.known.unknown:
+            return SeenMaps(note.line, None, note.name or live.known.unknown)
         found = compare_maps(self.world, live, note.areas, self.knows_writes)
         if found.differing and live.known.doubt:
             return SeenMaps(note.line, None, live.known.doubt)

@@ -24,7 +24,7 @@ _UNTOLD = ("shmat", "shmdt", "io_setup", "io_destroy", "remap_file_pages")
 """Calls that map or unmap what their arguments don't tell."""
 
 
-class Effect(NamedTuple):
+class Footprint(NamedTuple):
     """What a call does to addresses: those that it maps where they were free, replaces, frees."""
 
     mapped: tuple[Span, ...] = ()
@@ -37,58 +37,58 @@ class Effect(NamedTuple):
         return bool(changed) and any(_meet(span, own) for span in spans for own in changed)
 
 
-NOTHING = Effect()
+NOTHING = Footprint()
 
 
-def effect(item: Item) -> Effect | None:
+def footprint(item: Item) -> Footprint | None:
     """Return what an item does to addresses; None where it doesn't tell."""
     if not isinstance(item, TracedCall) or item.result < 0:
         return NOTHING
     if item.name in _UNTOLD or item.result >= UNKNOWN:
-        return None if item.name in (*_UNTOLD, *_EFFECTS) else NOTHING
+        return None if item.name in (*_UNTOLD, *_FOOTPRINTS) else NOTHING
     try:
-        return _EFFECTS[item.name](item) if item.name in _EFFECTS else NOTHING
+        return _FOOTPRINTS[item.name](item) if item.name in _FOOTPRINTS else NOTHING
     except (ValueError, IndexError):
         return None
 
 
-def _of_mmap(call: TracedCall) -> Effect:
+def _of_mmap(call: TracedCall) -> Footprint:
     span = (call.result, call.result + f.page_align(number(call.arguments[1])))
     is_fixed = number(call.arguments[3]) & f.MAP_FIXED
-    return Effect(replaced=(span,)) if is_fixed else Effect(mapped=(span,))
+    return Footprint(replaced=(span,)) if is_fixed else Footprint(mapped=(span,))
 
 
-def _of_munmap(call: TracedCall) -> Effect:
+def _of_munmap(call: TracedCall) -> Footprint:
     start = number(call.arguments[0])
-    return Effect(freed=((start, start + f.page_align(number(call.arguments[1]))),))
+    return Footprint(freed=((start, start + f.page_align(number(call.arguments[1]))),))
 
 
-def _of_mremap(call: TracedCall) -> Effect:
+def _of_mremap(call: TracedCall) -> Footprint:
     old, old_length, new_length = (number(argument) for argument in call.arguments[:3])
     end, new_end = old + f.page_align(old_length), call.result + f.page_align(new_length)
     if call.result != old:
         is_fixed = number(call.arguments[3]) & f.MREMAP_FIXED
         span = ((call.result, new_end),)
         freed = ((old, end),) if end > old else ()
-        return Effect((), span, freed) if is_fixed else Effect(span, (), freed)
+        return Footprint((), span, freed) if is_fixed else Footprint(span, (), freed)
     if new_end < end:
-        return Effect(freed=((new_end, end),))
-    return Effect(mapped=((end, new_end),)) if new_end > end else NOTHING
+        return Footprint(freed=((new_end, end),))
+    return Footprint(mapped=((end, new_end),)) if new_end > end else NOTHING
 
 
-_EFFECTS = {"mmap": _of_mmap, "munmap": _of_munmap, "mremap": _of_mremap}
+_FOOTPRINTS = {"mmap": _of_mmap, "munmap": _of_munmap, "mremap": _of_mremap}
 
 
-class Contention:
+class SharedPlaces:
     """Who of several threads maps and frees what, by their queues of items."""
 
     def __init__(self, queues: Mapping[int, Sequence[Item]]) -> None:
-        told = {pid: [effect(item) for item in queue] for pid, queue in queues.items()}
-        self._is_told = all(one is not None for effects in told.values() for one in effects)
-        self._effects = {pid: [one or NOTHING for one in own] for pid, own in told.items()}
+        told = {pid: [footprint(item) for item in queue] for pid, queue in queues.items()}
+        self._is_told = all(one is not None for footprints in told.values() for one in footprints)
+        self._footprints = {pid: [one or NOTHING for one in own] for pid, own in told.items()}
         ends = {
             address
-            for own in self._effects.values()
+            for own in self._footprints.values()
             for one in own
             for span in (*one.mapped, *one.replaced, *one.freed)
             for address in span
@@ -99,11 +99,11 @@ class Contention:
         self._fillers: list[dict[int, int]] = [{} for _ in self._cuts]
         """... and where it does so for the last time with any mapping."""
         self._emptiers: list[dict[int, int]] = [{} for _ in self._cuts]
-        for pid, own in self._effects.items():
+        for pid, own in self._footprints.items():
             for at, one in enumerate(own):
                 self._add(pid, at, one)
 
-    def _add(self, pid: int, at: int, one: Effect) -> None:
+    def _add(self, pid: int, at: int, one: Footprint) -> None:
         for k in self._pieces(one.mapped):
             self._events[k].setdefault(pid, []).append((at, True))
         for k in self._pieces(one.freed):
@@ -117,9 +117,9 @@ class Contention:
             first = max(bisect_right(self._cuts, low) - 1, 0)
             yield from range(first, bisect_left(self._cuts, high))
 
-    def effect(self, pid: int, at: int) -> Effect:
+    def footprint(self, pid: int, at: int) -> Footprint:
         """Return what an item of a queue does."""
-        return self._effects[pid][at]
+        return self._footprints[pid][at]
 
     def is_in_the_way(self, pid: int, at: int, reached: Mapping[int, int]) -> bool:
         """Return whether to map now what an item maps would keep others from their places for good.
@@ -127,7 +127,7 @@ class Contention:
         `reached`: of each thread, how many of its items have come, this one among them.
         """
         return self._is_told and any(
-            self._stays_needed(k, reached) for k in self._pieces(self._effects[pid][at].mapped)
+            self._stays_needed(k, reached) for k in self._pieces(self._footprints[pid][at].mapped)
         )
 
     def _stays_needed(self, piece: int, reached: Mapping[int, int]) -> bool:
