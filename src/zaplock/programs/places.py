@@ -76,7 +76,7 @@ def _of_mremap(call: TracedCall) -> Footprint:
     return Footprint(mapped=((end, new_end),)) if new_end > end else NOTHING
 
 
-_FOOTPRINTS = {"mmap": _of_mmap, "munmap": _of_munmap, "mremap": _of_mremap}
+_FOOTPRINTS = {"mmap": _of_mmap, "mmap2": _of_mmap, "munmap": _of_munmap, "mremap": _of_mremap}
 
 
 class SharedPlaces:
@@ -156,15 +156,15 @@ def reasons(call: TracedCall, got: int) -> tuple[Span, ...] | None:
     recording has it, since what goes down from above takes the first place that is free: the first
     of these spans is free where `got` is above, and else it is not.
     """
-    if call.name not in ("mmap", "mremap") or got < 0 or call.result < 0:
+    if call.name not in ("mmap", "mmap2", "mremap") or got < 0 or call.result < 0:
         return None
     try:
         address = number(call.arguments[0])
-        length = f.page_align(number(call.arguments[1 if call.name == "mmap" else 2]))
+        length = f.page_align(number(call.arguments[2 if call.name == "mremap" else 1]))
         flags = number(call.arguments[3])
     except (ValueError, IndexError):
         return None
-    if call.name == "mmap" and flags & (f.MAP_32BIT | f.MAP_HUGETLB | f.MAP_FIXED):
+    if call.name != "mremap" and flags & (f.MAP_32BIT | f.MAP_HUGETLB | f.MAP_FIXED):
         return None
     beside = f.PMD_SIZE if length >= f.PMD_SIZE else 0  # what is laid to fit huge pages
     start = max(got, call.result)

@@ -8,7 +8,7 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
 from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
-from zaplock.model.mm import ResourceLimits, change_limits
+from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits, change_limits
 from zaplock.model.step import Task
 from zaplock.model.vma import (
     Vma,
@@ -114,12 +114,14 @@ class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
     `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and
-    the path of every descriptor would be in the recording. `drivers`: files whose mappings their
+    the path of every descriptor would be in the recording. `is_own`: zaplock has recorded it.
+    `drivers`: files whose mappings their
     drivers decide about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
+        self.is_own = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
@@ -146,16 +148,18 @@ class StraceWorld:
     def open_space(self, traced: TracedSpace) -> LiveSpace:
         """Make the address space that a recording begins with."""
         linker = linker_of(traced.begin)
+        size = NARROW_TASK_SIZE if is_narrow(traced.begin) else f.TASK_SIZE_4_LEVELS
         limits = ResourceLimits(
+            task_size=size,
             mmap_base=mmap_base(traced.begin, linker),
             mmap_min_addr=0x1000,
             can_ipc_lock=True,
-            legacy_base=f.TASK_SIZE_4_LEVELS // 3,
+            legacy_base=f.page_align(size // 3),
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(
             limits,
-            traced.unknown or foreign(traced.begin),
+            traced.unknown or foreign(traced.begin, sees_narrow=not self.is_own),
             base=linker is not None,
             doubt=traced.doubt,
         )
@@ -334,15 +338,24 @@ class StraceWorld:
         return found
 
 
-NARROW = "its addresses have 32 bits (a 32-bit program, or x32)"
+NARROW = "its addresses have 32 bits, and zaplock records 64-bit calls only: record it with strace"
 WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
 
 
-def foreign(areas: Iterable[Area]) -> str:
-    """Return why maps are none of a process that the model could be, "" where they may be."""
+def is_narrow(areas: Iterable[Area]) -> bool:
+    """Return whether maps are those of a 32-bit program."""
     ends = [area.end for area in areas if area.name != "[vsyscall]"]
-    if ends and max(ends) <= 1 << 32:
-        return f"{NARROW}: the model is x86-64"
+    return bool(ends) and max(ends) <= 1 << 32
+
+
+def foreign(areas: Sequence[Area], *, sees_narrow: bool) -> str:
+    """Return why maps are none of a process that the model could be, "" where they may be.
+
+    `sees_narrow`: the recording has 32-bit calls.
+    """
+    if is_narrow(areas) and not sees_narrow:
+        return NARROW
+    ends = [area.end for area in areas if area.name != "[vsyscall]"]
     wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 

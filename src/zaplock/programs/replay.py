@@ -111,6 +111,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.is_own = recording.is_own
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
@@ -188,7 +189,7 @@ class StraceReplay:
     def _note(self, live: LiveSpace, note: Note) -> None:
         if note.kind == "untold":
             live.known = replace(live.known, doubt=live.known.doubt or note.name)
-        elif note.kind == "lost":
+        elif note.kind == "lost" or (note.kind == "narrow" and not live.known.limits.is_narrow):
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
@@ -220,6 +221,8 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
+        if call.name == "mmap2" and live.known.limits.is_narrow:  # strace shows bytes in it, too
+            call = call._replace(name="mmap")
         if call.name == "close":
             monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
