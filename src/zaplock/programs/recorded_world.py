@@ -113,15 +113,15 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and
-    the path of every descriptor would be in the recording. `is_own`: zaplock has recorded it.
-    `drivers`: files whose mappings their
-    drivers decide about. `filters`: what may forbid calls.
+    `sees_seals`, `sees_limits`, `sees_closes`, `sees_execs`, `sees_paths`: whether mseal,
+    setrlimit, close, execve and the path of every descriptor would be in the recording. `is_own`:
+    zaplock has recorded it. `drivers`: files whose mappings their drivers decide about. `filters`:
+    what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
-        self.is_own = False
+        self.is_own = self.sees_execs = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}

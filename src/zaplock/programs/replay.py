@@ -37,6 +37,7 @@ from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
     DIED,
+    EXECS,
     NEVER_MADE,
     UNKNOWN,
     UNREADABLE,
@@ -112,6 +113,7 @@ class StraceReplay:
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
         self.world.is_own = recording.is_own
+        self.world.sees_execs = recording.is_own or bool(names & set(EXECS))
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
@@ -242,6 +244,8 @@ class StraceReplay:
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
+        if executed := unrecorded.may_have_executed(self.world, live, call):
+            live.known = replace(live.known, doubt=live.known.doubt or executed)
         if call.cut or call.result == UNKNOWN:
             return self._lose(live, call, call.cut or "its result is not in the recording")
         if call.name not in CALLS:
