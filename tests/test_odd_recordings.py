@@ -124,6 +124,27 @@ def test_where_only_failures_are_told_nothing_is_known(tmp_path: Path) -> None:
     assert "-Z" in verdict.refused[0]
 
 
+def test_a_recording_without_any_mmap_is_in_doubt(tmp_path: Path) -> None:
+    """strace -e trace=!mmap: what the linker protects has been mapped by nobody."""
+    linked = "100 brk(NULL) = 0x555555577000\n100 mprotect(0x7ffff7dc0000, 4096, PROT_READ) = 0\n"
+    verdict = replay(tmp_path, linked)
+    assert (verdict.differing, len(verdict.refused)) == ([], 1)
+    assert "no mmap is in the recording" in verdict.refused[0]
+    assert ruled(tmp_path, f"100 {ONE}\n{linked}")[1] == 1
+
+
+def test_a_program_that_was_executed_unseen_is_in_doubt(tmp_path: Path) -> None:
+    """strace -e trace=!execve: a C library asks for the heap when its program begins."""
+    heap = "101 brk(NULL) = 0x555555577000\n"
+    forked = f"100 {ONE}\n100 fork() = 101\n{heap}101 {WRONG}\n"
+    first = f"100 {heap[4:]}{forked}"
+    verdict = replay(tmp_path, first)
+    assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (3, [], 1)
+    assert "whether a program was executed" in verdict.refused[0]
+    executes = '100 execve("a", ["a"], 0x1) = -1 ENOENT (No such file or directory)\n'
+    assert ruled(tmp_path, executes + first) == (3, 1, 0)
+
+
 def test_a_file_of_which_only_the_descriptor_is_told_is_followed_and_refused(
     tmp_path: Path,
 ) -> None:
@@ -207,7 +228,7 @@ def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
     assert "runs in 32 bit mode" in verdict.refused[0]
     assert ruled(tmp_path, f"100 mmap2(NULL, 4096, 3, 34, -1, 0) = 0xf7fc5000\n100 {ONE}\n")[1] == 0
     (tmp_path / "x.strace").write_text(BEGIN + narrow)
-    with pytest.raises(UserError, match="give a recording of a 64-bit program"):
+    with pytest.raises(UserError, match="has no calls: record it with strace -f"):
         recording.parse(tmp_path / "x.strace")
 
 
@@ -235,4 +256,7 @@ def test_the_recorder_tells_of_32_bit_calls(
         "  return !r && madvise(p, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n",
     )
     assert main(["oracle", "--trace", "--", str(program)]) == 0
-    assert "runs in 32 bit mode, which the model has not" in capsys.readouterr().out
+    assert (
+        "runs in 32 bit mode, of which zaplock records no calls: record it with strace"
+        in capsys.readouterr().out
+    )

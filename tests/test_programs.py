@@ -356,6 +356,67 @@ def test_the_last_maps_of_files_of_ff_are_compared_behind_every_thread(tmp_path:
     assert (verdict.agreeing, verdict.maps, verdict.maps_not_compared) == (2, 3, [])
 
 
+def test_who_keeps_a_place_for_good_comes_there_last(tmp_path: Path) -> None:
+    """Both threads mapped the same place; only 102 has given it back, so it came first."""
+    free = "munmap(0x7ffff7efe000, 8192) = 0"
+    verdict = files_of_threads(tmp_path, t101=f"{ONE}\n", t102=f"{ONE}\n{free}\n")
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (3, [], [])
+
+
+def test_what_a_child_maps_tells_when_its_fork_came_among_threads(tmp_path: Path) -> None:
+    """The child goes where thread 101 went: it was copied before, or behind its munmap."""
+    child = tmp_path / "t.103"
+    child.write_text(f"{ONE}\n{TWO}\n+++ exited with 0 +++\n")
+    below = "mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+    verdict = files_of_threads(
+        tmp_path,
+        t100="clone(flags=SIGCHLD) = 103\n",
+        t101=f"{ONE}\n{TWO}\n",
+        t102=f"{below} = 0x7ffff7efb000\n",
+    )
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (5, [], [])
+
+
+def threads_that_contend(count: int, rounds: int) -> dict[str, str]:
+    """Files of threads that map and free places of each other, one call after the other by turns.
+
+    They are recorded by a machine that places as the kernel does: in the first hole from above.
+    """
+    taken: set[int] = set()
+    files = {f"t{101 + k}": "" for k in range(count)}
+    own: dict[str, list[tuple[int, int]]] = {name: [] for name in files}
+
+    def place(pages: int) -> int:
+        at = 0x7FFFF7F00
+        while any(at - k in taken for k in range(1, pages + 1)):
+            at -= 1
+        return at - pages
+
+    for turn in range(rounds * count):
+        name = f"t{101 + (turn * 7 + turn // count) % count}"
+        if own[name] and turn % 3 == 2:
+            at, pages = own[name].pop(turn % len(own[name]))
+            taken -= set(range(at, at + pages))
+            files[name] += f"munmap({at << 12:#x}, {pages << 12}) = 0\n"
+        else:
+            pages = 1 + turn % 4
+            at = place(pages)
+            taken |= set(range(at, at + pages))
+            own[name].append((at, pages))
+            call = f"mmap(NULL, {pages << 12}, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+            files[name] += f"{call} = {at << 12:#x}\n"
+    return files
+
+
+def test_many_threads_that_contend_for_places_are_put_into_an_order(tmp_path: Path) -> None:
+    """120 calls of five threads have 10^79 orders: reasons for failures tell what to change."""
+    count, rounds = 5, 24
+    files = threads_that_contend(count, rounds)
+    made = "".join(f"clone(flags=CLONE_VM|CLONE_THREAD) = {103 + k}\n" for k in range(count - 2))
+    verdict = files_of_threads(tmp_path, t100=made, **files)
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (count * rounds, [], [])
+
+
 def test_files_of_ff_that_no_order_explains_are_refused(tmp_path: Path) -> None:
     verdict = files_of_threads(tmp_path, t101=f"{ONE}\n", t102=f"{WRONG}\n")
     assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (0, [], 2)
@@ -532,12 +593,23 @@ def test_an_empty_argument_of_a_recorded_program_is_its_own(
     assert "sh ended with 1" in capfd.readouterr().err
 
 
-def test_a_program_that_is_not_there_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("/no/such/program", "No such file or directory"),
+        ("no-such-program", "No such file or directory"),
+        ("", "No such file or directory"),
+        ("/etc/passwd", "Permission denied"),
+    ],
+)
+def test_a_program_that_can_not_be_executed_is_one_clear_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], program: str, why: str
 ) -> None:
-    assert main(["oracle", "--trace", str(tmp_path / "x"), "--", "/no/such/program"]) == 2
+    assert main(["oracle", "--trace", str(tmp_path / "x"), "--", program]) == 2
     assert not (tmp_path / "x").exists()
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert f"'{program}' could not be executed ({why})" in told[0]
 
 
 def test_a_changed_result_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

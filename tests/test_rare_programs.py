@@ -23,6 +23,7 @@ from zaplock.model.store import RangeMap, Store
 from zaplock.model.vma import lookup, vma_of
 from zaplock.programs import recording, spelling
 from zaplock.programs.replay import StraceReplay
+from zaplock.programs.tracer import record
 from zaplock.protocols import mmap as mmap_protocol
 from zaplock.protocols.design import Cx
 
@@ -65,6 +66,28 @@ def test_a_private_mapping_of_dev_zero_shows_its_offset(tmp_path: Path) -> None:
     assert replay(tmp_path, f"100 {call}\n# pid: 100\n{END}{end}").agrees
     verdict = replay(tmp_path, f"100 {call}\n# pid: 100\n{END}{end.replace('7000 00', '0000 00')}")
     assert verdict.differing_maps
+
+
+def test_private_mappings_of_two_opens_of_dev_zero_stay_two(tmp_path: Path) -> None:
+    program = built(
+        tmp_path,
+        "#define _GNU_SOURCE\n#include <fcntl.h>\n#include <sys/mman.h>\n#include <unistd.h>\n"
+        "#define AT(n, fd, of) mmap(b + n * 4096L, 4096, 3, MAP_PRIVATE | 16, fd, of * 4096L)\n"
+        "int main(void) {\n"
+        '  int one = open("/dev/zero", O_RDWR), two = open("/dev/zero", O_RDWR);\n'
+        "  char *b = mmap(0, 32 * 4096L, 0, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);\n"
+        "  AT(2, one, 0); AT(3, one, 1);\n"  # one open: one mapping
+        "  AT(6, one, 0); AT(7, two, 1);\n"
+        "  AT(10, two, 0); AT(11, dup(two), 1);\n"
+        '  close(two); AT(14, one, 0); close(one); AT(15, open("/dev/zero", O_RDWR), 1);\n'
+        "  return 0;\n}\n",
+    )
+    path = tmp_path / "zero.trace"
+    assert record([str(program)], path) == 0
+    end = [line for line in path.read_text().splitlines() if "# end: " in line]
+    assert sum("/dev/zero" in line for line in end) == 6
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert (verdict.differing_maps, verdict.differing, verdict.refused) == ([], [], [])
 
 
 def test_memfd_secret_is_shared_locked_and_never_executed(tmp_path: Path) -> None:

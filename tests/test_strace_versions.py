@@ -89,6 +89,16 @@ def test_without_t_a_call_ended_before_its_threads_next_line(tmp_path: Path) -> 
     assert StraceReplay(recording.parse(tmp_path / "t")).play().differing
 
 
+def test_a_thread_that_a_number_has_made_is_behind_it_in_files_of_ff(tmp_path: Path) -> None:
+    """strace 5.0 knows clone3 by its number, and what it returns in hexadecimal."""
+    made = "syscall_0x1b3(0x7fffffffea90, 0x58, 0x7ffff7e4bef0, 0x8, 0, 0) = 0x65\n"
+    (tmp_path / "t.100").write_text(f"{BEGIN}{made}fork() = 102\n+++ exited with 0 +++\n")
+    (tmp_path / "t.101").write_text(f"{ONE}\n+++ exited with 0 +++\n")
+    (tmp_path / "t.102").write_text(f"{TWO}\n+++ exited with 0 +++\n")
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
 def test_an_execve_in_a_thread_ends_in_its_process(tmp_path: Path) -> None:
     """-ff -ttt -T: what the resumed line tells is how long it took, not from when on."""
     (tmp_path / "t.100").write_text(
@@ -142,15 +152,41 @@ def test_an_execve_of_which_nobody_knows_the_end_may_have_succeeded(tmp_path: Pa
     assert "whether execve has succeeded is not in the recording" in verdict.refused[0]
 
 
-def test_maps_of_a_32_bit_program_are_refused(tmp_path: Path) -> None:
-    begin = (
-        "# begin: 56555000-56556000 r-xp 00000000 fe:00 1 /bin/prog\n"
-        "# begin: f7fc5000-f7fec000 rw-p 00000000 fe:00 2 /lib/ld-linux.so.2\n"
-        "# begin: fffdd000-ffffe000 rw-p 00000000 00:00 0 [stack]\n"
-    )
-    verdict = replay(tmp_path, "mmap(NULL, 4096, 3, 34, -1, 0) = 0xf7fc4000\n", begin)
-    assert (verdict.calls, verdict.maps) == (0, 0)
-    assert "32 bits (a 32-bit program, or x32): the model is x86-64" in verdict.refused[0]
+NARROW = (
+    "# pid: 100\n"
+    "# begin: 56555000-56556000 r-xp 00000000 fe:00 1 /bin/prog\n"
+    "# begin: f7fc5000-f7ffe000 rw-p 00000000 fe:00 2 /lib/ld-linux.so.2\n"
+    "# begin: fffdd000-ffffe000 rw-p 00000000 00:00 0 [stack]\n"
+)
+IN_32_BITS = "[ Process PID=100 runs in 32 bit mode. ]\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("mmap2(NULL, 8192, 3, 0x22, -1, 0)", "0xf7fc3000"),
+        ("mmap2(NULL, 4194304, 3, 0x22, -1, 0)", "0xf7bc5000"),  # nothing is laid for huge pages
+        ("mmap2(NULL, 4096, 3, 0x62, -1, 0)", "0xf7fc4000"),  # MAP_32BIT says nothing
+        ("mmap2(NULL, 8192, 1, 2, 3</lib/a.so>, 0x3000)", "0xf7fc3000"),
+        ("mmap2(NULL, 3221225472, 0, 0x4022, -1, 0)", "-1 ENOMEM (Cannot allocate memory)"),
+        ("mmap2(0xffffe000, 4096, 3, 0x32, -1, 0)", "-1 ENOMEM (Cannot allocate memory)"),
+        ("mmap2(0xfffff000, 4096, 3, 0x22, -1, 0)", "0xf7fc4000"),
+        ("mmap2(0x40000000, 4096, 3, 0x22, -1, 0)", "0x40000000"),
+    ],
+)
+def test_a_32_bit_program_has_4_gib(tmp_path: Path, call: str, result: str) -> None:
+    """As they came back to one on Linux 6.18, but for the addresses of its loader."""
+    assert ruled(tmp_path, f"{IN_32_BITS}100 {call} = {result}\n", NARROW) == (1, 0, 0)
+    assert ruled(tmp_path, f"{IN_32_BITS}100 {call} = 0x12345000\n", NARROW) == (0, 1, 0)
+
+
+def test_what_zaplock_does_not_record_of_a_32_bit_program_is_refused(tmp_path: Path) -> None:
+    text = f"{IN_32_BITS}100 exit_group(0) = ?\n100 madvise(0xf7fc5000, 4096, 4) = 0\n"
+    verdict = replay(tmp_path, text, f'# command: execve("prog")\n{NARROW}')
+    assert (verdict.calls, len(verdict.refused)) == (0, 1)
+    assert "record it with strace" in verdict.refused[0]
+    x32 = IN_32_BITS.replace("32 bit", "x32")
+    assert ruled(tmp_path, f"{x32}100 mmap(NULL, 4096, 3, 34, -1, 0) = 0\n", NARROW) == (0, 0, 1)
 
 
 def test_whose_calls_have_no_id_is_told_by_one_of_them(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", metavar="FILE", nargs="?", const="", help="record a program, then replay it"
     )
+    parser.add_argument(
+        "--every-call",
+        action="store_true",
+        help="with --trace, stop at all calls: the program may trace others then, or filter calls",
+    )
     parser.add_argument("command", nargs="*", metavar="-- PROGRAM", help="what --trace runs")
     parser.add_argument(
         "--threads", action="store_true", help="programs of threads: is every outcome allowed?"
@@ -81,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     require_folders({"--save": args.save})
     if args.trace is not None:
         return _trace(args)
+    if args.every_call:
+        raise UserError("--every-call is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.bpftrace:
         from zaplock.programs.bpf_script import script
 
@@ -529,9 +536,9 @@ def _trace(args: argparse.Namespace) -> int:
     with tempfile.TemporaryFile() as nameless:
         if args.trace:
             path = Path(args.trace)
-            status = record(args.command, path)
+            status = record(args.command, path, every_call=args.every_call)
         else:  # nothing of it is left, however this ends
             path = Path(f"/proc/self/fd/{nameless.fileno()}")
-            status = record_to(args.command, nameless)
+            status = record_to(args.command, nameless, every_call=args.every_call)
         print(f"{args.command[0]} ended with {status}", file=sys.stderr)
         return _strace([str(path)], args.json)

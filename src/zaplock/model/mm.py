@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
-from zaplock.model.flags import TASK_SIZE_4_LEVELS
+from zaplock.model.flags import PAGE_SIZE, TASK_SIZE_4_LEVELS
 from zaplock.model.store import Cells, OrderedCells, RangeMap
 
 if TYPE_CHECKING:
     from zaplock.model.rwsem import Lock
     from zaplock.model.store import Store
+
+
+NARROW_TASK_SIZE = (1 << 32) - 2 * PAGE_SIZE
+"""Below it lies what a 32-bit program has on x86-64 (IA32_PAGE_OFFSET; page_64_types.h)."""
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
@@ -23,6 +27,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
     `legacy_base`: where the search upwards begins where `mmap_base` leaves no room (0: none).
     `implies_exec`: what may be read may be executed (the personality READ_IMPLIES_EXEC).
+    `task_size`: of a 32-bit program on x86-64 `NARROW_TASK_SIZE`.
     """
 
     task_size: int = TASK_SIZE_4_LEVELS
@@ -40,6 +45,11 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     bottom_up: bool = False
     legacy_base: int = 0
     implies_exec: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether addresses have 32 bits."""
+        return self.task_size <= NARROW_TASK_SIZE
 
 
 class Pte(msgspec.Struct, frozen=True):

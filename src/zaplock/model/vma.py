@@ -51,7 +51,9 @@ class Vma(msgspec.Struct, frozen=True):
     wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
     `reserves`: the huge pages that it has not mapped are promised to it (model.huge_pool); those in
     `spent`, by their number in the file, are no more, where a zap gives none back (None: it does).
-    `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
+    `name` is that of what is no file of the model; a private mapping of a device is anonymous but
+    keeps its file, so there it tells of which open, too (see `zero_name`). `anon_name`:
+    PR_SET_VMA_ANON_NAME.
     `anon_shift`: by how many pages the anonymous pages of a private mapping of a file that has
     moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
     `huge_size`: how many bytes a page has where VM_HUGETLB is set. `ops`: whose it is, where
@@ -352,6 +354,19 @@ def split_vma_unlimited(m: Machine, task: Task, handle: int, address: int, new_b
 def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
     """Return whether two neighbours can be one VMA (is_mergeable_vma and its kin)."""
     return (not left.file or may_join(m.files[left.file])) and are_alike(left, right)
+
+
+def zero_name(file: int) -> str:
+    """Return the name of a private mapping of /dev/zero, which two opens have two of.
+
+    Linux compares vm_file, a struct file, in all releases (is_mergeable_vma; mmap_zero leaves it).
+    """
+    return f"zero:{file}"
+
+
+def device_of(name: str) -> str:
+    """Return which device the name of a private mapping is of, the name itself for other ones."""
+    return name.partition(":")[0]
 
 
 def can_shift(m: Machine, left: Vma, right: Vma) -> bool:

@@ -373,7 +373,7 @@ class ModelView:
 
     def _name(self, vma: model_vma.Vma) -> str:
         if not vma.file:
-            return vma.name
+            return model_vma.device_of(vma.name)
         name = self._machine.files[vma.file].name
         if name == "/dev/zero":
             return self._shared.setdefault(vma.file, f"shared{len(self._shared)}")

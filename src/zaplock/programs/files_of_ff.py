@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from zaplock.programs.prefix import NAME, end_of_prefix
+from zaplock.programs.prefix import NAME, end_of_prefix, name_of
 from zaplock.programs.text import arguments_and_rest
 from zaplock.system_calls import CLONES
 
 _CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
 _TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
-_DIGITS = re.compile(r"[0-9]{1,20}")
+_MADE = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}")
 _DAY_S = 86_400.0
 
 Lines = Iterable[tuple[str, str]]
@@ -137,5 +137,7 @@ def by_thread(lines: Lines) -> Iterator[str]:
 def _made(line: str) -> str:
     """Return the id of the process that a line has made, "" where it has made none."""
     text = line[end_of_prefix(line) :]
-    named, told = NAME.match(text), _DIGITS.match(text.rpartition(" = ")[2])
-    return told[0] if named and told and named[1] in CLONES else ""
+    named, told = NAME.match(text), _MADE.match(text.rpartition(" = ")[2])
+    if named is None or told is None or name_of(named[1]) not in CLONES:
+        return ""
+    return str(int(told[0], 16 if "x" in told[0] else 10))

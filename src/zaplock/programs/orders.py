@@ -6,35 +6,60 @@ A group is what can't be put into one order beforehand. Its items are tried one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
 
+from zaplock.programs.places import Footprint, SharedPlaces, Span, reasons
 from zaplock.programs.recording import Note, TracedCall
 from zaplock.programs.spaces import Fork, Item, Threads
-from zaplock.programs.text import number
+
+Reasons = frozenset[Span] | None
+"""Addresses that decide whether calls get their recorded results."""
+EVERYTHING: Reasons = None
 
 
-class Order(Protocol):
+class Order(ABC):
     """What is left of a group."""
 
     @property
+    @abstractmethod
     def is_done(self) -> bool:
         """Whether every item has been taken."""
 
+    @abstractmethod
     def candidates(self) -> list[Item]:
         """List what may come next."""
 
+    @abstractmethod
     def take(self, item: Item) -> None:
         """Take a candidate away."""
 
+    @abstractmethod
     def give_back(self, item: Item) -> None:
         """Put back what was taken last."""
 
-    def decides(self, item: Item) -> bool:
-        """Return whether it may help to take something else in the place of an item."""
+    @abstractmethod
+    def left(self) -> Hashable:
+        """Return what tells this rest of the group from any other of it."""
+
+    def in_the_way(self, item: Item) -> tuple[Span, ...]:
+        """Return where what was taken last keeps others from their places, whatever comes."""
+        return ()
+
+    def reasons(self, call: TracedCall, got: int) -> Reasons:
+        """Return what keeps a call from its recorded result, where it would return `got` now."""
+        return EVERYTHING
+
+    def lasts(self, call: TracedCall, got: int) -> bool:
+        """Return whether nothing that is left changes why a call has not its recorded result."""
+        return False
+
+    def touches(self, item: Item, spans: Reasons) -> bool:
+        """Return whether what was taken last changes what lies in these spans."""
+        return True
 
 
-class ByTime:
+class ByTime(Order):
     """Items of which each began and ended at a line: one may come next if nothing ended before."""
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -65,12 +90,12 @@ class ByTime:
         """Put back what was taken last."""
         self._pending.append(item)
 
-    def decides(self, item: Item) -> bool:
-        """Return True: what follows may depend on any of them."""
-        return True
+    def left(self) -> Hashable:
+        """Return what tells this rest of the group from any other of it."""
+        return frozenset((item.line, type(item)) for item in self._pending)
 
 
-class ByThread:
+class ByThread(Order):
     """Items of threads that have no common time: each thread's own order, behind its creation.
 
     `threads`: which thread has made which, and who runs in whose stead. Calls that free memory come
@@ -85,6 +110,7 @@ class ByThread:
         for item in sorted(items, key=_line):
             self._queues.setdefault(threads.of(item), []).append(item)
         self._at = dict.fromkeys(self._queues, 0)
+        self._places = SharedPlaces(self._queues)
 
     @property
     def is_done(self) -> bool:
@@ -93,18 +119,18 @@ class ByThread:
 
     def candidates(self) -> list[Item]:
         """List the next item of each thread that has been made."""
-        heads = (self._head(pid) for pid in self._queues)
-        ready = [item for item in heads if item is not None and self._is_made(item)]
-        wanted = [span for item in ready for span in _placed(item)]
+        ready = [item for item in map(self._head, self._queues) if item and self._is_made(item)]
+        does = {item.line: self._footprint(item) for item in ready}
+        wanted = [span for one in does.values() for span in one.mapped]
 
         def lateness(item: Item) -> tuple[int, ...]:
             if isinstance(item, Fork) or (isinstance(item, Note) and item.kind == "end"):
                 return 3, item.line  # others have come to their end by then, mostly
-            freed = _freed(item)
+            freed = does[item.line].freed
             if not freed:
                 return 0, item.line
-            is_wanted = any(low < freed[1] and freed[0] < high for low, high in wanted)
-            return (1, item.line) if is_wanted else (2, freed[0])
+            is_wanted = does[item.line].touches(wanted)
+            return (1, item.line) if is_wanted else (2, freed[0][0])
 
         return sorted(ready, key=lateness)
 
@@ -116,9 +142,36 @@ class ByThread:
         """Put back what was taken last."""
         self._at[self._threads.of(item)] -= 1
 
-    def decides(self, item: Item) -> bool:
-        """Return whether an item makes room, and so decides where what follows may go."""
-        return _freed(item) is not None
+    def left(self) -> Hashable:
+        """Return what tells this rest of the group from any other of it."""
+        return tuple(self._at.values())
+
+    def in_the_way(self, item: Item) -> tuple[Span, ...]:
+        """Return where what was taken last keeps others from their places, whatever comes."""
+        pid = self._threads.of(item)
+        is_so = self._places.is_in_the_way(pid, self._at[pid] - 1, self._at)
+        return self._footprint(item, 1).mapped if is_so else ()
+
+    def reasons(self, call: TracedCall, got: int) -> Reasons:
+        """Return what keeps a call from its recorded result, where it would return `got` now."""
+        found = reasons(call, got)
+        return EVERYTHING if found is None else frozenset(found)
+
+    def lasts(self, call: TracedCall, got: int) -> bool:
+        """Return whether nothing that is left changes why a call has not its recorded result."""
+        found = reasons(call, got)
+        if found is None or len(found) > 1:
+            return False
+        return self._places.lasts(found[0], free=got > call.result, reached=self._at)
+
+    def touches(self, item: Item, spans: Reasons) -> bool:
+        """Return whether what was taken last changes what lies in these spans."""
+        return spans is None or self._footprint(item, 1).touches(spans)
+
+    def _footprint(self, item: Item, back: int = 0) -> Footprint:
+        """Return what the next item of its thread does, or with `back` what the last one did."""
+        pid = self._threads.of(item)
+        return self._places.footprint(pid, self._at[pid] - back)
 
     def _head(self, pid: int) -> Item | None:
         at = self._at.get(pid, 0)
@@ -135,6 +188,11 @@ class ByThread:
                 return False
             pid = makers.get(pid, 0)
         return True
+
+
+def groups(items: Sequence[Item], threads: Threads, *, has_times: bool) -> Iterator[list[Item]]:
+    """Cut the items of a space into groups, each of which is behind the one before it."""
+    return by_time(items) if has_times else by_thread(items, threads)
 
 
 def by_time(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -176,24 +234,3 @@ def end_of(item: Item) -> int:
 
 def _line(item: Item) -> int:
     return item.line
-
-
-def _placed(item: Item) -> list[tuple[int, int]]:
-    """Return where an mmap has gone, an empty list for any other item."""
-    if not isinstance(item, TracedCall) or item.name != "mmap" or item.result <= 0:
-        return []
-    try:
-        return [(item.result, item.result + number(item.arguments[1]))]
-    except (ValueError, IndexError):
-        return []
-
-
-def _freed(item: Item) -> tuple[int, int] | None:
-    """Return the addresses that a call may free; None where it frees none."""
-    if not isinstance(item, TracedCall) or item.name not in ("munmap", "mremap", "brk"):
-        return None
-    try:
-        start = number(item.arguments[0])
-        return start, start + (number(item.arguments[1]) if item.name != "brk" else 1)
-    except (ValueError, IndexError):
-        return 0, 0

@@ -6,13 +6,16 @@ Source: ptrace(2), seccomp(2); the filter's layout is struct sock_filter.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
 from typing import NamedTuple
 
-CONT, GETREGS, SETREGS, SYSCALL, LISTEN, SEIZE = 7, 12, 13, 24, 0x4208, 0x4206
-ATTACHING = (0, 16, SEIZE)
+CONT, GETREGS, SETREGS, DETACH, SYSCALL = 7, 12, 13, 17, 24
+SEIZE, INTERRUPT, LISTEN, GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
+TRACEME = 0
+ATTACHING = (TRACEME, 16, SEIZE)
 """PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE."""
 GETEVENTMSG = 0x4201
 EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP = 1, 2, 3, 4, 6, 7
@@ -34,7 +37,7 @@ SEEN, NARROW = 0x7A4C, 0x7A4D
 Any other is of a filter that the program has set for a tracer of its own.
 """
 
-_AUDIT_ARCH_X86_64 = 0xC000003E
+X86_64 = 0xC000003E
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
 _IOCTL, _FCNTL = 16, 72
 _RET_TRACE, _RET_ALLOW = 0x7FF0_0000, 0x7FFF_0000
@@ -71,6 +74,40 @@ def registers(tid: int) -> Registers:
     return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result)
 
 
+def entered(tid: int) -> int | None:
+    """Return the architecture of the call that a thread has stopped before, None behind one.
+
+    Source: struct ptrace_syscall_info (5.3).
+    """
+    buffer = ctypes.create_string_buffer(8)
+    ptrace(GET_SYSCALL_INFO, tid, len(buffer), ctypes.addressof(buffer))
+    kind, architecture = struct.unpack("<B3xI", buffer.raw)
+    return architecture if kind == _ENTRY else None
+
+
+_ENTRY = 1
+
+
+def let_go(tid: int) -> bool:
+    """Trace a thread no longer, wherever it is; return whether it was still there."""
+    number, options = 0, WALL | os.WNOHANG  # it may have stopped, and nobody has been told yet
+    while True:
+        try:
+            known, status = os.waitpid(tid, options)
+            if known and not os.WIFSTOPPED(status):
+                return False
+            is_signal = known and status >> 16 == 0 and os.WSTOPSIG(status) != SYSCALL_STOP
+            number = os.WSTOPSIG(status) if is_signal else number
+            ptrace(DETACH, tid, 0, number)
+            return True
+        except ChildProcessError:
+            return False
+        except ProcessLookupError:  # it runs
+            with contextlib.suppress(ProcessLookupError):
+                ptrace(INTERRUPT, tid)
+            options = WALL
+
+
 def skip(tid: int, error: int) -> None:
     """Let the call in which a thread has stopped never be made, and return an error."""
     buffer = ctypes.create_string_buffer(27 * 8)
@@ -95,7 +132,7 @@ def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
     rest = len(commands) + 3  # lines from the comparison with ioctl to the return that allows
     found = [
         struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
-        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 3, _AUDIT_ARCH_X86_64),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 3, X86_64),
         struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
     ]
     for k, number in enumerate(numbers):

@@ -8,7 +8,7 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,16 +20,18 @@ from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
 from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
-from zaplock.model.mm import ResourceLimits, change_limits
+from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits, change_limits
 from zaplock.model.step import Task
 from zaplock.model.vma import (
     Vma,
     account,
     anon_vma_prepare,
+    device_of,
     insert,
     lookup,
     overlapping,
     vma_of,
+    zero_name,
 )
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.recording import Area
@@ -111,13 +113,15 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`, `sees_closes`, `sees_paths`: whether mseal, setrlimit, close and
-    the path of every descriptor would be in the recording. `drivers`: files whose mappings their
-    drivers decide about. `filters`: what may forbid calls.
+    `sees_seals`, `sees_limits`, `sees_closes`, `sees_execs`, `sees_paths`: whether mseal,
+    setrlimit, close, execve and the path of every descriptor would be in the recording. `is_own`:
+    zaplock has recorded it. `drivers`: files whose mappings their drivers decide about. `filters`:
+    what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
+        self.is_own = self.sees_execs = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
@@ -144,16 +148,18 @@ class StraceWorld:
     def open_space(self, traced: TracedSpace) -> LiveSpace:
         """Make the address space that a recording begins with."""
         linker = linker_of(traced.begin)
+        size = NARROW_TASK_SIZE if is_narrow(traced.begin) else f.TASK_SIZE_4_LEVELS
         limits = ResourceLimits(
+            task_size=size,
             mmap_base=mmap_base(traced.begin, linker),
             mmap_min_addr=0x1000,
             can_ipc_lock=True,
-            legacy_base=f.TASK_SIZE_4_LEVELS // 3,
+            legacy_base=f.page_align(size // 3),
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(
             limits,
-            traced.unknown or foreign(traced.begin),
+            traced.unknown or foreign(traced.begin, sees_narrow=not self.is_own),
             base=linker is not None,
             doubt=traced.doubt,
         )
@@ -164,12 +170,12 @@ class StraceWorld:
             if item.start >= f.TASK_SIZE_4_LEVELS:
                 continue
             file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
-            anonymous = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
-            file = 0 if anonymous else file
+            is_zero = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
+            anonymous, file = (file, 0) if is_zero else (0, file)
             pgoff = (item.offset if file or anonymous else item.start) >> f.PAGE_SHIFT
             vma = Vma(
                 live.mm, item.start, item.end, vm_flags(item), pgoff, file,
-                name="zero" if anonymous else "", anon_name=anon_name(item.name),
+                name=zero_name(anonymous) if anonymous else "", anon_name=anon_name(item.name),
                 ops="special" if item.name in SPECIAL else "secret" if is_secret(item.name) else "",
             )  # fmt: skip
             insert(self.machine, task, vma)
@@ -324,23 +330,32 @@ class StraceWorld:
         """List the mappings of a space as maps would."""
         found = []
         for vma in self.vmas(live):
-            name = self.machine.files[vma.file].name if vma.file else vma.name
+            name = self.machine.files[vma.file].name if vma.file else device_of(vma.name)
             shared = "_shmem" if vma.file else ""
             name = f"[anon{shared}:{vma.anon_name}]" if vma.anon_name else label(name)
-            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or vma.name == "zero" else 0
+            offset = vma.pgoff << f.PAGE_SHIFT if vma.file or device_of(vma.name) == "zero" else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
 
 
-NARROW = "its addresses have 32 bits (a 32-bit program, or x32)"
+NARROW = "its addresses have 32 bits, and zaplock records 64-bit calls only: record it with strace"
 WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
 
 
-def foreign(areas: Iterable[Area]) -> str:
-    """Return why maps are none of a process that the model could be, "" where they may be."""
+def is_narrow(areas: Iterable[Area]) -> bool:
+    """Return whether maps are those of a 32-bit program."""
     ends = [area.end for area in areas if area.name != "[vsyscall]"]
-    if ends and max(ends) <= 1 << 32:
-        return f"{NARROW}: the model is x86-64"
+    return bool(ends) and max(ends) <= 1 << 32
+
+
+def foreign(areas: Sequence[Area], *, sees_narrow: bool) -> str:
+    """Return why maps are none of a process that the model could be, "" where they may be.
+
+    `sees_narrow`: the recording has 32-bit calls.
+    """
+    if is_narrow(areas) and not sees_narrow:
+        return NARROW
+    ends = [area.end for area in areas if area.name != "[vsyscall]"]
     wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 

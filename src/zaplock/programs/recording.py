@@ -11,6 +11,7 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
+    # untold: WHY              what the process does from here on is not in the recording
 
 What perf trace and ltrace -S write is read too (see `dialects`).
 
@@ -36,7 +37,7 @@ from zaplock.errors import UserError
 from zaplock.inputs import open_plain
 from zaplock.programs.dialects import as_strace
 from zaplock.programs.files_of_ff import by_thread, by_time, has_times
-from zaplock.programs.prefix import NAME, PREFIX
+from zaplock.programs.prefix import NAME, PREFIX, name_of
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
@@ -91,7 +92,8 @@ class Note(NamedTuple):
 
     `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
     "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
-    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so).
+    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so), "untold"
+    (no more lines come of it, `name` says why), "narrow" (from here on its calls are 32-bit ones).
     """
 
     pid: int
@@ -108,6 +110,7 @@ class StraceRecording:
 
     `ordered`: whether lines of different threads stand in the order of time. `shows_all`: whether a
     thread that makes no call would be seen anyway, so that one without a line has made none.
+    `is_own`: zaplock's recorder has written it.
     """
 
     pid: int
@@ -116,6 +119,7 @@ class StraceRecording:
     unreadable: tuple[str, ...]
     ordered: bool = True
     shows_all: bool = True
+    is_own: bool = False
 
     @property
     def knows_writes(self) -> bool:
@@ -166,7 +170,6 @@ _BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
 """As -N (6.16) puts it in front of each argument; of clone every strace does."""
-_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8}|\d{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _LENGTH = re.compile(r"^([0-9a-f]{1,16}) ([0-9]{1,20}|unknown)$")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
@@ -196,6 +199,7 @@ class _State:
     unreadable: list[str] = field(default_factory=list)
     blocks: dict[int, _Block] = field(default_factory=dict)
     names_pids: bool = False
+    is_own: bool = False
     in_summary: bool = False
 
 
@@ -230,8 +234,8 @@ def parse(path: Path) -> StraceRecording:
         state.calls.append(_cut(pid, call, begun, NO_END))
     calls = _ended(sorted(state.calls, key=lambda call: call.line))
     for note in state.notes if not calls else ():
-        if note.kind == "lost":
-            raise UserError(f"{path}: {note.name}: give a recording of a 64-bit program")
+        if note.kind in ("lost", "narrow"):
+            raise UserError(f"{path}: {note.name} and has no calls: record it with strace -f")
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
     if not any(note.kind == "begin" for note in state.notes):
@@ -240,7 +244,9 @@ def parse(path: Path) -> StraceRecording:
     first = next(note.pid for note in state.notes if note.kind == "begin") or calls[0].pid
     notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
     shows_all = state.names_pids and not parts and len({call.pid for call in calls}) > 1
-    return StraceRecording(first, calls, notes, tuple(state.unreadable), ordered, shows_all)
+    return StraceRecording(
+        first, calls, notes, tuple(state.unreadable), ordered, shows_all, state.is_own
+    )
 
 
 def _ended(calls: list[TracedCall]) -> tuple[TracedCall, ...]:
@@ -326,7 +332,9 @@ def _rejoined(lines: Iterable[str]) -> Iterator[str]:
 def _comment(state: _State, path: Path, number: int, line: str) -> None:
     """Read one of the recorder's own lines."""
     key, _, value = line[2:].partition(": ")
-    if key == "pid":
+    if key == "command":
+        state.is_own = True
+    elif key == "pid":
         state.pid = int(value) if _DIGITS.fullmatch(value) else 0
     elif key in ("begin", "end", "anon"):
         try:
@@ -343,6 +351,9 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
         amount = int(told) if amount is None else amount
         state.notes.append(Note(state.pid, number, key, (), name, amount))
+    elif key == "untold":
+        _close_block(state, state.pid)
+        state.notes.append(Note(state.pid, number, key, (), value))
     elif key == "length":
         _close_block(state, state.pid)
         matched = _LENGTH.match(value)
@@ -381,8 +392,11 @@ def _take(state: _State, number: int, line: str) -> None:
         _filtered(state, pid, filtered[1])
     gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
     if narrow:
-        told = f"process {narrow[1]} runs in {narrow[2]} mode, which the model has not"
-        state.notes.append(Note(int(narrow[1]), number, "lost", (), told))
+        told = f"process {narrow[1]} runs in {narrow[2]} mode"
+        is_lost = state.is_own or narrow[2] == "x32"
+        told += ", of which zaplock records no calls: record it with strace" * state.is_own
+        kind = "lost" if is_lost else "narrow"
+        state.notes.append(Note(int(narrow[1]), number, kind, (), told))
     elif gone:
         _process_gone(state, number, pid, gone)
     elif resumed:
@@ -475,8 +489,7 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
-    if told := _NUMBERED.fullmatch(name):
-        name = BY_NUMBER.get(int(told[1], 0), name)
+    name = name_of(name)
     if name != "clone" or (arguments[:1] and arguments[0].startswith("arg1=")):
         arguments = [_ARGUMENT_NAME.sub("", argument, count=1) for argument in arguments]
     if name == "syscall" and arguments:

@@ -37,6 +37,7 @@ from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
     DIED,
+    EXECS,
     NEVER_MADE,
     UNKNOWN,
     UNREADABLE,
@@ -111,6 +112,8 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.is_own = recording.is_own
+        self.world.sees_execs = recording.is_own or bool(names & set(EXECS))
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
@@ -155,9 +158,7 @@ class StraceReplay:
                 self.verdict.add(outcome)
 
     def _groups(self, traced: TracedSpace) -> Iterator[list[Item]]:
-        if self.recording.ordered:
-            return orders.by_time(traced.items)
-        return orders.by_thread(traced.items, traced.threads)
+        return orders.groups(traced.items, traced.threads, has_times=self.recording.ordered)
 
     def _make_segments(self) -> None:
         """Make the segments of shared memory, which any process may attach that has their id."""
@@ -174,7 +175,8 @@ class StraceReplay:
     def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
             self._note(live, item)
-            return self._seen(live, item) if item.kind == "end" else None
+            told = item.kind == "untold"
+            return self._seen(live, item) if told or item.kind == "end" else None
         if isinstance(item, Fork):
             self._forked[item.child] = self.world.copy_space(live, item.child)
             return None
@@ -187,7 +189,9 @@ class StraceReplay:
         return ruling
 
     def _note(self, live: LiveSpace, note: Note) -> None:
-        if note.kind == "lost":
+        if note.kind == "untold":
+            live.known = replace(live.known, doubt=live.known.doubt or note.name)
+        elif note.kind == "lost" or (note.kind == "narrow" and not live.known.limits.is_narrow):
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
@@ -207,8 +211,8 @@ class StraceReplay:
 
     def _seen(self, live: LiveSpace, note: Note) -> SeenMaps:
         """Compare what a recorder saw of a space with what the model has of it."""
-        if live.known.unknown:
-            return SeenMaps(note.line, None, live.known.unknown)
+        if note.kind == "untold" or live.known.unknown:
+            return SeenMaps(note.line, None, note.name or live.known.unknown)
         found = compare_maps(self.world, live, note.areas, self.knows_writes)
         if found.differing and live.known.doubt:
             return SeenMaps(note.line, None, live.known.doubt)
@@ -219,6 +223,8 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
+        if call.name == "mmap2" and live.known.limits.is_narrow:  # strace shows bytes in it, too
+            call = call._replace(name="mmap")
         if call.name == "close":
             monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
@@ -238,6 +244,8 @@ class StraceReplay:
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
+        if executed := unrecorded.may_have_executed(self.world, live, call):
+            live.known = replace(live.known, doubt=live.known.doubt or executed)
         if call.cut or call.result == UNKNOWN:
             return self._lose(live, call, call.cut or "its result is not in the recording")
         if call.name not in CALLS:
@@ -310,7 +318,7 @@ class StraceReplay:
         if why:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
-        return Ruling("differs", call, told)
+        return Ruling("differs", call, told, got=got)
 
     def _doubt_children(self, why: str) -> None:
         """What is watched of a child may be another than its fork has left."""

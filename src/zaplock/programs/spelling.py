@@ -67,6 +67,16 @@ def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
     return f"{name}({', '.join(told)})"
 
 
+def is_recorded(number: int, arguments: tuple[int, ...]) -> bool:
+    """Return whether a call is one of those that are recorded."""
+    if number in (_IOCTL, _FCNTL):
+        return arguments[1] & 0xFFFF_FFFF in COMMANDS
+    return number in _RECORDED
+
+
+_IOCTL, _FCNTL = SYSTEM_CALLS["ioctl"].number, SYSTEM_CALLS["fcntl"].number
+_RECORDED = frozenset(NUMBERS.values())
+
 OPENS = ("userfaultfd", "open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
 
 
@@ -83,6 +93,22 @@ def result_text(tid: int, name: str, result: int) -> str:
 def leader(tid: int) -> int:
     """Return the process that a thread is of."""
     return int(read_text(f"/proc/{tid}/status").partition("\nTgid:")[2].split()[0])
+
+
+def parent(tid: int) -> int:
+    """Return the parent of the process that a thread is of."""
+    return int(read_text(f"/proc/{tid}/status").partition("\nPPid:")[2].split()[0])
+
+
+def waits_for_child(pid: int) -> bool:
+    """Return whether a process is in a call that waits for a child or a tracee."""
+    try:
+        return read_text(f"/proc/{pid}/syscall").split(" ")[0] in _WAITING
+    except OSError:
+        return False
+
+
+_WAITING = ("61", "247")  # wait4, waitid
 
 
 def maps_lines(tid: int, key: str) -> list[str]:

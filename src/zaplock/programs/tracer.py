@@ -36,6 +36,9 @@ from zaplock.programs.recording import EXECS
 from zaplock.system_calls import BY_NUMBER, CLONES
 
 PATIENCE_S = 1.0
+STANDSTILL_S = 20.0
+"""For how long nothing may happen once a program could not trace another: it may wait for that."""
+UNTOLD = "another process traces it: from here on what it does is not in the recording"
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _QUIET = frozenset(
     {
@@ -75,9 +78,15 @@ class _Thread:
 
 @dataclass(slots=True)
 class Tracer:
-    """Runs one program and all that it makes; writes what they do to `out`."""
+    """Runs one program and all that it makes; writes what they do to `out`.
+
+    `every_call`: stop at all calls instead of setting a filter, which can't be taken back: then who
+    is to be traced by another recorded process can be left to it. `failure`: why the program could
+    not be executed, "" where it was.
+    """
 
     out: TextIO
+    every_call: bool = False
     threads: dict[int, _Thread] = field(default_factory=dict)
     early: set[int] = field(default_factory=set)
     in_flight: dict[int, int] = field(default_factory=dict)
@@ -88,17 +97,21 @@ class Tracer:
     narrow: set[int] = field(default_factory=set)
     owed: dict[int, int] = field(default_factory=dict)
     recording: bool = False
-    has_told: bool = False
+    would_trace: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
     status: int = 0
+    failure: str = ""
     _mms: int = 0
 
     def run(self, command: Sequence[str]) -> int:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
-        first = start(command)
+        first, failed = start(command, filtered=not self.every_call)
         self.threads[first] = _Thread(first, first, self._new_mm())
-        p.ptrace(p.CONT, first)
+        self._go_on(first)
         with handing_on(self._hand_on):
             self._follow(first)
+        with os.fdopen(failed) as told:
+            self.failure = told.read()
         return self.status
 
     def _hand_on(self, number: int) -> None:
@@ -111,21 +124,40 @@ class Tracer:
     def _follow(self, first: int) -> None:
         """Take what happens to the threads, one by one, until none is left."""
         last = time.monotonic()
-        while self.threads or self.early:
+        while self.threads or self.early or first in self.left:
             waiting = any(self.held.values())
+            looks = waiting or bool(self.would_trace)
             try:
-                tid, status = os.waitpid(-1, p.WALL | (os.WNOHANG if waiting else 0))
+                tid, status = os.waitpid(-1, p.WALL | (os.WNOHANG if looks else 0))
             except ChildProcessError:
                 break
             if tid:
                 last = time.monotonic()
                 with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                     self._event(tid, status, first)
-            elif time.monotonic() - last > PATIENCE_S:
+            elif waiting and time.monotonic() - last > PATIENCE_S:
                 self._overtake()
                 last = time.monotonic()
+            elif self._stand_still() and time.monotonic() - last > STANDSTILL_S:
+                self._end_standstill()
+                last = time.monotonic()
             else:
-                time.sleep(0.0005)
+                time.sleep(0.0005 if waiting else 0.01)
+
+    def _go_on(self, tid: int, number: int = 0) -> None:
+        """Let a thread run to its next stop, a signal delivered to it."""
+        p.ptrace(p.SYSCALL if self.every_call else p.CONT, tid, 0, number)
+
+    def _stand_still(self) -> bool:
+        """Return whether somebody may wait for a tracee that they could not trace."""
+        return any(map(text.waits_for_child, self.would_trace))
+
+    def _end_standstill(self) -> None:
+        """End programs of which one waits for a tracee that it could not trace."""
+        told = f"nothing was called in the {STANDSTILL_S:.0f} s since then: ended"
+        os.write(2, f"zaplock: {told}; record with --every-call, which lets it trace\n".encode())
+        for pid in {thread.pid for thread in self.threads.values()}:
+            send(pid, signal.SIGKILL)
 
     def _new_mm(self) -> int:
         self._mms += 1
@@ -137,6 +169,7 @@ class Tracer:
 
     def _event(self, tid: int, status: int, first: int) -> None:
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            self.left.discard(tid)
             self._gone(tid)
             if tid == first:
                 self.status = os.waitstatus_to_exitcode(status)
@@ -148,7 +181,7 @@ class Tracer:
         elif event == p.EVENT_SECCOMP:
             self._stopped_by_filter(thread, p.event_message(tid))
         elif number == p.SYSCALL_STOP:
-            self._leave(thread)
+            self._stopped_at_call(thread)
         elif event in (p.EVENT_FORK, p.EVENT_VFORK, p.EVENT_CLONE):
             self._made(thread, p.event_message(tid), event)
         elif event == p.EVENT_EXEC:
@@ -156,11 +189,28 @@ class Tracer:
         elif event == p.EVENT_EXIT:
             self._exits(thread)
         elif event == p.EVENT_STOP:
-            p.ptrace(p.LISTEN if number in _STOPS else p.CONT, tid)
+            if number in _STOPS:
+                p.ptrace(p.LISTEN, tid)
+            else:
+                self._go_on(tid)
         else:
-            p.ptrace(p.CONT, tid, 0, number)
+            self._go_on(tid, number)
 
     # A call
+
+    def _stopped_at_call(self, thread: _Thread) -> None:
+        architecture = p.entered(thread.tid) if self.every_call else None
+        if architecture is None:
+            if thread.told or not self.every_call:
+                self._leave(thread)
+            else:
+                self._go_on(thread.tid)
+        elif architecture != p.X86_64:
+            self._narrow(thread)
+        elif text.is_recorded(*p.registers(thread.tid)[:2]):
+            self._enter(thread)
+        else:
+            self._go_on(thread.tid)
 
     def _stopped_by_filter(self, thread: _Thread, message: int) -> None:
         if message == p.SEEN:
@@ -169,7 +219,7 @@ class Tracer:
             self._narrow(thread)
         else:  # a filter of its own asks for a tracer: without one there would be no such call
             p.skip(thread.tid, errno.ENOSYS)
-            p.ptrace(p.CONT, thread.tid)
+            self._go_on(thread.tid)
 
     def _enter(self, thread: _Thread) -> None:
         if thread.mm in self.in_flight:
@@ -182,12 +232,14 @@ class Tracer:
         if thread.mm not in self.narrow:
             self.narrow.add(thread.mm)
             self._write(f"[ Process PID={thread.tid} runs in 32 bit mode. ]")
-        p.ptrace(p.CONT, thread.tid)
+        self._go_on(thread.tid)
 
     def _begin(self, thread: _Thread) -> None:
         regs = p.registers(thread.tid)
         name = thread.name = BY_NUMBER[regs.number]
         thread.arguments = regs.arguments
+        if self.every_call and name == "ptrace" and self._leave_to_another(thread):
+            return
         thread.told = text.call_text(thread.tid, name, regs.arguments)
         thread.shares = _shares(thread.told)
         thread.is_written = False
@@ -239,7 +291,7 @@ class Tracer:
         thread.has_failed_to_exec = thread.name in EXECS and result < 0
         self._take_result(thread, result)
         self._done(thread)
-        p.ptrace(p.CONT, thread.tid)
+        self._go_on(thread.tid)
 
     def _take_result(self, thread: _Thread, result: int) -> None:
         if thread.name not in _QUIET:
@@ -267,11 +319,39 @@ class Tracer:
 
     def _tell_of_tracer(self, thread: _Thread) -> None:
         """Say once that the program can't trace what is traced already."""
-        if thread.arguments[0] in p.ATTACHING and not self.has_told:
-            self.has_told = True
+        request = thread.arguments[0]
+        if request not in p.ATTACHING or (self.every_call and request != p.TRACEME):
+            return
+        is_first = not self.would_trace
+        self.would_trace.add(text.parent(thread.tid) if request == p.TRACEME else thread.pid)
+        if is_first:
             who = f"process {thread.pid} wants to trace a process or to be traced (ptrace)"
             told = f"{who}, which fails while it is recorded: a process has one tracer"
+            told += "" if self.every_call else "; --every-call lets it trace"
             os.write(2, f"zaplock: {told}\n".encode())
+
+    def _leave_to_another(self, thread: _Thread) -> bool:
+        """Trace no longer who is to be traced by another; return whether it is the caller itself.
+
+        Its parent has asked for it, or the caller for another one. Who has us as its parent has no
+        other tracer.
+        """
+        request, target = thread.arguments[:2]
+        if request not in p.ATTACHING:
+            return False
+        other = thread if request == p.TRACEME else self.threads.get(target & 0xFFFF_FFFF)
+        if other is None or (other is thread and text.parent(thread.tid) == os.getpid()):
+            return False
+        self._write(f"# pid: {other.tid}", f"# untold: {UNTOLD}")
+        os.write(2, f"zaplock: process {other.tid}: {UNTOLD}\n".encode())
+        self._leave_open(other)
+        self._done(other)
+        self.threads.pop(other.tid)
+        if p.let_go(other.tid):
+            self.left.add(other.tid)
+        else:
+            self._gone(other.tid)
+        return other is thread
 
     def _done(self, thread: _Thread) -> None:
         """A call has taken effect: the next one on its address space may go."""
@@ -320,7 +400,7 @@ class Tracer:
         p.ptrace(p.SYSCALL, thread.tid)
         if child in self.early:
             self.early.discard(child)
-            p.ptrace(p.CONT, child)
+            self._go_on(child)
 
     def _executed(self, thread: _Thread, former: int) -> None:
         """After an execve the process has one thread, whose id is that of the process."""
@@ -354,7 +434,7 @@ class Tracer:
             self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
         if is_replaced:
             self.last_maps.pop(thread.mm, None)
-        p.ptrace(p.CONT, thread.tid)
+        self._go_on(thread.tid)
 
     def _has_died_in_exec(self, thread: _Thread) -> bool:
         if thread.name in EXECS:
@@ -410,48 +490,58 @@ def _flags(told: str) -> int:
     return int(flags.rstrip(")}").split("}")[0].split(",")[0], 16) if found else 0
 
 
-def start(command: Sequence[str]) -> int:
-    """Fork a child that is traced and executes a command as soon as it is let go."""
+def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
+    """Fork a child that is traced and executes a command as soon as it is let go.
+
+    `filtered`: it stops at the calls that are recorded only. Return its id, and a descriptor that
+    tells why it could not.
+    """
     reading, writing = os.pipe()
+    failed, failing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(writing)
             os.read(reading, 1)
-            p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
+            if filtered:
+                p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
-        except OSError as error:
-            os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+        except (OSError, ValueError) as error:  # the latter of Python, for an empty name
+            code = getattr(error, "errno", None) or errno.ENOENT
+            os.write(failing, os.strerror(code).encode())
         finally:
             os._exit(127)
     os.close(reading)
+    os.close(failing)
     p.ptrace(p.SEIZE, pid, 0, p.OPTIONS)
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, p.WALL)
     os.kill(pid, signal.SIGCONT)
     os.write(writing, b"x")
     os.close(writing)
-    return pid
+    return pid, failed
 
 
-def record(command: Sequence[str], path: Path) -> int:
+def record(command: Sequence[str], path: Path, *, every_call: bool = False) -> int:
     """Record a program into a file; return its exit status. Raises UserError where it can't."""
     try:
         with place(path) as where, where.folder.replacing(where.name, 0o666) as file:
-            return record_to(command, file)
+            return record_to(command, file, every_call=every_call)
     except OSError as error:
         raise UserError(f"can't record into {path}: {error.strerror}") from None
 
 
-def record_to(command: Sequence[str], file: BinaryIO) -> int:
+def record_to(command: Sequence[str], file: BinaryIO, *, every_call: bool = False) -> int:
     """Record a program into an open file, which stays open; return and raise as `record`."""
     out = io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True)
+    tracer = Tracer(out, every_call)
     try:
-        status = Tracer(out).run(command)
+        status = tracer.run(command)
     except PermissionError as error:
         raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
     if not out.tell():
-        raise UserError(f"{command[0]} could not be executed: give a program that can")
+        why = tracer.failure or "it was ended before"
+        raise UserError(f"{command[0]!a} could not be executed ({why}): give a program that can")
     out.flush()
     out.detach()
     return status

@@ -103,6 +103,9 @@ def selected(recording: StraceRecording) -> str:
     if len(results) > 1 and max(results) < 0:
         return "no call in it has succeeded: strace has left out those that did (-Z)"
     names = {call.name for call in recording.calls}
+    linked = linker_of(recording.begin) is not None and {"brk", "mprotect"} <= names
+    if linked and not names & {"mmap", "mmap2"}:
+        return "no mmap is in the recording, which every dynamic linker calls: it was made without"
     told = (argument for call in recording.calls for argument in call.arguments)
     if "io_setup" not in names and any("libaio.so" in argument for argument in told):
         return "libaio is loaded, and whether it has called io_setup is not in the recording"
@@ -118,6 +121,17 @@ def selected(recording: StraceRecording) -> str:
             )
         last[call.pid] = call.line
     return ""
+
+
+def may_have_executed(world: StraceWorld, live: LiveSpace, call: TracedCall) -> str:
+    """Return why a call may be another program's, "" where none can have been executed unseen.
+
+    A C library asks where the heap is once, when its program begins.
+    """
+    asks = call.name == "brk" and call.arguments[:1] in (("NULL",), ("0",), ("0x0",))
+    if world.sees_execs or not (asks and live.known.heap):
+        return ""
+    return "whether a program was executed since then is not in the recording: trace execve, too"
 
 
 def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:

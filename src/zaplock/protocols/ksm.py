@@ -21,7 +21,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.mm import Mm
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, change, find_vmas, read_vma, write_vma
+from zaplock.model.vma import Vma, change, device_of, find_vmas, read_vma, write_vma
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def mergeable_flags(space: Mm, vm_flags: int, name: str, when: int = EARLY) -> i
     (that of this `name`) might still change the mapping (can_set_ksm_flags_early).
     """
     mode = space.count("memory_merge")
-    mode = LATE if mode and name in DEVICES else mode
+    mode = LATE if mode and device_of(name) in DEVICES else mode
     return vm_flags | VM_MERGEABLE if mode == when and not vm_flags & UNMERGEABLE else vm_flags
 
 

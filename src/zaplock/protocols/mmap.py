@@ -71,6 +71,7 @@ from zaplock.model.vma import (
     read_vma,
     remove,
     vma_of,
+    zero_name,
 )
 from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
@@ -268,7 +269,7 @@ async def do_mmap(
         pgoff = 0 if vm_flags & VM_SHARED else placed >> PAGE_SHIFT
     name = ""
     if file and await is_zero_device(file):
-        name = "" if vm_flags & VM_SHARED else "zero"
+        name = "" if vm_flags & VM_SHARED else zero_name(file)
         file = 0
     if vm_flags & VM_HUGETLB and not file:
         name = "anon_hugepage"

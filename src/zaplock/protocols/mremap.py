@@ -46,6 +46,7 @@ from zaplock.model.vma import (
     account,
     can_merge,
     change,
+    device_of,
     find_vma,
     find_vmas,
     fits_limits,
@@ -455,7 +456,7 @@ async def set_new_address_and_move(
     map_flags |= huge_flags(vma.huge_size) if vma.flags & VM_HUGETLB else 0
     hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
-    file = ZERO_DEVICE if vma.name == "zero" else vma.file
+    file = ZERO_DEVICE if device_of(vma.name) == "zero" else vma.file
     aligns = cx.design.aligns_for_huge_pages
     target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff, aligns)
     if 0 <= target < cx.limits.mmap_min_addr:

@@ -90,7 +90,7 @@ def get_unmapped_area(
     address &= PAGE_MASK
     if huge:
         return huge_area(m, space, address, length, flags, size, rounds_down)
-    if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns):
+    if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns, limits.is_narrow):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
             return address
@@ -101,9 +101,21 @@ def get_unmapped_area(
 
 
 def wants_huge_alignment(
-    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int, aligns: str
+    m: Machine,
+    address: int,
+    length: int,
+    flags: int,
+    file: int,
+    pgoff: int,
+    aligns: str,
+    is_narrow: bool,
 ) -> bool:
-    """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
+    """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area).
+
+    Nothing is where addresses have 32 bits (d9592025000b and 4ef9ad19e176, 6.8).
+    """
+    if is_narrow:
+        return False
     if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
         return False
     kind = "zero" if file == ZERO_DEVICE else m.files[file].kind if file else ""
@@ -117,8 +129,12 @@ def wants_huge_alignment(
 
 
 def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
-    """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64)."""
+    """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64).
+
+    MAP_32BIT means nothing to a 32-bit program (find_start_end).
+    """
     limits = space.limits
+    flags &= ~MAP_32BIT if limits.is_narrow else ~0
     top = 0x8000_0000 if flags & MAP_32BIT else limits.task_size
     if length > top:
         return -ENOMEM
