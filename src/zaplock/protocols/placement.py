@@ -112,7 +112,7 @@ def wants_huge_alignment(
 ) -> bool:
     """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area).
 
-    Nothing is where addresses have 32 bits (d9592025000b and 4ef9ad19e176, 6.8).
+    Nothing is where addresses have 32 bits (4ef9ad19e176, Linux 6.8).
     """
     if is_narrow:
         return False
