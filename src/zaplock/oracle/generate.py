@@ -654,7 +654,7 @@ def _mbind(g: Generator) -> tuple[Argument, ...]:
     if g.chance(20):
         mode |= g.random.choice((1 << 13, 1 << 14, 1 << 15, 3 << 14, 1 << 12))
     flags = g.flags_of((0, 0, 0, 1, 2, 3), (4, 6, 8))
-    return *_range_off_ring(g), mode, nodes, flags if nodes & 1 else flags & ~3
+    return *_range_off_ring(g), mode, nodes, flags if nodes & 1 else flags & ~2
 
 
 def _range_off_ring(g: Generator) -> tuple[Argument, int]:
