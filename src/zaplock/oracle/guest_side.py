@@ -34,11 +34,12 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
-from zaplock.oracle.machine_settings import Settings
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
+from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
+from zaplock.oracle.surroundings import Peace
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -180,15 +181,16 @@ class GuestSide(RealSide):
             swap_pages=0,
             group_pages=0,
             has_mounts=mounts > 0,
+            huge_faults=1,  # as guest_driver.c sets it
             shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)
         self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)
 
-    def settings(self) -> Settings:
-        """Read nothing: in a guest nobody else is there to change anything."""
-        return {}
+    def surroundings(self, themes: Collection[str]) -> Peace:
+        """In a guest nobody else is there to change anything."""
+        return Peace()
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Let the guest begin with a sequence that is to run next, while others work here."""
@@ -207,6 +209,9 @@ class GuestSide(RealSide):
             self._guest_process.restart()
         steps = super().run(sequence)
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
+
+    def _run_in_turn(self, sequence: Sequence[Op], built: BareProgram) -> None:
+        self._run(built.code)
 
     def _names_soft_dirty(self) -> bool:
         """It is left out where mprotect forgets that a huge page is dirty."""
