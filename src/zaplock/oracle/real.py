@@ -20,7 +20,7 @@ from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM, MergingTurn
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
-from zaplock.oracle.surroundings import Peace, Surroundings
+from zaplock.oracle.surroundings import MachineWatch, Peace
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
 
@@ -61,7 +61,7 @@ class RealSide:
     def __init__(self) -> None:
         """Start the child; raise UserError where the kernel can't be observed enough."""
         machine_settings.check_settings()
-        self._surroundings = Surroundings()
+        self._surroundings = MachineWatch()
         self._merging = MergingTurn()
         self._disk = _nameless("disk")
         self._names, self._strings = file_names(self._disk, _sysctl("max_map_count"))
@@ -70,7 +70,7 @@ class RealSide:
             if not (changed := self._surroundings.changed_since(0)):
                 return
             self._surroundings.close()
-            self._surroundings = Surroundings()
+            self._surroundings = MachineWatch()
             self.restart()
         self.close()
         raise UserError(f"{changed} while the oracle began, each time: end who does that")
@@ -148,7 +148,7 @@ class RealSide:
         self._run_in_turn(sequence, built)
         return self._steps(sequence, built)
 
-    def surroundings(self, themes: Collection[str]) -> Surroundings | Peace:
+    def surroundings(self, themes: Collection[str]) -> MachineWatch | Peace:
         """Begin to watch what others change on this machine meanwhile."""
         self._surroundings.themes = themes
         return self._surroundings

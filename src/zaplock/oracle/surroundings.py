@@ -49,7 +49,7 @@ _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
 _LEAST_SWAP_KB = 32 << 10
 
 
-class Look(NamedTuple):
+class MachineLook(NamedTuple):
     """The machine at one moment; `written`: how much had been written to settings by then."""
 
     written: int
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     mergers: tuple[str, ...]
 
 
-class Surroundings:
+class MachineWatch:
     """The machine, since both sides of a comparison began.
 
     `themes`: those whose sequences run; of what is lent for them the run itself makes use.
@@ -100,9 +100,9 @@ class Surroundings:
         names = [name for name in self._written_since(moment) if name not in _TRIGGERS]
         return told or written(names)
 
-    def look(self) -> Look:
-        """Look at all that may make a sequence differ."""
-        return Look(
+    def look(self) -> MachineLook:
+        """MachineLook at all that may make a sequence differ."""
+        return MachineLook(
             self.mark(),
             read_settings(),
             self._figures_now(),
@@ -110,7 +110,7 @@ class Surroundings:
             tuple(ksm.mergers()) if "ksm" in self.themes else (),
         )
 
-    def disturbed(self, before: Look, sequence: Sequence[Op]) -> str:
+    def disturbed(self, before: MachineLook, sequence: Sequence[Op]) -> str:
         """Say what has disturbed a sequence that ran since a look; "" where nothing has."""
         now = self.look()
         told = [
@@ -188,7 +188,7 @@ class Peace:
         return ""
 
     def look(self) -> None:
-        """Look at nothing."""
+        """MachineLook at nothing."""
 
     def disturbed(self, before: None, sequence: Sequence[Op]) -> str:
         """Nothing disturbs."""
