@@ -253,7 +253,6 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 
 
 _NOT_IN_GUESTS = {
-    "ksm": "a ksmd that waits for it",
     "group": "a memory cgroup of the oracle's",
     "swap": "a swap file",
     "gigantic": "pools of huge pages",

@@ -250,6 +250,26 @@ static void tell(void)
 		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"));
 }
 
+/* Set KSM as the command line says ("ksm:run=0"), and have memory that ksmd may scan, where it says anything. */
+static void set_ksm(char **argv)
+{
+	char path[128];
+	int said = 0;
+
+	for (; *argv; argv++) {
+		char *value = strncmp(*argv, "ksm:", 4) ? NULL : strchr(*argv, '=');
+
+		if (!value)
+			continue;
+		said = 1;
+		snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%.*s", (int)(value - *argv - 4), *argv + 4);
+		write_file(path, value + 1);
+	}
+	if (said && madvise(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096,
+			    MADV_MERGEABLE))
+		die("no memory is mergeable%s", "");
+}
+
 static void set_up(char **argv)
 {
 	struct stat st;
@@ -274,6 +294,7 @@ static void set_up(char **argv)
 	go_at = option_of(argv, "go"), done_at = option_of(argv, "done"), status_at = option_of(argv, "status");
 	boot_at = option_of(argv, "boot"), kept = option_of(argv, "kept");
 	shares = option_of(argv, "shares"), options = argv;
+	set_ksm(argv);
 	fd = open("/disk", O_RDWR | O_CREAT, 0600);
 	dup2(fd, kept);
 	close(fd);

@@ -34,6 +34,7 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
+from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
@@ -238,7 +239,8 @@ _NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages")
 def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError.
 
-    For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it.
+    For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
+    for "ksm" a ksmd that is quick when a sequence asks for it.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
@@ -251,6 +253,7 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
         words[f"least{number}"] = share.least * f.PMD_SIZE % _WORD
     pool = (f"hugepages={POOL}",) if _POOLED & set(themes) else ()
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
+    arguments += [f"ksm:{name}={value}" for name, value in SETTINGS.items() if "ksm" in themes]
     machine = qemu.GuestMachine(
         memory=MEMORY,
         nr_cpus=1,
@@ -262,6 +265,11 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, len(mounts))
         try:
+            if "ksm" in themes and not carries(side.release, "6.6"):
+                raise UserError(
+                    f"smaps of {side.release} doesn't tell which pages are merged: theme ksm needs "
+                    "6.6 or newer"
+                )
             yield side
         finally:
             side.close()
