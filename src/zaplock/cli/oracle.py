@@ -253,9 +253,7 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 
 
 _NOT_IN_GUESTS = {
-    "group": "a memory cgroup of the oracle's",
     "swap": "a swap file",
-    "gigantic": "pools of huge pages",
 }
 
 
