@@ -52,7 +52,7 @@ _POISONED = (  # what is told of a page; what a poisoned one does, if this kerne
 )
 
 
-_MOST_STARTS = 5  # while somebody changes the machine's settings
+_MOST_STARTS = 5  # while somebody changes the machine's settings, or leaves no CPU
 
 
 class RealSide:
@@ -65,7 +65,7 @@ class RealSide:
         self._merging = MergingTurn()
         self._disk = _nameless("disk")
         self._names, self._strings = file_names(self._disk, _sysctl("max_map_count"))
-        self._start()
+        self._begin()
         for _ in range(_MOST_STARTS):
             if not (changed := self._surroundings.changed_since(0)):
                 return
@@ -219,7 +219,8 @@ class RealSide:
         try:
             status = self._child.run(code)
         except Lost:
-            self.restart()
+            if not self._begins:
+                self.restart()
             raise
         if status:
             raise Lost(f"the runner ended with wait status {status:#x}")
@@ -228,13 +229,34 @@ class RealSide:
             raise Lost(f"with all files gone, {lack} are still in use: the kernel has lost them")
 
     _mounts: HugeMounts | None = None
+    _begins = False
 
     def restart(self) -> None:
         """Replace the bare process, and its mounts."""
-        self._child.close()
+        self._close_child()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start bare processes until one gets so far that it shows what it is."""
+        self._begins = True
+        for _ in range(_MOST_STARTS):
+            try:
+                self._start()
+            except Lost as error:
+                why = str(error)
+                self._close_child()
+            else:
+                self._begins = False
+                return
+        raise UserError(f"no bare process gets far enough ({why}): let other work end")
+
+    def _close_child(self) -> None:
+        """Close what there is of it; one that never got far is closed already."""
+        if "_child" in self.__dict__:
+            self._child.close()
         if self._mounts:
             self._mounts.close()
-        self._start()
+            self._mounts = None
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
@@ -272,9 +294,7 @@ class RealSide:
 
     def close(self) -> None:
         """End the child and remove its files."""
-        self._child.close()
-        if self._mounts:
-            self._mounts.close()
+        self._close_child()
         os.close(self._disk)
         self._merging.close()
         self._surroundings.close()
