@@ -159,6 +159,12 @@ DATED = {  # rule: a sequence that shows it
         Op("mprotect", (0x4000_0000, 0x20_0000, 1)),
         Op("madvise", (0x4000_0000, 0x20_0000, 25)),
     ),
+    "disables_unadvised": (
+        Op("set_thp_disable", (1, 2)),
+        Op("mmap", (0x4000_0000, 0x20_0000, 3, 0x22, -1, 0)),
+        Op("madvise", (0x4000_0000, 0x20_0000, 14)),
+        Op("store", (0x4000_0000,)),
+    ),
     "write_piece": ACROSS_THE_END,
     "seal_exec_asks_writers": (
         Op("mmap", (PLACE, PAGE, 0, 1, 1, 0)),

@@ -719,6 +719,13 @@ CHANGES: tuple[Change, ...] = (
         {"dontunmap_unaccounts": False}, ("6.17.6",),
     ),
     Change(
+        "6.18", "9dc21bbd62ed",
+        "prctl: extend PR_SET_THP_DISABLE to optionally exclude VM_HUGEPAGE",
+        "a process may have no huge pages but where MADV_HUGEPAGE asks for them, or MADV_COLLAPSE "
+        "(8cdc4d270193)",
+        {"disables_unadvised": True},
+    ),
+    Change(
         "6.18", "849d5cff4d48", "/dev/zero: try to align PMD_SIZE for private mapping",
         "private mappings of /dev/zero are placed so that huge pages fit, too",
         {"aligns_for_huge_pages": "devices"},

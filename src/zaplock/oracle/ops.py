@@ -69,7 +69,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "setrlimit": ("resource", "length"),
     "add_seals": ("file", "seals"),
     "set_mdwe": ("bits",),
-    "set_thp_disable": ("disable",),
+    "set_thp_disable": ("disable", "how"),  # older sequences have no flags
     "fork": (),
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too

@@ -727,7 +727,8 @@ def _ksm_most(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
 
 
 def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    return b.add(stub.syscall(_PRCTL, OPTIONS[op.name], arguments[0], 0, 0, 0))
+    told = (*arguments, 0, 0, 0)[:4]
+    return b.add(stub.syscall(_PRCTL, OPTIONS[op.name], *told))
 
 
 def _shmat(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
