@@ -44,7 +44,7 @@ _OF_MEMORY = (
 _FALLBACKS = ("thp_fault_fallback", "thp_file_fallback")
 """Huge pages that could not be had; those that a memory cgroup refused are counted twice, with
 _charge, and only its own members notice."""
-_POOL_FIGURES = ("nr", "free", "resv", "surplus")
+_PLENTY = 64  # huge pages, more than a sequence uses: other jobs of a run may have the rest
 _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
 _LEAST_SWAP_KB = 32 << 10
 
@@ -135,9 +135,12 @@ class MachineWatch:
         areas = " and ".join(sorted(line.split()[0] for line in swaps)) or "none"
         figures = {"swap": areas if not swaps or free >= _LEAST_SWAP_KB else f"{areas}, full"}
         for pool in POOLS.glob("*"):
-            for name in _POOL_FIGURES:
-                at = pool / f"{name}_hugepages"
-                figures[f"hugepages/{pool.name}/{at.name}"] = at.read_text().strip()
+            total, free, reserved = (
+                int((pool / f"{name}_hugepages").read_text()) for name in ("nr", "free", "resv")
+            )
+            plenty = free - reserved >= _PLENTY
+            shown = "plenty" if plenty else f"{free} of {total} free, {reserved} reserved"
+            figures[f"hugepages/{pool.name}"] = shown
         return figures
 
     @staticmethod
@@ -158,7 +161,7 @@ def _others(first: dict[str, str], before: dict[str, str], now: dict[str, str], 
         for name in first
         if (pools or name == "swap") and not first[name] == before.get(name) == now.get(name)
     )
-    return ", ".join(f"{name} is another than at first ({first.get(name)})" for name in names)
+    return ", ".join(f"{name} is not as at first ({first[name]})" for name in names)
 
 
 def _counted(before: dict[str, str], now: dict[str, str]) -> str:
