@@ -22,7 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from zaplock.engines.sequential import PLAIN_FORMS
 from zaplock.errors import UserError
@@ -115,7 +115,7 @@ class Bench:
         self.real = real or RealSide()
         self.model = make_model(self.real)
         self.scope = scope
-        self._surroundings: Any = self.real.surroundings(scope.themes)
+        self._surroundings = self.real.surroundings(scope.themes)
         self._told: set[str] = set()  # signatures of what has been shrunk
 
     def close(self) -> None:

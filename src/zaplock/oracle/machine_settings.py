@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import struct
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -131,8 +130,7 @@ class Writes:
                     "fs.inotify.max_user_watches"
                 )
             self._names[watch] = name
-            if stat.S_IMODE(os.stat(path).st_mode) & 0o444:
-                self._held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self._held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         self._seen: list[str] = []
 
     def seen(self) -> list[str]:

@@ -20,7 +20,7 @@ from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM, MergingTurn
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
-from zaplock.oracle.surroundings import MachineWatch, Peace
+from zaplock.oracle.surroundings import MachineWatch
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
 
@@ -148,7 +148,7 @@ class RealSide:
         self._run_in_turn(sequence, built)
         return self._steps(sequence, built)
 
-    def surroundings(self, themes: Collection[str]) -> MachineWatch | Peace:
+    def surroundings(self, themes: Collection[str]) -> MachineWatch:
         """Begin to watch what others change on this machine meanwhile."""
         self._surroundings.themes = themes
         return self._surroundings

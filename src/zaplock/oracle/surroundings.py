@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,6 @@ from zaplock.oracle.huge_pool import POOLS
 from zaplock.oracle.machine_settings import (
     FOLDERS,
     SYSCTLS,
-    VM,
     Settings,
     Writes,
     changes,
@@ -35,7 +34,6 @@ from zaplock.oracle.machine_settings import (
 )
 from zaplock.oracle.ops import Op
 
-_TRIGGERS = {f"vm/{name}": str(VM / name) for name in ("drop_caches", "compact_memory")}
 _OF_MEMORY = (
     "drop_pagecache", "drop_slab", "thp_zero_page_alloc_failed", "thp_collapse_alloc_failed",
     "pgmigrate_success", "pgmigrate_fail", "compact_stall", "pgscan_kswapd", "pgscan_direct",
@@ -47,6 +45,7 @@ _charge, and only its own members notice."""
 _PLENTY = 64  # huge pages, more than a sequence uses: other jobs of a run may have the rest
 _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
 _LEAST_SWAP_KB = 32 << 10
+_KSM = "ksm/"
 
 
 class MachineLook(NamedTuple):
@@ -68,9 +67,7 @@ class MachineWatch:
     def __init__(self) -> None:
         """Begin to watch: before anything is found out about the machine that may change."""
         self.themes: Collection[str] = ()
-        files = dict(settings_in(FOLDERS, SYSCTLS))
-        files |= {name: path for name, path in _TRIGGERS.items() if os.access(path, os.R_OK)}
-        self._writes = Writes(files)
+        self._writes = Writes(settings_in(FOLDERS, SYSCTLS))
         self._swaps = os.open("/proc/swaps", os.O_RDONLY | os.O_CLOEXEC)
         self._swap_changes = select.poll()
         self._swap_changes.register(self._swaps, select.POLLPRI)
@@ -83,25 +80,27 @@ class MachineWatch:
         os.close(self._swaps)
 
     def _written_since(self, moment: int) -> list[str]:
-        """Name what was written to, but for what the run writes itself."""
+        """Name what was written to."""
         if self._swap_changes.poll(0):  # an area came or went since the last time
             self._writes.note("the list of swap areas")
-        own = {f"ksm/{name}" for name in ksm.WRITTEN} if "ksm" in self.themes else set[str]()
-        return [name for name in self._writes.seen()[moment:] if name not in own]
+        return self._writes.seen()[moment:]
 
     def mark(self) -> int:
         """Return a moment for `changed_since`."""
-        self._written_since(0)
-        return len(self._writes.seen())
+        return len(self._written_since(0))
 
     def changed_since(self, moment: int) -> str:
-        """Say which settings are others than at the start, or were written to since; or ""."""
-        told = changes(self._settings, read_settings())
-        names = [name for name in self._written_since(moment) if name not in _TRIGGERS]
-        return told or written(names)
+        """Say which settings are others than at the start, or were written to since; or "".
+
+        Those of KSM are left out: they change with each sequence of a run that uses ksmd, and what
+        they change is mergeable memory only.
+        """
+        now = read_settings()
+        told = changes(_without_ksm(self._settings), _without_ksm(now))
+        return told or written(_but_ksm(self._written_since(moment)))
 
     def look(self) -> MachineLook:
-        """MachineLook at all that may make a sequence differ."""
+        """Look at all that may make a sequence differ."""
         return MachineLook(
             self.mark(),
             read_settings(),
@@ -112,21 +111,30 @@ class MachineWatch:
 
     def disturbed(self, before: MachineLook, sequence: Sequence[Op]) -> str:
         """Say what has disturbed a sequence that ran since a look; "" where nothing has."""
-        now = self.look()
+        now, names = self.look(), self._written_since(before.written)
+        first = _without_ksm(self._settings)
         told = [
-            changes(self._settings, before.settings) or changes(self._settings, now.settings),
-            written(self._written_since(before.written)),
+            changes(first, _without_ksm(before.settings)),
+            changes(first, _without_ksm(now.settings)),
+            written(_but_ksm(names)),
             _others(self._figures, before.figures, now.figures, bool(_POOLED & {*self.themes})),
             _counted(before.counters, now.counters),
             _have_mergeable({*before.mergers, *now.mergers}),
-            self._is_merged(sequence),
         ]
-        return ", ".join(part for part in told if part)
+        if ksm.makes_mergeable(sequence) or ksm.scans(sequence):
+            told += [self._merged(before, now, names)]
+        return ", ".join(dict.fromkeys(part for part in told if part))
 
-    def _is_merged(self, sequence: Sequence[Op]) -> str:
-        """Say whether ksmd has run all the time, where a sequence has mergeable memory."""
-        running = self._settings.get("ksm/run") == "1" and ksm.makes_mergeable(sequence)
-        return "ksmd is at work (ksm/run is 1)" if running else ""
+    def _merged(self, before: MachineLook, now: MachineLook, names: list[str]) -> str:
+        """Say what was done to KSM by others: ksmd works, or its settings change."""
+        own = {f"ksm/{name}" for name in ksm.WRITTEN} if "ksm" in self.themes else set[str]()
+        told = [
+            changes(before.settings, now.settings),
+            written(name for name in names if name.startswith(_KSM) and name not in own),
+        ]
+        if "1" in (before.settings.get("ksm/run"), now.settings.get("ksm/run")):
+            told.append("ksmd is at work (ksm/run is 1)")
+        return ", ".join(part for part in told if part)
 
     def _figures_now(self) -> dict[str, str]:
         """Read how much there is of what a sequence may use up."""
@@ -154,6 +162,14 @@ class MachineWatch:
         return counters
 
 
+def _without_ksm(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if not name.startswith(_KSM)}
+
+
+def _but_ksm(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(_KSM)]
+
+
 def _others(first: dict[str, str], before: dict[str, str], now: dict[str, str], pools: bool) -> str:
     """Say which figures are not what they were at first, those of pools only with `pools`."""
     names = sorted(
@@ -179,8 +195,14 @@ def _have_mergeable(who: set[str]) -> str:
     return f"ksmd also merges memory of {', '.join(named[:3])}{more}"
 
 
-class Peace:
+class Peace(MachineWatch):
     """Nobody else is there: the surroundings of a guest."""
+
+    def __init__(self) -> None:
+        """Watch nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def mark(self) -> int:
         """Return a moment."""
@@ -190,9 +212,10 @@ class Peace:
         """Nothing changes."""
         return ""
 
-    def look(self) -> None:
-        """MachineLook at nothing."""
+    def look(self) -> MachineLook:
+        """Look at nothing."""
+        return MachineLook(0, {}, {}, {}, ())
 
-    def disturbed(self, before: None, sequence: Sequence[Op]) -> str:
+    def disturbed(self, before: MachineLook, sequence: Sequence[Op]) -> str:
         """Nothing disturbs."""
         return ""
