@@ -44,6 +44,7 @@ _FALLBACKS = ("thp_fault_fallback", "thp_file_fallback")
 _charge, and only its own members notice."""
 _PLENTY = 64  # huge pages, more than a sequence uses: other jobs of a run may have the rest
 _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
+_SWAPS = Path("/proc/swaps")
 _LEAST_SWAP_KB = 32 << 10
 _KSM = "ksm/"
 
@@ -68,16 +69,19 @@ class MachineWatch:
         """Begin to watch: before anything is found out about the machine that may change."""
         self.themes: Collection[str] = ()
         self._writes = Writes(settings_in(FOLDERS, SYSCTLS))
-        self._swaps = os.open("/proc/swaps", os.O_RDONLY | os.O_CLOEXEC)
+        self._swaps: list[int] = []
         self._swap_changes = select.poll()
-        self._swap_changes.register(self._swaps, select.POLLPRI)
+        if _SWAPS.exists():  # a kernel may be built without swap
+            self._swaps.append(os.open(_SWAPS, os.O_RDONLY | os.O_CLOEXEC))
+            self._swap_changes.register(self._swaps[0], select.POLLPRI)
         self._settings = read_settings()
         self._figures = self._figures_now()
 
     def close(self) -> None:
         """Watch no more."""
         self._writes.close()
-        os.close(self._swaps)
+        for fd in self._swaps:
+            os.close(fd)
 
     def _written_since(self, moment: int) -> list[str]:
         """Name what was written to."""
@@ -138,7 +142,7 @@ class MachineWatch:
 
     def _figures_now(self) -> dict[str, str]:
         """Read how much there is of what a sequence may use up."""
-        swaps = Path("/proc/swaps").read_text().splitlines()[1:]
+        swaps = _SWAPS.read_text().splitlines()[1:] if self._swaps else []
         free = sum(int(kb) - int(used) for _, _, kb, used, *_ in map(str.split, swaps))
         areas = " and ".join(sorted(line.split()[0] for line in swaps)) or "none"
         figures = {"swap": areas if not swaps or free >= _LEAST_SWAP_KB else f"{areas}, full"}
