@@ -92,7 +92,7 @@ class RealSide:
             limits=_own_limits(),
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(1 << 21),
-            gigantic_pages=free_huge_pages(1 << 30),
+            gigantic_pages=self._surroundings.free_at_first(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
             has_mounts=self._mounts is not None,

@@ -9,7 +9,8 @@ is told by counters that never go back, by values, or by a watch on writes.
 
 Not seen: settings that are written through another mount of sysfs (a container's own), a process
 with mergeable memory that lives no longer than the run (other runs of zaplock wait: see
-ksm.MergingTurn), and pages that DAMON takes, for which nothing counts.
+ksm.MergingTurn), or that has pages of an almost empty pool so long, and pages that DAMON takes, for
+which nothing counts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.oracle import ksm
-from zaplock.oracle.huge_pool import POOLS
+from zaplock.oracle.huge_pool import POOLS, pool_of
 from zaplock.oracle.machine_settings import (
     FOLDERS,
     SYSCTLS,
@@ -75,7 +76,16 @@ class MachineWatch:
             self._swaps.append(os.open(_SWAPS, os.O_RDONLY | os.O_CLOEXEC))
             self._swap_changes.register(self._swaps[0], select.POLLPRI)
         self._settings = read_settings()
+        self._free: dict[str, int] = {}
         self._figures = self._figures_now()
+        self._free_at_first = dict(self._free)
+
+    def free_at_first(self, size: int) -> int:
+        """Return how many huge pages of so many bytes nobody used or had reserved at the start.
+
+        In peace it is so many: asked at another moment, others might use some.
+        """
+        return self._free_at_first.get(pool_of(size).name, 0)
 
     def close(self) -> None:
         """Watch no more."""
@@ -150,6 +160,7 @@ class MachineWatch:
             total, free, reserved = (
                 int((pool / f"{name}_hugepages").read_text()) for name in ("nr", "free", "resv")
             )
+            self._free[pool.name] = free - reserved
             plenty = free - reserved >= _PLENTY
             shown = "plenty" if plenty else f"{free} of {total} free, {reserved} reserved"
             figures[f"hugepages/{pool.name}"] = shown
