@@ -12,7 +12,7 @@ import pytest
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
-from zaplock.oracle import compare, corpus
+from zaplock.oracle import compare, corpus, ops
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
 from zaplock.oracle.guest_side import (
@@ -104,6 +104,40 @@ def test_a_guest_s_pool_of_huge_pages_agrees(which: str, request: pytest.Fixture
     assert any(name == "mmap" and outcome == "ENOMEM" for name, outcome, _ in report.coverage)
 
 
+@pytest.fixture(scope="module")
+def guest_with_ksmd() -> Iterator[GuestSide]:
+    yield from runs(KERNEL, "ksm", "group")
+
+
+def test_ksmd_and_a_memory_cgroup_agree_in_a_guest(guest_with_ksmd: GuestSide) -> None:
+    """cgroup2 has memory.high, too: who is killed has slept before, and nothing else shows."""
+    side = guest_with_ksmd
+    for theme, sequences in (("ksm", 12), ("group", 3)):
+        scope = replace(guest_scope(side.release), themes=(theme,))
+        report = Bench(lambda _: GuestModel(side), scope, side).slice(8, sequences=sequences)
+        assert report.agrees, (report.divergences, report.lost)
+        assert report.operations > 100
+    window, much = 0x1020_0000, ops.MUCH
+    shown = (
+        Op("mmap", (window, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("madvise", (window, 4 * PAGE, 12)),
+        Op("store_value", (window, 7)),
+        Op("store_value", (window + PAGE, 7)),
+        Op("ksm_scan"),
+        *(Op("fill_memory", (size, how)) for size in (ops.LITTLE, much) for how in (0, 1, 2)),
+    )
+    steps = side.run(shown)
+    assert compare.first_divergence(shown, steps, GuestModel(side).run(shown)) is None
+    assert [step.outcome.result for step in steps[-6:]] == [0, 0, 0, 9, 9, 9]
+    (vma,) = steps[4].snapshot.vmas
+    assert vma.figures[FIGURES.index("KSM")] == 8
+
+
+def test_an_old_guest_that_tells_of_no_merged_pages_is_refused() -> None:
+    with pytest.raises(UserError, match=r"theme ksm needs 6\.6 or newer"):
+        next(runs("debian:6.1", "ksm"))
+
+
 ACROSS_THE_END = (  # of a file that is sealed against growing
     Op("mmap", (PLACE, 4 * PAGE, 3, 0x8032, -1, 0)),
     Op("add_seals", (0, 4)),
@@ -158,6 +192,12 @@ DATED = {  # rule: a sequence that shows it
         Op("store", (0x4000_0000,)),
         Op("mprotect", (0x4000_0000, 0x20_0000, 1)),
         Op("madvise", (0x4000_0000, 0x20_0000, 25)),
+    ),
+    "disables_unadvised": (
+        Op("set_thp_disable", (1, 2)),
+        Op("mmap", (0x4000_0000, 0x20_0000, 3, 0x22, -1, 0)),
+        Op("madvise", (0x4000_0000, 0x20_0000, 14)),
+        Op("store", (0x4000_0000,)),
     ),
     "write_piece": ACROSS_THE_END,
     "seal_exec_asks_writers": (

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +14,19 @@ import pytest
 from test_oracle import needs_kernel
 
 from zaplock.cli._oracle_text import print_report
+from zaplock.errors import UserError
+from zaplock.oracle import ksm
 from zaplock.oracle.campaign import Bench, Report
-from zaplock.oracle.machine_settings import FOLDERS, changes, read_settings
+from zaplock.oracle.generate import Generator, Scope
+from zaplock.oracle.machine_settings import (
+    FOLDERS,
+    changes,
+    check_settings,
+    huge_faults,
+    read_settings,
+)
 from zaplock.oracle.modelside import model_side
+from zaplock.oracle.ops import Op
 from zaplock.oracle.seeded_faults import FAULTS, inject
 
 HARMLESS = FOLDERS[0] / "khugepaged/max_ptes_swap"  # here khugepaged collapses nothing from swap
@@ -73,6 +86,121 @@ def test_a_difference_under_other_settings_is_set_aside(bench: Bench) -> None:
     assert after.divergences or after.unsettled  # others may have changed theirs
 
 
+@needs_kernel
+@needs_setting
+def test_a_setting_that_was_changed_back_has_been_noticed(bench: Bench) -> None:
+    fault = next(one for one in FAULTS if one.name == "merge-nothing")
+    sequence = Generator(5).sequence()
+    with inject(fault):
+        found = bench.diverge(sequence)
+        for seed in range(6, 40):
+            if found:
+                break
+            sequence = Generator(seed).sequence()
+            found = bench.diverge(sequence)
+        assert found is not None
+
+        def amid_changes() -> object:
+            with changed():
+                pass
+            return bench.diverge(sequence)
+
+        again, disturbed = bench.in_peace(sequence, amid_changes)
+    assert again == found
+    assert f"{NAME} was written to" in disturbed
+
+
+MERGEABLE = """
+import mmap, sys
+memory = mmap.mmap(-1, 64 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(12)
+for page in range(64):
+    memory[page * 4096 : page * 4096 + 8] = bytes(8)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_with_mergeable_memory() -> Iterator[int]:
+    """Have a process with pages of zeros that ksmd may merge; give its number."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", MERGEABLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield child.pid
+    finally:
+        child.communicate()
+
+
+@needs_kernel
+def test_mergeable_memory_of_others_is_no_difference() -> None:
+    try:
+        ksm.check_ksm()
+    except UserError as error:
+        pytest.skip(str(error))
+    page, window = 4096, 0x1020_0000
+    sequence = (
+        Op("mmap", (window, 4 * page, 3, 0x32, -1, 0)),
+        Op("madvise", (window, 4 * page, 12)),
+        Op("store_value", (window, 0)),  # equal to no other page of its own
+        Op("ksm_scan"),
+    )
+    with ksm.ksmd():
+        bench = Bench(model_side, Scope(themes=("ksm",)))
+        try:
+            with another_with_mergeable_memory() as pid:
+                found, disturbed = bench.in_peace(sequence, lambda: bench.diverge(sequence))
+        finally:
+            bench.close()
+    assert found is not None
+    assert found.signature == "ksm_scan: KSM"
+    assert f"({pid})" in disturbed
+
+
+def test_who_has_ksmd_scan_waits_for_those_with_mergeable_memory(tmp_path: Path) -> None:
+    for name in ("run", "sleep_millisecs"):
+        (tmp_path / name).touch()
+    scan, merge = Op("ksm_scan"), Op("madvise", (0, 4096, 12))
+    scanning, merging, third = (ksm.MergingTurn(tmp_path) for _ in range(3))
+    order = []
+
+    def scans() -> None:
+        with scanning.of((scan,)):
+            order.append("scan")
+
+    with merging.of((merge,)), third.of((merge,)):  # these do not wait for each other
+        waiting = threading.Thread(target=scans)
+        waiting.start()
+        waiting.join(0.05)
+        order.append("merge")
+    waiting.join()
+    with scanning.of((scan,)), third.of((Op("brk", (0,)),)):
+        order.append("what merges nothing waits for nobody")
+    assert order == ["merge", "scan", "what merges nothing waits for nobody"]
+    for turn in (scanning, merging, third):
+        turn.close()
+
+
+def test_huge_pages_of_a_kind_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
+    def setting(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert huge_faults(tmp_path) == 0  # a kernel without
+    setting("enabled", "[always] madvise never\n")
+    setting("use_zero_page", "1\n")
+    assert huge_faults(tmp_path) == 2
+    setting("hugepages-2048kB/enabled", "always inherit [madvise] never\n")
+    check_settings(tmp_path)
+    assert huge_faults(tmp_path) == 1
+    setting("hugepages-64kB/enabled", "always [inherit] madvise never\n")
+    with pytest.raises(UserError, match=r"hugepages-64kB/enabled is inherit .* echo never >"):
+        check_settings(tmp_path)
+
+
 def test_settings_are_what_can_be_set_and_says_more_than_how_fast(tmp_path: Path) -> None:
     folder = tmp_path / "transparent_hugepage"
     (folder / "khugepaged").mkdir(parents=True)
@@ -84,12 +212,12 @@ def test_settings_are_what_can_be_set_and_says_more_than_how_fast(tmp_path: Path
     ):
         (folder / name).write_text(text)
         (folder / name).chmod(mode)
-    before = read_settings((folder,))
+    before = read_settings((folder,), ())
     assert before == {
         "transparent_hugepage/enabled": "madvise", "transparent_hugepage/khugepaged/defrag": "1",
     }  # fmt: skip
     (folder / "enabled").write_text("[always] madvise never\n")
-    now = read_settings((folder,))
+    now = read_settings((folder,), ())
     assert changes(before, now) == "transparent_hugepage/enabled went from madvise to always"
     assert not changes(now, now)
 

@@ -30,6 +30,7 @@ from zaplock.errors import UserError, no_such
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, Report, SideMaker
     from zaplock.oracle.compare import Divergence
+    from zaplock.oracle.ops import OracleStep
     from zaplock.programs.replay import StraceVerdict
 
 
@@ -259,10 +260,7 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 
 
 _NOT_IN_GUESTS = {
-    "ksm": "a ksmd that waits for it",
-    "group": "a memory cgroup of the oracle's",
     "swap": "a swap file",
-    "gigantic": "pools of huge pages",
 }
 
 
@@ -375,13 +373,23 @@ def _replay(args: argparse.Namespace) -> int:
     needed |= corpus.themes_of(Path(args.replay)) | set(_scope(args).themes if args.theme else ())
     _refuse_in_guests(args.kernel, needed)
     with _lent(() if args.kernel else needed), _bench(args, needed) as bench:
+        real: list[OracleStep] = []
+
+        def run() -> Divergence | None:
+            real[:] = bench.real.run(sequence)
+            return compare.first_divergence(sequence, real, bench.model.run(sequence))
+
         try:
-            real = bench.real.run(sequence)
+            found, disturbed = bench.in_peace(sequence, run)
         except Lost as error:
             raise UserError(
                 f"{args.replay}: {error}: make its ranges smaller, a sequence has 10 s"
             ) from None
-        found = compare.first_divergence(sequence, real, bench.model.run(sequence))
+    if disturbed:
+        raise UserError(
+            f"{args.replay} differs, but so may a machine at work ({disturbed} meanwhile): replay "
+            "it with nobody beside"
+        )
     if why:
         print(f"kept because: {why}")
     for number, (op, step) in enumerate(zip(sequence, real, strict=True)):
@@ -405,6 +413,8 @@ def _replay(args: argparse.Namespace) -> int:
 @contextmanager
 def _bench(args: argparse.Namespace, themes: Collection[str]) -> Iterator[Bench]:
     """Give both sides: this kernel, or a guest's that has what themes need, and the model of it."""
+    from dataclasses import replace
+
     from zaplock.oracle.campaign import Bench
 
     if args.kernel:
@@ -413,7 +423,7 @@ def _bench(args: argparse.Namespace, themes: Collection[str]) -> Iterator[Bench]
         with booted(args.kernel, themes) as side:
             yield Bench(lambda real: GuestModel(side), real=side)
         return
-    bench = Bench(_other_side(args))
+    bench = Bench(_other_side(args), replace(_scope(args), themes=tuple(themes)))
     try:
         yield bench
     finally:

@@ -414,6 +414,12 @@ CHANGES: tuple[Change, ...] = (
         "the last of the faults on files that took the mmap_lock",
     ),
     Change(
+        "6.7", "a08c7193e4f1", "mm/filemap: remove hugetlb special casing in filemap.c",
+        "the page cache knows huge pages of hugetlb by small pages; before, mincore where no table "
+        "of huge pages is asked for huge pages by the numbers of small ones",
+        {"huge_cache_by_page": True},
+    ),
+    Change(
         "6.7", "af8ca1c14906", "mm/mremap: optimize the start addresses in move_page_tables()",
         "a moving mremap takes a page table along that it covers only from the first mapping in it "
         "on, where both places have the same offset in their tables",
@@ -711,6 +717,13 @@ CHANGES: tuple[Change, ...] = (
         "mm/mremap: correctly account old mapping after MREMAP_DONTUNMAP remap",
         "what MREMAP_DONTUNMAP leaves is accounted again",
         {"dontunmap_unaccounts": False}, ("6.17.6",),
+    ),
+    Change(
+        "6.18", "9dc21bbd62ed",
+        "prctl: extend PR_SET_THP_DISABLE to optionally exclude VM_HUGEPAGE",
+        "a process may have no huge pages but where MADV_HUGEPAGE asks for them, or MADV_COLLAPSE "
+        "(8cdc4d270193)",
+        {"disables_unadvised": True},
     ),
     Change(
         "6.18", "849d5cff4d48", "/dev/zero: try to align PMD_SIZE for private mapping",

@@ -93,7 +93,8 @@ Counter = Literal[
     "lock_seq",  # ends all VMA write locks when it moves
     # addresses and flags
     "brk", "start_brk", "arg_start", "def_flags", "mdwe",
-    "memory_merge", "thp_disable", "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
+    "thp_disable",  # 1: no huge pages, 2: but where they are advised
+    "memory_merge", "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
 ]  # fmt: skip
 """What an address space counts. One that was never changed is 0."""
 COUNTERS: tuple[Counter, ...] = get_args(Counter)

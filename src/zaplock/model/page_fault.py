@@ -293,7 +293,8 @@ def allows_huge_pages(m: Machine, vma: Vma) -> bool:
         return False
     if policy == 1 and not vma.flags & VM_HUGEPAGE:
         return False
-    return not m.mm(vma.mm).count("thp_disable")
+    disabled = m.mm(vma.mm).count("thp_disable")  # 2: but where it is advised
+    return not disabled or (disabled == 2 and bool(vma.flags & VM_HUGEPAGE))
 
 
 def meets_huge_pages(m: Machine, vma: Vma, first: int, last: int) -> bool:

@@ -165,7 +165,11 @@ class BareProcess:
         self.write(0, stub.CODE)
         self.write(ring.CONTROL, ring.control_words())
         self.write(ring.BOOT, ring.boot(self._inherited))
-        self._start()
+        try:
+            self._start()
+        except Lost:
+            self.close()
+            raise
 
     def _start(self) -> None:
         arguments = (self._memfd, self._out, ring.RING, ring.RING_SIZE, ring.RING + ring.BOOT)
@@ -238,7 +242,9 @@ class BareProcess:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Kill the bare process (its runners go with it) and give its memory back."""
+        """Kill the bare process (its runners go with it) and give its memory back, once."""
+        if self.memory.closed:
+            return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()

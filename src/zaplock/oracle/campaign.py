@@ -5,7 +5,8 @@ alone, so a run repeats exactly, whatever the number of jobs, and whether they a
 machine or of a cluster, whose kernel is judged then. A divergence counts only if it comes
 again: the sequence is run afresh, and what does not repeat (an asynchronous khugepaged, say) is
 reported apart. Then it is shrunk. What runs while somebody changes the machine's settings (of huge
-pages, of KSM) is not counted at all, and neither is what differs then.
+pages, of KSM) is not counted at all, and neither is what differs only while something disturbs
+(`surroundings`): that is set aside.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
+from typing import TypeVar
 
 from zaplock.engines.sequential import PLAIN_FORMS
 from zaplock.errors import UserError
@@ -30,14 +32,15 @@ from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.coverage import Coverage, Key
 from zaplock.oracle.generate import EVERYTHING, Generator, Scope
-from zaplock.oracle.machine_settings import changes
 from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.shrink import shrink
 from zaplock.workers import pool
 
 SLICE = 20  # sequences
+CALM_TRIES = 4  # to run a sequence that differed in peace, after 0, 50, 100, 150 ms
 MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
+T = TypeVar("T")
 SideMaker = Callable[[RealSide], Side]
 
 
@@ -45,8 +48,9 @@ SideMaker = Callable[[RealSide], Side]
 class Report:
     """What a run, or a slice of it, found. `seconds` is time at work, summed over jobs.
 
-    `unsettled`: what was changed under the run, and how many operations ran meanwhile, which are
-    not counted as `operations`; `set_aside`: sequences that differed then.
+    `unsettled`: what was changed under the run, or disturbed it, and how many operations ran
+    meanwhile, which are not counted as `operations`; `set_aside`: sequences that differed, or were
+    lost, then.
     """
 
     operations: int = 0
@@ -93,6 +97,11 @@ def _add_new(known: list[Divergence], found: list[Divergence]) -> None:
             known.append(divergence)
 
 
+def _set_aside(report: Report, disturbed: str) -> None:
+    report.set_aside += 1
+    report.unsettled[disturbed] += 0
+
+
 class Bench:
     """Both sides, and the comparison of one sequence after another."""
 
@@ -106,7 +115,7 @@ class Bench:
         self.real = real or RealSide()
         self.model = make_model(self.real)
         self.scope = scope
-        self._settings = self.real.settings()
+        self._surroundings = self.real.surroundings(scope.themes)
         self._told: set[str] = set()  # signatures of what has been shrunk
 
     def close(self) -> None:
@@ -116,14 +125,14 @@ class Bench:
 
     def slice(self, seed: int, sequences: int = SLICE, shrinking: bool = True) -> Report:
         """Run some sequences of a seed. What was shrunk once is only counted from then on."""
-        report, coverage, changed = Report(), Coverage(), self._changed()
+        report, coverage, began_at = Report(), Coverage(), self._surroundings.mark()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
         made = [generator.sequence() for _ in range(sequences)]
         for sequence, later in zip_longest(made, made[1:]):
             self._one(sequence, later, report, coverage, shrinking)
         report.seconds = time.monotonic() - began
-        if changed := changed or self._changed():
+        if changed := self._surroundings.changed_since(began_at):
             report.unsettled[changed] = report.operations
             report.operations = report.sequences = 0
         report.coverage = coverage.counts
@@ -158,35 +167,73 @@ class Bench:
             return self.real.run(sequence)
         except Lost as error:
             once = f"lost: {error}"
-        try:
-            real = self.real.run(sequence)
-        except Lost as error:
-            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+        steps: list[OracleStep] = []
+
+        def lost() -> Lost | None:
+            try:
+                steps[:] = self.real.run(sequence)
+            except Lost as error:
+                return error
             return None
-        report.unrepeatable.append(once)
-        return real
+
+        again, disturbed = self.in_peace(sequence, lost)
+        if again is None:
+            report.unrepeatable.append(once)
+            return steps
+        if disturbed:
+            _set_aside(report, disturbed)
+        else:
+            report.lost.append(f"{again}: {'; '.join(map(str, sequence))}")
+        return None
 
     def _judge(
         self, found: Divergence, real: list[OracleStep], report: Report, shrinking: bool
     ) -> None:
         upto = found.sequence[: found.at + 1]
-        again = self.diverge(upto)
+        try:
+            again, disturbed = self.in_peace(upto, lambda: self.diverge(upto))
+        except Lost:
+            again, disturbed = None, ""
         if again is None:
             report.unrepeatable.append(f"{found.signature}; {found.differences[0]}")
             return
-        if self._changed():
-            report.set_aside += 1
+        if disturbed:
+            _set_aside(report, disturbed)
             return
         report.signatures[found.signature] += 1
         if self._is_told(found, report.divergences, shrinking):
             return
         if shrinking and len(self._told) <= MAX_SHRUNK:
-            again = self.shrink(again, [step.outcome.result for step in real])
+            again = self._shrunk_in_peace(again, [step.outcome.result for step in real])
         report.divergences.append(again)
 
-    def _changed(self) -> str:
-        """Say what the machine's settings were when both sides began and are no more, or ""."""
-        return changes(self._settings, self.real.settings())
+    def _shrunk_in_peace(self, found: Divergence, results: list[int]) -> Divergence:
+        """Shrink a divergence; what is left of it must differ in peace, too."""
+        short = self.shrink(found, results)
+        try:
+            again, disturbed = self.in_peace(short.sequence, lambda: self.diverge(short.sequence))
+        except Lost:
+            return found
+        if again is None or disturbed or again.signature != found.signature:
+            return found
+        return again
+
+    def in_peace(
+        self, sequence: tuple[Op, ...], run: Callable[[], T | None]
+    ) -> tuple[T | None, str]:
+        """Run what went wrong until it goes well, or goes wrong though nothing disturbed it.
+
+        Returns what went wrong, and by what it was disturbed each time, "" where it was not.
+        """
+        disturbed = ""
+        for number in range(CALM_TRIES):
+            time.sleep(0.05 * number)
+            before = self._surroundings.look()
+            wrong = run()
+            disturbed = self._surroundings.disturbed(before, sequence)
+            if wrong is None or not disturbed:
+                return wrong, ""
+        return wrong, disturbed
 
     def _is_told(self, found: Divergence, reported: list[Divergence], shrinking: bool) -> bool:
         if shrinking:
@@ -198,9 +245,18 @@ class Bench:
     def _judge_kernel(
         self, fault: Divergence, real: list[OracleStep], report: Report, shrinking: bool
     ) -> None:
-        again = compare.leftovers(fault.sequence, self.real.run(fault.sequence))
+        try:
+            again, disturbed = self.in_peace(
+                fault.sequence,
+                lambda: compare.leftovers(fault.sequence, self.real.run(fault.sequence)),
+            )
+        except Lost:
+            again, disturbed = None, ""
         if again is None or again.signature != fault.signature:
             report.unrepeatable.append(f"{fault.signature}; {fault.differences[0]}")
+            return
+        if disturbed:
+            _set_aside(report, disturbed)
             return
         report.kernel_signatures[fault.signature] += 1
         if self._is_told(fault, report.kernel_faults, shrinking):
@@ -250,23 +306,26 @@ def slice_seed(seed: int, number: int) -> int:
 _BENCH: list[Bench] = []
 
 
-def _enter(make_model: SideMaker, scope: Scope, cpus: Queue[int]) -> None:
+def _enter(cpus: Queue[int]) -> None:
     """Start a job: one CPU for it and its bare process, which run in turns anyway.
 
-    A sequence leaves no garbage in cycles, so the collector need not look at what the imports left,
-    nor at what a slice leaves (_work). The model runs so many protocols that plain forms are worth
-    it.
+    The model runs so many protocols that plain forms are worth it.
     """
     os.sched_setaffinity(0, {cpus.get()})
     PLAIN_FORMS.runs_left = 0
-    _BENCH.append(Bench(make_model, scope))
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000)
 
 
-def _work(seed: int) -> Report:
-    """Do a slice; what is known of texts from then on is nothing to collect."""
+def _work(make_model: SideMaker, scope: Scope, seed: int) -> Report:
+    """Do a slice; what is known of texts from then on is nothing to collect.
+
+    A sequence leaves no garbage in cycles, so the collector need not look at what the imports left,
+    nor at what a slice leaves.
+    """
+    if not _BENCH:
+        _BENCH.append(Bench(make_model, scope))
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000)
     report = _BENCH[0].slice(seed)
     gc.freeze()
     return report
@@ -284,9 +343,10 @@ def run(
     cpus: Queue[int] = multiprocessing.Queue()
     for _, cpu in zip(range(jobs), cycle(sorted(os.sched_getaffinity(0), reverse=True))):
         cpus.put(cpu)
-    arguments = (make_model, scope, cpus)
-    with pool(jobs, "fork", _enter, arguments) as workers:
-        yield from _slices(lambda one: workers.submit(_work, one), jobs, seconds, seed)
+    with pool(jobs, "fork", _enter, (cpus,)) as workers:
+        yield from _slices(
+            lambda one: workers.submit(_work, make_model, scope, one), jobs, seconds, seed
+        )
 
 
 def _slices(

@@ -654,7 +654,7 @@ def _mbind(g: Generator) -> tuple[Argument, ...]:
     if g.chance(20):
         mode |= g.random.choice((1 << 13, 1 << 14, 1 << 15, 3 << 14, 1 << 12))
     flags = g.flags_of((0, 0, 0, 1, 2, 3), (4, 6, 8))
-    return *_range_off_ring(g), mode, nodes, flags if nodes & 1 else flags & ~3
+    return *_range_off_ring(g), mode, nodes, flags if nodes & 1 else flags & ~2
 
 
 def _range_off_ring(g: Generator) -> tuple[Argument, int]:
@@ -727,7 +727,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "set_mdwe": lambda g: (g.random.choice((0, 1, 1, 1, 3, 2, 4)),),
-    "set_thp_disable": lambda g: (g.random.choice((0, 0, 1, 1, 1, 7)),),
+    "set_thp_disable": lambda g: (
+        g.random.choice((0, 0, 1, 1, 1, 7)), g.flags_of((0, 0, 2), (1, 3, 4, 1 << 32)),
+    ),
     "add_seals": lambda g: (g.slot(), g.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64))),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),

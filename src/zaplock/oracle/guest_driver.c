@@ -61,6 +61,7 @@ enum { MAGIC, GO, DONE, STATUS, RESTART, LENGTH, OBSERVED, PLACE };
 #define OBSERVATIONS 0x100000
 #define LOST 0xffffffffffffULL
 #define HANG_MS 60000
+#define GROUP "/group"
 
 static volatile uint64_t *words;
 static unsigned char *shared, *ring;
@@ -105,6 +106,7 @@ static uint64_t stat_field(int number)
 
 static void become_bare(void)
 {
+	write_file(GROUP "/oracle/cgroup.procs", "0"); /* if it is there */
 	dup2(out_fd, 3);
 	if (mmap((void *)ring_at, ring_size, 7, MAP_SHARED | MAP_FIXED_NOREPLACE, ring_fd, 0) != (void *)ring_at)
 		_exit(3);
@@ -243,11 +245,59 @@ static void tell(void)
 	}
 	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
 		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n"
-		"hugetlb_pages %lu\n",
+		"hugetlb_pages %lu\ngigantic_pages %lu\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
 		meminfo("MemTotal:") + meminfo("SwapTotal:"),
 		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys(),
-		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"));
+		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"),
+		number_in("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages"));
+}
+
+/* Write what the command line says behind a prefix ("ksm:run=0") into files of a folder; return how many. */
+static int set_files(char **argv, const char *prefix, const char *folder)
+{
+	size_t length = strlen(prefix);
+	char path[128];
+	int said = 0;
+
+	for (; *argv; argv++) {
+		char *name = *argv + length, *value;
+
+		if (strncmp(*argv, prefix, length) || !(value = strchr(name, '=')))
+			continue;
+		snprintf(path, sizeof(path), "%s/%.*s", folder, (int)(value - name), name);
+		write_file(path, value + 1);
+		said++;
+	}
+	return said;
+}
+
+/* Have memory that ksmd may scan, where it is set at all. */
+static void set_ksm(char **argv)
+{
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (set_files(argv, "ksm:", "/sys/kernel/mm/ksm") && madvise(page, 4096, MADV_MERGEABLE))
+		die("no memory is mergeable%s", "");
+}
+
+/* Make a memory cgroup (v2) for bare processes, where the command line sets limits. */
+static void set_group(char **argv)
+{
+	int i;
+
+	for (i = 0; argv[i] && strncmp(argv[i], "group:", 6); i++)
+		;
+	if (!argv[i])
+		return;
+	mkdir(GROUP, 0755);
+	if (mount("cgroup2", GROUP, "cgroup2", 0, NULL))
+		die("cannot mount cgroup2%s", "");
+	write_file(GROUP "/cgroup.subtree_control", "+memory");
+	mkdir(GROUP "/oracle", 0755);
+	if (access(GROUP "/oracle/memory.max", W_OK))
+		die("no memory controller%s", "");
+	set_files(argv, "group:", GROUP "/oracle");
 }
 
 static void set_up(char **argv)
@@ -274,6 +324,8 @@ static void set_up(char **argv)
 	go_at = option_of(argv, "go"), done_at = option_of(argv, "done"), status_at = option_of(argv, "status");
 	boot_at = option_of(argv, "boot"), kept = option_of(argv, "kept");
 	shares = option_of(argv, "shares"), options = argv;
+	set_ksm(argv);
+	set_group(argv);
 	fd = open("/disk", O_RDWR | O_CREAT, 0600);
 	dup2(fd, kept);
 	close(fd);

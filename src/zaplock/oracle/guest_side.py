@@ -30,15 +30,18 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
-from zaplock.oracle import ops, ring, stub
+from zaplock.oracle import memory_group, ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
-from zaplock.oracle.machine_settings import Settings
+from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
+from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
+from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
+from zaplock.oracle.surroundings import Peace
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -46,6 +49,8 @@ BOOT_LIMIT_S = 240.0
 POOL = 24
 """Huge pages of 2 MiB in a guest that has a pool: few enough to have none left."""
 _POOLED = {"hugetlb", "hugetlbfs"}
+_GIGANTIC_MEMORY = 4 << 30
+"""Of a guest that has pages of 1 GiB; the host gives what is touched."""
 _WORD = 1 << 64
 _NO_EXTRAS = ("init_on_alloc=0", "audit=0", "lsm=", "kfence.sample_interval=0")
 """What Debian's kernels do besides, a sixth of an emulated run."""
@@ -143,8 +148,11 @@ class GuestProcess:
 class GuestSide(RealSide):
     """Run sequences on a guest's kernel."""
 
-    def __init__(self, guest: qemu.LiveGuest, mounts: int = 0) -> None:
-        """Wait for the guest, which has so many mounts of hugetlbfs, and find out about it."""
+    def __init__(self, guest: qemu.LiveGuest, mounts: int = 0, group_pages: int = 0) -> None:
+        """Wait for the guest, which has so many mounts of hugetlbfs, and find out about it.
+
+        `group_pages`: what the memory cgroup of the bare process may charge, 0 without one.
+        """
         kept = tuple(range(_KEPT, _KEPT + 1 + mounts))
         self._guest_process = GuestProcess(guest, kept)
         self._worker = ThreadPoolExecutor(1)  # one after the other, whoever asks
@@ -176,19 +184,19 @@ class GuestSide(RealSide):
                 for resource in LIMITED
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
-            gigantic_pages=0,
             swap_pages=0,
-            group_pages=0,
+            group_pages=group_pages,
             has_mounts=mounts > 0,
+            huge_faults=1,  # as guest_driver.c sets it
             shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)
         self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)
 
-    def settings(self) -> Settings:
-        """Read nothing: in a guest nobody else is there to change anything."""
-        return {}
+    def surroundings(self, themes: Collection[str]) -> Peace:
+        """In a guest nobody else is there to change anything."""
+        return Peace()
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Let the guest begin with a sequence that is to run next, while others work here."""
@@ -208,6 +216,9 @@ class GuestSide(RealSide):
         steps = super().run(sequence)
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
+    def _run_in_turn(self, sequence: Sequence[Op], built: BareProgram) -> None:
+        self._run(built.code)
+
     def _names_soft_dirty(self) -> bool:
         """It is left out where mprotect forgets that a huge page is dirty."""
         return not forgets_dirty(self.release) and super()._names_soft_dirty()
@@ -226,14 +237,15 @@ class GuestSide(RealSide):
         self._guest_process.close()
 
 
-_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages")
+_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages", "gigantic_pages")
 
 
 @contextmanager
 def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError.
 
-    For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it.
+    For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
+    for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
@@ -244,22 +256,38 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     for number, share in enumerate(mounts):
         words[f"most{number}"] = share.most * f.PMD_SIZE % _WORD
         words[f"least{number}"] = share.least * f.PMD_SIZE % _WORD
-    pool = (f"hugepages={POOL}",) if _POOLED & set(themes) else ()
+    pool: tuple[str, ...] = (f"hugepages={POOL}",) if _POOLED & set(themes) else ()
+    if "gigantic" in themes:
+        pool = (*_pages("1G", GIGANTIC_PAGES), *_pages("2M", PAGES))
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
+    files = {"ksm": SETTINGS, "group": memory_group.IN_GUESTS}
+    for theme in files.keys() & set(themes):
+        arguments += [f"{theme}:{name}={value}" for name, value in files[theme].items()]
     machine = qemu.GuestMachine(
-        memory=MEMORY,
+        memory=_GIGANTIC_MEMORY if "gigantic" in themes else MEMORY,
         nr_cpus=1,
+        cpu_has=("pdpe1gb",) if "gigantic" in themes else (),
         boot_options=(
             "norandmaps", "nokaslr", *_NO_EXTRAS, *pool, "GLIBC_TUNABLES=glibc.pthread.rseq=0",
         ),
     )  # fmt: skip
     kernel = kernels.find(spec)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
-        side = GuestSide(guest, len(mounts))
+        side = GuestSide(guest, len(mounts), memory_group.LIMIT >> 12 if "group" in themes else 0)
         try:
+            if "ksm" in themes and not carries(side.release, "6.6"):
+                raise UserError(
+                    f"smaps of {side.release} doesn't tell which pages are merged: theme ksm needs "
+                    "6.6 or newer"
+                )
             yield side
         finally:
             side.close()
+
+
+def _pages(size: str, count: int) -> tuple[str, ...]:
+    """Return the boot options for a pool of huge pages of a size."""
+    return f"hugepagesz={size}", f"hugepages={count}"
 
 
 def carries(release: str, since: str) -> bool:

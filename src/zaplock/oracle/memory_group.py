@@ -17,6 +17,12 @@ from zaplock.oracle.kept import kept
 
 LIMIT = 64 << 20
 """Bytes: far more than a sequence of the generator uses besides what it fills on purpose."""
+IN_GUESTS = {
+    "memory.max": LIMIT, "memory.high": LIMIT - (2 << 20), "memory.swap.max": 0,
+    "memory.oom.group": 0,
+}  # fmt: skip
+"""What a guest's group is given, of v2. Who is beyond memory.high is made to sleep, the more the
+further beyond: here for tenths of a second before it is killed."""
 
 _GROUP = """
 import os, signal, time

@@ -69,7 +69,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "setrlimit": ("resource", "length"),
     "add_seals": ("file", "seals"),
     "set_mdwe": ("bits",),
-    "set_thp_disable": ("disable",),
+    "set_thp_disable": ("disable", "how"),  # older sequences have no flags
     "fork": (),
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
@@ -307,6 +307,8 @@ class Environment:
     cgroup of the process may charge, 0 for one that is not the oracle's.
     shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
+    huge_faults: which mappings get huge pages by faults (machine_settings.HUGE_FAULTS): 0 none,
+    1 advised ones, 2 all.
     """
 
     ring: int
@@ -325,6 +327,7 @@ class Environment:
     swap_pages: int
     group_pages: int
     has_mounts: bool
+    huge_faults: int
     shows_peak: bool
     has_keys: bool
     poison_code: int

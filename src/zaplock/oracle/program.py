@@ -443,6 +443,12 @@ def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     return b.add(entry)
 
 
+def _store_word(b: Builder, place: int, word: ops.Argument, results: list[int]) -> None:
+    """Append what puts an argument, perhaps an earlier result, where a call is to read it."""
+    value = word & _MASK if isinstance(word, int) else 0
+    _with_refs(b, Op("store", (place, word)), stub.entry(stub.STORE, place, value), results)
+
+
 def _seen(b: Builder, op: Op) -> int:
     if op.name != "mincore":
         return -1
@@ -534,10 +540,9 @@ def _setrlimit(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 
 def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    start, length, advice = arguments
+    _, length, advice = arguments
     at = ring.RING + ring.SCRATCH
-    store = Op("store", (at, op.args[0]))
-    _with_refs(b, store, stub.entry(stub.STORE, at, start), results)
+    _store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, length))
     return b.add(stub.syscall(ops.CALLS[op.name][0], PID_FD, at, 1, advice, 0))
 
@@ -554,9 +559,8 @@ def _mbind(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
 def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Copy between the process's memory, taken for another's, and a page, as often as it takes."""
     remote, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
-    start, length = arguments[:2]
-    store = Op("store", (remote, op.args[0]))
-    _with_refs(b, store, stub.entry(stub.STORE, remote, start), results)
+    length = arguments[1]
+    _store_word(b, remote, op.args[0], results)
     b.add(stub.entry(stub.STORE, remote + 8, length))
     if op.name == "process_vm_writev":
         b.add(stub.entry(stub.STORE, page, arguments[2]))
@@ -573,8 +577,7 @@ def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int
 
 def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     at = ring.RING + ring.SCRATCH
-    store = Op("store", (at, op.args[0]))
-    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    _store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
     if op.name == "uffd_unregister":
         return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_UNREGISTER, at))
@@ -585,23 +588,23 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE, _CONTINUE and so on."""
     at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
-    store = Op("store", (at, op.args[0]))
-    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    _store_word(b, at, op.args[0], results)
+    rest: list[ops.Argument]
     if op.name == "uffd_copy":
         rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
         b.add(stub.entry(stub.STORE, page, arguments[2]))
     elif op.name == "uffd_move":
-        rest, command = [arguments[2], arguments[1], arguments[3], 0], _UFFDIO_MOVE
+        rest, command = [op.args[2], arguments[1], arguments[3], 0], _UFFDIO_MOVE
     else:
         rest, command = [arguments[1], arguments[2], 0], _FILLS[op.name]
-    b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
+    for k, word in enumerate(rest, 1):
+        _store_word(b, at + 8 * k, word, results)
     return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
 
 
 def _uring_register(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     at = ring.RING + ring.SCRATCH
-    store = Op("store", (at, op.args[0]))
-    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    _store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
     result = b.add(stub.syscall(_URING_REGISTER, RING_FD, _IORING_REGISTER_BUFFERS, at, 1))
     b.add(stub.syscall(_URING_REGISTER, RING_FD, _IORING_UNREGISTER_BUFFERS, 0, 0))
@@ -724,7 +727,8 @@ def _ksm_most(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
 
 
 def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    return b.add(stub.syscall(_PRCTL, OPTIONS[op.name], arguments[0], 0, 0, 0))
+    told = (*arguments, 0, 0, 0)[:4]
+    return b.add(stub.syscall(_PRCTL, OPTIONS[op.name], *told))
 
 
 def _shmat(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:

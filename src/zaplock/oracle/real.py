@@ -7,19 +7,20 @@ import os
 import re
 import resource
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.oracle import huge_mounts, memory_group, ops, program, ring, stub
+from zaplock.errors import UserError
+from zaplock.oracle import huge_mounts, machine_settings, memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.huge_mounts import HugeMounts
 from zaplock.oracle.huge_pool import pool_figures
-from zaplock.oracle.ksm import KSM
-from zaplock.oracle.machine_settings import Settings, read_settings
+from zaplock.oracle.ksm import KSM, MergingTurn
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
+from zaplock.oracle.surroundings import MachineWatch
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
 
@@ -37,6 +38,7 @@ class ProcessFacts(NamedTuple):
     swap_pages: int
     group_pages: int
     has_mounts: bool
+    huge_faults: int
     shows_peak: bool
     has_keys: bool
 
@@ -50,14 +52,28 @@ _POISONED = (  # what is told of a page; what a poisoned one does, if this kerne
 )
 
 
+_MOST_STARTS = 5  # while somebody changes the machine's settings, or leaves no CPU
+
+
 class RealSide:
     """Run sequences on the kernel that this process runs on, each in a fresh bare process."""
 
     def __init__(self) -> None:
         """Start the child; raise UserError where the kernel can't be observed enough."""
+        machine_settings.check_settings()
+        self._surroundings = MachineWatch()
+        self._merging = MergingTurn()
         self._disk = _nameless("disk")
         self._names, self._strings = file_names(self._disk, _sysctl("max_map_count"))
-        self._start()
+        self._begin()
+        for _ in range(_MOST_STARTS):
+            if not (changed := self._surroundings.changed_since(0)):
+                return
+            self._surroundings.close()
+            self._surroundings = MachineWatch()
+            self.restart()
+        self.close()
+        raise UserError(f"{changed} while the oracle began, each time: end who does that")
 
     def _start(self) -> None:
         self._mounts = HugeMounts() if huge_mounts.are_lent() else None
@@ -76,10 +92,11 @@ class RealSide:
             limits=_own_limits(),
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(1 << 21),
-            gigantic_pages=free_huge_pages(1 << 30),
+            gigantic_pages=self._surroundings.free_at_first(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
             has_mounts=self._mounts is not None,
+            huge_faults=machine_settings.huge_faults(),
             shows_peak=True,
             has_keys=_has_keys(),
         )
@@ -128,12 +145,13 @@ class RealSide:
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
         built = program.build(sequence, self._names)
-        self._run(built.code)
+        self._run_in_turn(sequence, built)
         return self._steps(sequence, built)
 
-    def settings(self) -> Settings:
-        """Read what others may change on this machine meanwhile."""
-        return read_settings()
+    def surroundings(self, themes: Collection[str]) -> MachineWatch:
+        """Begin to watch what others change on this machine meanwhile."""
+        self._surroundings.themes = themes
+        return self._surroundings
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Take note of what is to run next: nothing here, where the model is on the same CPU."""
@@ -186,18 +204,23 @@ class RealSide:
     def _results(
         self, sequence: Sequence[Op], built: program.BareProgram
     ) -> tuple[memoryview, list[int]]:
-        self._run(built.code)
+        self._run_in_turn(sequence, built)
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
         forked = [op.name in ops.SUCCEED_WITH_0 for op in sequence]
         return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
+
+    def _run_in_turn(self, sequence: Sequence[Op], built: program.BareProgram) -> None:
+        with self._merging.of(sequence):
+            self._run(built.code)
 
     def _run(self, code: bytes) -> None:
         """Run machine code in the child; one that dies midway is made anew, and Lost is raised."""
         try:
             status = self._child.run(code)
         except Lost:
-            self.restart()
+            if not self._begins:
+                self.restart()
             raise
         if status:
             raise Lost(f"the runner ended with wait status {status:#x}")
@@ -206,13 +229,34 @@ class RealSide:
             raise Lost(f"with all files gone, {lack} are still in use: the kernel has lost them")
 
     _mounts: HugeMounts | None = None
+    _begins = False
 
     def restart(self) -> None:
         """Replace the bare process, and its mounts."""
-        self._child.close()
+        self._close_child()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start bare processes until one gets so far that it shows what it is."""
+        self._begins = True
+        for _ in range(_MOST_STARTS):
+            try:
+                self._start()
+            except Lost as error:
+                why = str(error)
+                self._close_child()
+            else:
+                self._begins = False
+                return
+        raise UserError(f"no bare process gets far enough ({why}): let other work end")
+
+    def _close_child(self) -> None:
+        """Close what there is of it; one that never got far is closed already."""
+        if "_child" in self.__dict__:
+            self._child.close()
         if self._mounts:
             self._mounts.close()
-        self._start()
+            self._mounts = None
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
@@ -250,10 +294,10 @@ class RealSide:
 
     def close(self) -> None:
         """End the child and remove its files."""
-        self._child.close()
-        if self._mounts:
-            self._mounts.close()
+        self._close_child()
         os.close(self._disk)
+        self._merging.close()
+        self._surroundings.close()
 
 
 def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, bytes]:

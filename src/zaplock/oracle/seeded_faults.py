@@ -229,7 +229,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("onfault-populates", "MLOCK_ONFAULT does not populate", populate,
           "populate_vma_page_range", _on_fault_too),
     Fault("mincore-blind", "mincore looks into the page cache", mincore, "is_at_hand",
-          lambda _original: lambda m, area, vpn: m.mm(area.mm).ptes.at(vpn) is not None),
+          lambda _original: lambda m, area, vpn, _index: m.mm(area.mm).ptes.at(vpn) is not None),
     Fault("truncate-keeps", "truncation drops cached pages", files.truncate_pagecache, "run",
           _always(None)),
     Fault("mlock-counts-nothing", "mlock counts locked_vm", teardown.add_counter, "run",

@@ -87,6 +87,7 @@ class World:
                     *share, leaks=design.kept_pages_leak, refusal=design.huge_refusal
                 )
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
+        self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
         if follows_references:

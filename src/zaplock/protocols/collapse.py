@@ -103,8 +103,8 @@ def can_collapse(vma: Vma) -> bool:
 
 @step
 def has_no_huge_pages(m: Machine, _task: Task, mm: int) -> bool:
-    """Return whether PR_SET_THP_DISABLE is on."""
-    return bool(m.mm(mm).count("thp_disable"))
+    """Return whether PR_SET_THP_DISABLE is on, and not only for what nobody has advised."""
+    return m.mm(mm).count("thp_disable") == 1
 
 
 @step

@@ -121,6 +121,8 @@ class Design:
     zap_restores_reserve: bool = False
     huge_hints_round_down: bool = True
     kept_pages_leak: bool = True
+    huge_cache_by_page: bool = False
+    disables_unadvised: bool = False
     huge_refusal: Refusal = "whole"
     dofork_refuses_special: bool = False
     huge_fault_takes_page_first: bool = True

@@ -5,18 +5,20 @@ VMA has stands in its flags, above those that the kernel has, by a number that `
 One node is taken for granted, the one of which most machines consist: all memory is on it, so no
 page ever has to move.
 
-Not modelled: MPOL_MF_STRICT or _MOVE with a mask that lacks the node (pages that are there count as
-misplaced then).
+MPOL_MF_STRICT with a mask that lacks the node: every page that is mapped is misplaced, and the call
+fails at the first. Not modelled: MPOL_MF_MOVE with such a mask (pages move then, and some can't).
 
-Source: mm/mempolicy.c.
+Source: mm/mempolicy.c (do_mbind, queue_pages_test_walk, queue_folios_pte_range; as in 6.1).
 """
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL, ENOENT, EOPNOTSUPP, EPERM
+from errno import EFAULT, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.model.flags import PAGE_MASK, page_align
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, page_align
+from zaplock.model.pagetable import ABSENT
 from zaplock.model.rwsem import down_write
 from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
@@ -101,7 +103,8 @@ async def mbind(
     if not _takes(mode, shape, nodes):
         return -EINVAL
     await down_write(cx.mmap_lock)
-    result = await _bind(cx, policies, start, end, mode, shape, nodes)
+    strict = how == MPOL_MF_STRICT and not nodes & NODES
+    result = await _bind(cx, policies, start, end, mode, shape, nodes, strict)
     await mmap_write_unlock(cx)
     return result
 
@@ -127,9 +130,16 @@ def _takes(mode: int, shape: int, nodes: int) -> bool:
 
 
 async def _bind(
-    cx: Cx, policies: Policies, start: int, end: int, mode: int, shape: int, nodes: int
+    cx: Cx,
+    policies: Policies,
+    start: int,
+    end: int,
+    mode: int,
+    shape: int,
+    nodes: int,
+    strict: bool,
 ) -> int:
-    """Set the policy under the lock."""
+    """Set the policy under the lock; `strict`: only where no page is mapped yet."""
     policy = None
     if mode == LOCAL:
         policy = Policy(LOCAL, 0, 0, 0)
@@ -138,8 +148,8 @@ async def _bind(
             return -EINVAL  # mpol_set_nodemask: no node of these has memory
         asked = nodes if shape & (STATIC_NODES | RELATIVE_NODES) else 0
         policy = Policy(mode, shape, NODES, asked)
-    if await lacks_mappings(cx.mm, start, end, policy is None):
-        return -EFAULT
+    if refused := await look_over(cx.mm, start, end, policy is None, strict and policy is not None):
+        return refused
     bits = policies.bits(policy)
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
@@ -150,15 +160,32 @@ async def _bind(
 
 
 @step
-def lacks_mappings(m: Machine, task: Task, mm: int, start: int, end: int, with_holes: bool) -> bool:
-    """Return whether a range has holes, or `with_holes`, nothing at all (queue_pages_range)."""
-    found = [vma_of(m, task, handle) for handle in overlapping(m, m.mm(mm), start, end)]
+def look_over(
+    m: Machine, task: Task, mm: int, start: int, end: int, with_holes: bool, strict: bool
+) -> int:
+    """Look at what a range maps (queue_pages_range): 0, -EFAULT for holes, -EIO for pages.
+
+    `with_holes`: these are no error, but nothing at all is. `strict`: a page that is mapped is one;
+    a mapping is asked for the hole behind it before its pages are looked at.
+    """
+    space = m.mm(mm)
+    found = [vma_of(m, task, handle) for handle in overlapping(m, space, start, end)]
     if with_holes:
-        return not found
+        return 0 if found else -EFAULT
     at = start
-    for vma in found:
-        at = vma.end if vma.start <= at else at
-    return at < end
+    for vma, behind in zip_longest(found, found[1:]):
+        if vma.start > at or (vma.end < end and (behind is None or behind.start > vma.end)):
+            return -EFAULT
+        low, at = max(vma.start, start) >> PAGE_SHIFT, min(vma.end, end)
+        if strict and any(
+            pte.kind not in _NOWHERE for _, _, pte in space.ptes.overlapping(low, at >> PAGE_SHIFT)
+        ):
+            return -EIO
+    return 0 if found else -EFAULT
+
+
+_NOWHERE = ABSENT | {"zero", "zero_thp"}
+"""Kinds of entries whose pages count as on no node."""
 
 
 async def _replace(cx: Cx, handle: int, vma: Vma, low: int, high: int, bits: int) -> int:

@@ -43,7 +43,8 @@ async def mincore(
     seen = b""
     while pages > 0:
         await mmap_read_lock(cx)
-        part = await do_mincore(cx.mm, start, min(pages, AT_ONCE))
+        by_page = cx.design.huge_cache_by_page
+        part = await do_mincore(cx.mm, start, min(pages, AT_ONCE), by_page)
         await mmap_read_unlock(cx)
         if part is None:
             return -ENOMEM, seen
@@ -95,7 +96,9 @@ def is_writable(m: Machine, task: Task, mm: int, start: int, length: int) -> boo
 
 
 @step
-def do_mincore(m: Machine, task: Task, mm: int, start: int, pages: int) -> bytes | None:
+def do_mincore(
+    m: Machine, task: Task, mm: int, start: int, pages: int, by_page: bool
+) -> bytes | None:
     """Look at up to `pages` pages of the VMA at `start`; None where nothing is mapped."""
     space = m.mm(mm)
     handle = lookup(m, space, start)
@@ -106,11 +109,28 @@ def do_mincore(m: Machine, task: Task, mm: int, start: int, pages: int) -> bytes
         return None
     first = start >> PAGE_SHIFT
     last = min(first + pages, vma.end >> PAGE_SHIFT)
-    return bytes(is_at_hand(m, vma, vpn) for vpn in range(first, last))
+    if vma.flags & VM_HUGETLB and not by_page:
+        looked_for = (index_before_6_7(vma, vpn, first) for vpn in range(first, last))
+    else:
+        looked_for = (vma.pgoff_of(vpn << PAGE_SHIFT) for vpn in range(first, last))
+    pairs = zip(range(first, last), looked_for, strict=True)
+    return bytes(is_at_hand(m, vma, vpn, index) for vpn, index in pairs)
 
 
-def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
-    """Return whether a page is mapped, or at least cached.
+def index_before_6_7(vma: Vma, vpn: int, first: int) -> int:
+    """Return which page of a file to 6.6 stands for one of a huge page.
+
+    Huge pages were cached by their own numbers (linear_hugepage_index). The pages behind where a
+    look begins, at `first` or where a huge page does, are taken for the huge ones that follow it.
+    """
+    small = vma.huge_size >> PAGE_SHIFT
+    begin = max(first, vpn - vma.pgoff_of(vpn << PAGE_SHIFT) % small)
+    number = vma.pgoff_of(begin << PAGE_SHIFT) // small + vpn - begin
+    return number * small
+
+
+def is_at_hand(m: Machine, vma: Vma, vpn: int, index: int) -> bool:
+    """Return whether a page is mapped, or at least cached, as page `index` of its file.
 
     What is cached of huge pages of hugetlb is asked only where no page table is, whose entries
     would map them (walk_hugetlb_range).
@@ -126,4 +146,4 @@ def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
         or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED)
     ):
         return False
-    return m.page_cache(vma.file).at(vma.pgoff_of(vpn << PAGE_SHIFT)) is not None
+    return m.page_cache(vma.file).at(index) is not None

@@ -1,7 +1,7 @@
 """prctl, as far as it is about memory: names, no code that was ever writable, no huge pages.
 
 Sources: mm/madvise.c madvise_set_anon_name (names, 5.17), kernel/sys.c prctl_set_mdwe (6.3) and
-PR_SET_THP_DISABLE.
+PR_SET_THP_DISABLE; include/linux/huge_mm.h vma_thp_disabled (6.18).
 """
 
 from __future__ import annotations
@@ -79,16 +79,27 @@ async def prctl_set_mdwe(cx: Cx, bits: int) -> int:
     return await set_mdwe(cx.mm, bits)
 
 
-async def prctl_set_thp_disable(cx: Cx, disable: int) -> int:
-    """PR_SET_THP_DISABLE: 0 or -EINTR. Huge pages that there are stay."""
+THP_DISABLE_EXCEPT_ADVISED = 2
+DISABLED, EXCEPT_ADVISED = 1, 2
+"""What an address space has noted: no huge pages, or only where MADV_HUGEPAGE asked for them."""
+
+
+async def prctl_set_thp_disable(cx: Cx, disable: int, how: int = 0) -> int:
+    """PR_SET_THP_DISABLE: 0, -EINTR or -EINVAL. Huge pages that there are stay.
+
+    `how`: the flags that came with 6.18, and only go with `disable`.
+    """
+    known = THP_DISABLE_EXCEPT_ADVISED if cx.design.disables_unadvised and disable else 0
+    if how & ~known:
+        return -EINVAL
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    await set_thp_disable(cx.mm, int(disable != 0))
+    await set_thp_disable(cx.mm, (EXCEPT_ADVISED if how else DISABLED) if disable else 0)
     await mmap_write_unlock(cx)
     return 0
 
 
 @step
 def set_thp_disable(m: Machine, _task: Task, mm: int, disable: int) -> None:
-    """Let an address space have no transparent huge pages, or again have some."""
+    """Let an address space have no transparent huge pages, few, or again all."""
     m.mm(mm).counters.put("thp_disable", disable)

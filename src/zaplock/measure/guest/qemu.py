@@ -81,13 +81,17 @@ def _silent(_phase: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GuestMachine:
-    """The guest's hardware. `memory` in bytes; `shift` matters in an exact guest only."""
+    """The guest's hardware. `memory` in bytes; `shift` matters in an exact guest only.
+
+    cpu_has: features of an emulated CPU besides those that every x86-64 has, by QEMU's names.
+    """
 
     memory: int
     nr_cpus: int = 2
     exact: bool = False
     shift: int = EXACT_SHIFT
     boot_options: tuple[str, ...] = ()
+    cpu_has: tuple[str, ...] = ()
 
 
 def program() -> str:
@@ -218,7 +222,7 @@ def _command(
             "-machine",
             f"pc,accel={accelerator},usb=off,vmport=off,smbus=off",
             "-cpu",
-            "host" if accelerator == "kvm" else "qemu64",
+            "host" if accelerator == "kvm" else ",+".join(("qemu64", *machine.cpu_has)),
         ),
         *("-m", f"{machine.memory >> 20}M", *clock, "-rtc", "base=2020-01-01,clock=vm"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
