@@ -465,7 +465,7 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         stub.entry(stub.JUMP, address(child + len(child_code))),
         child_code,
     )
-    return clone, -1, child + 7 * _E
+    return clone, -1, child + len(_OF_CHILD)
 
 
 _OF_CHILD = b"".join(

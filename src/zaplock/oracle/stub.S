@@ -84,6 +84,9 @@ op_read:                                # observe the file a0, at least a4 bytes
         lea     rsi, [r15+r12]
         mov     rdx, [rbx+16]
         sub     rdx, r12
+        mov     eax, 0xc00              # with so few at once seq_file, whose buffer is a page, need
+        cmp     rdx, rax                # not drop a VMA of smaps that no longer fits, and write it
+        cmova   rdx, rax                # again
         lea     r10, [r14+r12]
         mov     eax, 17                 # pread64
         syscall
@@ -161,7 +164,8 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         lea     r8, [rsi+rax*8]
         mov     r12, r8
         xor     r14d, r14d
-        lea     r13, [rip+6f]
+        lea     r13, [rip+refused]
+        xor     ebp, ebp
 2:      cmp     rsi, r8
         jae     5f
         mov     rdi, [rsi]
@@ -172,7 +176,7 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         jae     4f
         cmp     r12, [rbx+40]
         jb      7f
-        mov     rbp, rdi
+        mov     r13, rdi
         mov     r10, rsi
         mov     rdx, r12
         sub     rdx, r15
@@ -184,8 +188,12 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         mov     r15, r8
         mov     r12, r8
         mov     rsi, r10
-        mov     rdi, rbp
-7:      mov     rax, [rdi]
+        mov     rdi, r13
+        lea     r13, [rip+refused]
+7:      cmp     rdi, rbp
+        jb      known
+8:      mov     r10, rsi
+        mov     rax, [rdi]
 6:      mov     [r12], rax
         add     r12, 8
         add     rdi, 4096
@@ -199,6 +207,52 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         jmp     2b
 5:      sub     r12, r15
         jmp     observed
+
+refused:                                # a load at rdi has ended with the signal rax, of which a
+        mov     rsi, r10                # mapping's pages are told by its first, below rbp: see known
+        and     rdi, -4096
+        mov     [rip+start+0x14f8], rax
+        cmp     rax, -720898            # SIGSEGV, SEGV_ACCERR
+        jne     6b
+        mov     rbp, rdi
+        or      rbp, 0x1fffff
+        inc     rbp
+        test    byte ptr [rsi+16], 0x40
+        jnz     6b
+        mov     r13, rsi
+        mov     r10, rdi
+        lea     rdx, [rip+start+0x1490]
+        mov     [rdx+16], rdi
+        mov     edi, 7
+        mov     esi, 0xc0686611         # PROCMAP_QUERY (6.11): where the mapping ends
+        mov     eax, 16
+        syscall
+        mov     rdi, r10
+        mov     rsi, r13
+        lea     r13, [rip+refused]
+        xor     ebp, ebp
+        test    rax, rax
+        cmovz   rbp, [rdx+32]
+        mov     rax, [rip+start+0x14f8]
+        jmp     6b
+
+known:                                  # one that a mapping refuses is told by EFAULT, which takes
+        test    byte ptr [rsi+16], 0x40 # the kernel a third of the time of a signal, and one of a
+        jnz     9f                      # huge page not at all: it has one entry for all of them
+        mov     r13, rsi
+        mov     rsi, rdi
+        mov     edi, 99                 # rt_sigprocmask reads the mask before it looks how
+        xor     edx, edx
+        mov     r10d, 8
+        mov     eax, 14
+        syscall
+        mov     rdi, rsi
+        mov     rsi, r13
+        lea     r13, [rip+refused]
+        cmp     eax, -14
+        jne     8b
+9:      mov     rax, [rip+start+0x14f8]
+        jmp     6b
 
 op_meet:                                # one less in the qword a0; wait until it is 0 or less (first
         mov     rdi, [rbx+8]            # turning round, then yielding the CPU); then turn round a1
@@ -220,17 +274,13 @@ op_meet:                                # one less in the qword a0; wait until i
 5:      xor     eax, eax
         jmp     done
 
-on_signal:                              # handler(signal, siginfo, ucontext): rax = what, rip = r13
-        mov     eax, edi
+on_signal:                              # handler(signal, siginfo, ucontext), which never returns:
+        mov     eax, edi                # rax = what, rdi = where, and on at r13, off this stack
         shl     eax, 16
         mov     ecx, [rsi+8]
         and     ecx, 0xffff
         or      eax, ecx
         neg     rax
-        mov     [rdx+144], rax
-        mov     rcx, [rdx+80]
-        mov     [rdx+168], rcx
-        ret
-restorer:
-        mov     eax, 15
-        syscall
+        mov     rdi, [rsi+16]
+        xor     esp, esp
+        jmp     r13
