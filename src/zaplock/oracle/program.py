@@ -22,7 +22,7 @@ _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
 _MMAP = 9
-_DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
+_DUP, _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 32, 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING, _MFD_HUGETLB = 1033, 2, 4
 _SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
@@ -140,6 +140,7 @@ class Builder:
         self.segment = -1  # the entry that has made System V shared memory, if one has
         self.observes = ring.OBSERVE  # how a forked child looks at itself
         self.scans = SCANS  # of ksmd's, in each operation
+        self.has_pidfd = False
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -184,24 +185,23 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
 
 
 def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
-    """Append the set-up: the ring, and the files if an operation of the sequence needs them.
+    """Append the set-up: the ring, and the files that operations of the sequence need.
 
-    Every file is opened then, so that descriptors are always the same, and those are filled that an
-    operation names.
+    Descriptors are always the same: where nothing is needed, the number is kept for it.
     """
     build_into.add(ring.PRELUDE)
     if names.cpu >= 0:
         _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
     filled = slots_used(sequence)
-    if filled or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
-        "uring_register", *_FILLS,
-    }:  # fmt: skip
+    needed = {fd for name, fd in _ON_DESCRIPTOR.items() if name in used}
+    if filled or needed:
         build_into.add(_open_files(names.files, names.filled, filled))
-        _open_pidfd(build_into)
-    if "uring_register" in used:
-        build_into.add(_open_uring())
+    for fd, opening in _OPENINGS.items():
+        if fd in needed:
+            opening(build_into)
+        elif fd < max(needed, default=0):
+            build_into.add(_KEEP_NUMBER)
     for slot in sorted(filled & ops.HUGE_FILES.keys()):
         _open_huge(build_into, slot, names)
     if used & {"shmat", "shmdt"}:
@@ -305,9 +305,13 @@ def slots_used(sequence: Sequence[Op]) -> frozenset[int]:
 _SLOTS = {*range(len(ops.FILES)), *ops.HUGE_FILES}
 
 
+_KEEP_NUMBER = stub.syscall(_DUP, ring.OUT_FD)
+"""Takes the lowest free number, which is the next."""
+
+
 @cache
 def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -> bytes:
-    """Open the files, fill some, and open a userfaultfd; all become known descriptors.
+    """Open and fill the files that are named, as known descriptors.
 
     `names`: where each one's name is; `writable`: and that of the descriptor by which the read-only
     one is filled.
@@ -315,6 +319,9 @@ def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -
     parts = []
     for slot, name in enumerate(ops.FILES):
         at = names[slot]
+        if slot not in filled:
+            parts.append(_KEEP_NUMBER)
+            continue
         if name == "zero":
             parts.append(stub.syscall(_OPEN, at, _RDWR))
         elif name == "disk":
@@ -323,30 +330,34 @@ def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -
             parts.append(stub.syscall(_FTRUNCATE, ring.FIRST_FILE_FD + slot, 1))
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
-        if slot in filled:
-            parts.append(_fill(slot))
+        parts.append(_fill(slot))
     opened = ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT
-    parts += [  # again, for reading only, in its own place
-        stub.syscall(_OPEN, writable, 0),
-        stub.syscall(_DUP2, opened + 1, opened),
-        stub.syscall(_CLOSE, opened + 1),
-    ]
+    if ops.READ_ONLY_SLOT in filled:
+        parts += [  # again, for reading only, in its own place
+            stub.syscall(_OPEN, writable, 0),
+            stub.syscall(_DUP2, opened + 1, opened),
+            stub.syscall(_CLOSE, opened + 1),
+        ]
+    return b"".join(parts)
+
+
+def _open_uffd(b: Builder) -> None:
+    """Append what opens a userfaultfd."""
     api = ring.RING + ring.SCRATCH
-    parts += [
+    b.add(
         stub.syscall(_UFFD, 0o4000 | 1),  # O_NONBLOCK, UFFD_USER_MODE_ONLY
         stub.entry(stub.STORE, api, 0xAA),
         stub.entry(stub.STORE, api + 8, _UFFD_FEATURE_SIGBUS),
         stub.entry(stub.STORE, api + 16, 0),
         stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_API, api),
-    ]
-    return b"".join(parts)
+    )
 
 
-def _open_uring() -> bytes:
-    """Make an io_uring of one entry."""
+def _open_uring(b: Builder) -> None:
+    """Append what makes an io_uring of one entry."""
     at = ring.RING + ring.SCRATCH
-    zeros = (stub.entry(stub.STORE, at + k, 0) for k in range(0, _URING_PARAMETERS, 8))
-    return b"".join((*zeros, stub.syscall(_URING_SETUP, 1, at)))
+    b.add(*(stub.entry(stub.STORE, at + k, 0) for k in range(0, _URING_PARAMETERS, 8)))
+    b.add(stub.syscall(_URING_SETUP, 1, at))
 
 
 def _fill(slot: int) -> bytes:
@@ -494,17 +505,30 @@ def _into_child(b: Builder) -> int:
         ring.call("prctl", 1, 9),  # PR_SET_PDEATHSIG SIGKILL, which a fork does not inherit
         _OF_CHILD,
     )
-    b.add(ring.call("close", PID_FD))
-    _open_pidfd(b)
+    if b.has_pidfd:
+        b.add(ring.call("close", PID_FD))
+        _open_pidfd(b)
     return clone
 
 
 def _open_pidfd(b: Builder) -> None:
-    """Open the process itself; with all files open, that is PID_FD."""
+    """Append what opens the process itself, as PID_FD if that is the next."""
+    b.has_pidfd = True
     pid = b.add(stub.syscall(_GETPID))
     target = address(pid + 2 * _E + 8)
     b.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
     b.add(stub.syscall(_PIDFD, 0, 0))
+
+
+_OPENINGS = {UFFD_FD: _open_uffd, PID_FD: _open_pidfd, RING_FD: _open_uring}
+_ON_DESCRIPTOR = {
+    **dict.fromkeys(
+        ("uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", *_FILLS), UFFD_FD
+    ),
+    "process_madvise": PID_FD,
+    "uring_register": RING_FD,
+}
+"""Operations on a descriptor that is no file's."""
 
 
 def _crowd(b: Builder, count: int) -> int:

@@ -166,7 +166,7 @@ def boot(kept: Sequence[int]) -> bytes:
     return program
 
 
-POPULATE = call("madvise", RING, RING_SIZE, 23)  # MADV_POPULATE_WRITE
+POPULATE = call("madvise", RING, RING_SIZE, 22)  # MADV_POPULATE_READ
 PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD, MAPS_FD)
 
 
