@@ -8,6 +8,7 @@ import re
 import resource
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,16 +222,16 @@ class RealSide:
         reader = _Reader(self._child, code, self._parser)
         try:
             reader.snapshot(built.baseline)
-            pairs = zip(sequence, built.places, strict=True)
-            return [reader.step(op, place) for op, place in pairs]
+            return reader.steps(sequence, built.places)
         except (ValueError, struct.error) as error:
             raise Lost(f"the runner's observations can't be read: {error}") from None
 
     def _shown(self, sequence: Sequence[Op]) -> tuple[str, ...]:
         """Name the figures that are compared in a sequence, beyond those that always are."""
         lazy = self._names.cpu >= 0 and ops.shows_lazyfree(sequence)
-        used = self._tells_who_was_used() and ops.shows_references(sequence)
-        soft = self._tracks_soft_dirty and ops.shows_references(sequence)
+        shows = ops.shows_references(sequence)
+        used = shows and self._tells_who_was_used()
+        soft = shows and self._tracks_soft_dirty
         return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
 
     _tracks_soft_dirty = False
@@ -306,17 +307,33 @@ class _Reader:
         self._at = begin + length
         return self._data[begin : self._at]
 
-    def step(self, op: Op, place: program.Place) -> OracleStep:
-        result, seen, child = self._words[place.result + stub.RESULT >> 3], b"", None
+    def steps(self, sequence: Sequence[Op], places: Sequence[program.Place]) -> list[OracleStep]:
+        words, snapshot, found = self._words, self.snapshot, []
+        for op, (at, seen, child, after) in zip(sequence, places, strict=True):
+            result = words[at + stub.RESULT >> 3]
+            if seen >= 0 or child >= 0 or op.name in ops.SUCCEED_WITH_0:
+                outcome = self._outcome(op, result, seen, child)
+            else:
+                outcome = _plain(result)
+            found.append(OracleStep(outcome, snapshot(after)))
+        return found
+
+    def _outcome(self, op: Op, result: int, seen: int, child: int) -> CallOutcome:
+        vector, of_child = b"", None
         if op.name in ops.SUCCEED_WITH_0:
             result = min(result, 0)
             if op.name == "fork" and result == 0:
-                child = self.snapshot(place.child)
-        if place.seen >= 0:
-            vector = self._next(max(self._words[place.seen + stub.RESULT >> 3], 0))
-            seen = vector if vector and result == 0 else b""
-        outcome = CallOutcome(result, seen, child)
-        return OracleStep(outcome, self.snapshot(place.after))
+                of_child = self.snapshot(child)
+        if seen >= 0:
+            told = self._next(max(self._words[seen + stub.RESULT >> 3], 0))
+            vector = told if told and result == 0 else b""
+        return CallOutcome(result, vector, of_child)
+
+
+@lru_cache(maxsize=10_000)
+def _plain(result: int) -> CallOutcome:
+    """Return the outcome that is nothing but a result, of which there are few."""
+    return CallOutcome(result)
 
 
 def _nameless(name: str) -> int:
