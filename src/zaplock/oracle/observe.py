@@ -191,7 +191,12 @@ class Parser:
 
         VMA k is told by the texts k and k + 1: its header and body, then its flags.
         """
-        texts, old, pieces, shown = smaps.split(b"VmFlags: "), self._texts, self._pieces, self._shown
+        texts, old, pieces, shown = (
+            smaps.split(b"VmFlags: "),
+            self._texts,
+            self._pieces,
+            self._shown,
+        )
         most = min(len(texts), len(old))
         low = 0
         while low < most and texts[low] == old[low]:

@@ -150,6 +150,13 @@ class Builder:
             self.here += len(part)
         return first
 
+    def add_one(self, entry: bytes) -> int:
+        """Append one entry; return where it is."""
+        first = self.here
+        self.parts.append(entry)
+        self.here = first + _E
+        return first
+
 
 def address(offset: int) -> int:
     """Return where an entry of the program is in the child."""
@@ -164,21 +171,22 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
     build_into = Builder()
     if look is OBSERVING and references:
         look, build_into.observes = UNTOUCHED, ring.OBSERVE_UNTOUCHED
-    if any(ops.makes_huge(op) for op in sequence):
+    used = {op.name for op in sequence}
+    if not used.isdisjoint(_OF_KSM) and any(ops.makes_huge(op) for op in sequence):
         build_into.scans = SCANS_OF_HUGE
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
     results: list[int] = []
     places = []
+    after = (DRAIN if names.cpu >= 0 else b"") + look.after
+    drained = len(after) - len(look.after)
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
-        if names.cpu >= 0:
-            build_into.add(DRAIN)
         results.append(result)
-        places.append(Place(result, seen, child, build_into.add(look.after)))
+        places.append(Place(result, seen, child, build_into.add(after) + drained))
     if build_into.segment >= 0:
         _of_segment(build_into, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, results)
-    if any(op.name in ops.KSM_WRITES for op in sequence):
+    if not used.isdisjoint(ops.KSM_WRITES):
         _begin_ksm(build_into)
     build_into.add(ring.EXIT)
     return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
@@ -375,33 +383,48 @@ def operation(
     b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
 ) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""
-    if op.name == "fork":
+    name = op.name
+    settles = names.settles and is_pageout(op)
+    if name in _CALLED and not settles:
+        result = _with_refs(b, op, _entry(index, op), results)
+        return result, _seen(b, op) if name == "mincore" else -1, -1
+    if name == "fork":
         return _fork(b)
-    if op.name == "into_child":
+    if name == "into_child":
         return _into_child(b), -1, -1
+    if settles:
+        b.add(DRAIN_ALL)
+    result = _one(b, index, op, results, names)
+    if settles:
+        _settle(b, index, op, results, names)
+    return result, -1, -1
+
+
+def _one(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> int:
+    """Append what one operation does; return the place of its result."""
+    if op.name in _CALLED:
+        return _with_refs(b, op, _entry(index, op), results)
+    arguments = _arguments(index, op)
+    if op.name == "crowd":
+        return _crowd(b, names.max_map_count - 1 - arguments[0])
+    return _COMPOSED[op.name](b, op, arguments, results)
+
+
+def _arguments(index: int, op: Op) -> list[int]:
+    """Return an operation's arguments as words, 0 in the place of what is not known yet."""
     arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
     if op.name in _TAKES_FILE:
         at = _TAKES_FILE[op.name]
         arguments[at] = _descriptor(op.args[at])
-    arguments += [ops.store_tag(index)] if op.name in ops.WRITERS else []
-    if op.name in ("load", "store", "store_value"):
-        handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
-        return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
-    if op.name == "crowd":
-        return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
-    settles = names.settles and is_pageout(op)
-    if settles:
-        b.add(DRAIN_ALL)
-    if op.name in _COMPOSED:
-        result = _COMPOSED[op.name](b, op, arguments, results)
-    else:
-        if op.name == "mincore":
-            arguments.append(ring.RING + ring.SCRATCH)
-        number = ops.CALLS[op.name][0]
-        result = _with_refs(b, op, stub.syscall(number, *arguments), results)
-    if settles:
-        _settle(b, op, arguments, results)
-    return result, _seen(b, op), -1
+    if op.name in ops.WRITERS:
+        arguments.append(ops.store_tag(index))
+    return arguments
+
+
+def _entry(index: int, op: Op) -> bytes:
+    """Pack an operation of _CALLED."""
+    handler, number, more = _CALLED[op.name]
+    return stub.entry(handler, *_arguments(index, op), *more, number=number)
 
 
 def is_pageout(op: Op) -> bool:
@@ -420,7 +443,7 @@ SETTLING_NS = (200_000, 1_000_000, 4_000_000)
 """How long a paging out waits before each of its repetitions."""
 
 
-def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> None:
+def _settle(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> None:
     """Append what pages out again what was still being written when it was paged out.
 
     A page that comes back from swap before it is written there can't go there again until it is.
@@ -429,10 +452,7 @@ def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> Non
     for wait_ns in SETTLING_NS:
         b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
         b.add(stub.syscall(_NANOSLEEP, at, 0), DRAIN_ALL)
-        if op.name in _COMPOSED:
-            _COMPOSED[op.name](b, op, arguments, results)
-        else:
-            _with_refs(b, op, stub.syscall(ops.CALLS[op.name][0], *arguments), results)
+        _one(b, index, op, results, names)
 
 
 def _descriptor(slot: int | Ref) -> int:
@@ -445,18 +465,17 @@ def _descriptor(slot: int | Ref) -> int:
 def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     """Append an entry, before it the patches that put earlier results into its arguments."""
     if Ref not in map(type, op.args):
-        return b.add(entry)
+        return b.add_one(entry)
     refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)
         b.add(stub.entry(stub.PATCH, address(target + 8 + 8 * k), source, ref.delta & _MASK))
-    return b.add(entry)
+    return b.add_one(entry)
 
 
 def _seen(b: Builder, op: Op) -> int:
-    if op.name != "mincore":
-        return -1
+    """Append what writes mincore's vector down; return where, or -1."""
     length = op.args[1]
     pages = (int(length) + ring.PAGE - 1) // ring.PAGE if isinstance(length, int) else 0
     if not 0 < pages <= MAX_SEEN:
@@ -795,3 +814,16 @@ _COMPOSED = {
     "shmat": _shmat,
     "shmdt": _shmdt,
 }
+
+_TO_SCRATCH = (ring.RING + ring.SCRATCH,)
+_CALLED: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "load": (stub.TOUCH_LOAD, 0, ()),
+    "store": (stub.TOUCH_STORE, 0, ()),
+    "store_value": (stub.TOUCH_STORE, 0, ()),
+    **{
+        name: (stub.SYSCALL, number, _TO_SCRATCH if name == "mincore" else ())
+        for name, (number, _) in ops.CALLS.items()
+        if name not in _COMPOSED
+    },
+}
+"""Operations of one entry: its handler, the system call's number, arguments behind their own."""
