@@ -30,7 +30,6 @@ _CACHE_LIMIT = 200_000
 _VMLCK, _VMRSS = COUNTERS.index("VmLck"), COUNTERS.index("VmRSS")
 
 _PEAK = re.compile(rb"VmHWM:\s+(\d+)")
-_FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
 
 
 class _Head(NamedTuple):
@@ -191,12 +190,9 @@ class Parser:
 
         VMA k is told by the texts k and k + 1: its header and body, then its flags.
         """
-        texts, old, pieces, shown = (
-            smaps.split(b"VmFlags: "),
-            self._texts,
-            self._pieces,
-            self._shown,
-        )
+        texts = smaps.split(b"VmFlags: ")
+        texts[-1] = texts[-1].partition(b"\n")[0]  # of what is cut off there are no flags
+        old, pieces, shown = self._texts, self._pieces, self._shown
         most = min(len(texts), len(old))
         low = 0
         while low < most and texts[low] == old[low]:
@@ -232,7 +228,7 @@ class Parser:
             flags, rest = b"", text
         header, _, body = rest.partition(b"\n")
         head = None
-        if body.count(b"\n") > _FEWEST_LINES:
+        if body:
             figures = self._bodies.get(body)
             if figures is None:
                 figures = self._bodies[body] = self._body_fields.read(body)

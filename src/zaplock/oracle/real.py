@@ -239,7 +239,7 @@ class RealSide:
 
     def _names_soft_dirty(self) -> bool:
         """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
-        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:4096])))
+        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:8192])))
 
     def _tells_who_was_used(self) -> bool:
         """Return whether Referenced of smaps can be known: on one CPU, with classic LRU lists."""
@@ -295,10 +295,11 @@ class _Reader:
 
     def snapshot(self, entry: int) -> Snapshot:
         words, first = self._words, entry + stub.RESULT >> 3
-        smaps, pages, status = words[first], words[first + 8], words[first + 16]
+        status, smaps, pages = words[first], words[first + 8], words[first + 16]
         if smaps == pages == status == ring.AS_BEFORE:
             return self._parser.same_again()
-        return self._parser.snapshot(self._next(smaps), self._next(pages), self._next(status))
+        counters, vmas, contents = self._next(status), self._next(smaps), self._next(pages)
+        return self._parser.snapshot(vmas, contents, counters)
 
     def _next(self, length: int) -> bytes | None:
         if length == ring.AS_BEFORE:

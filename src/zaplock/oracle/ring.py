@@ -27,6 +27,7 @@ SIGACTION = CONTROL + 0x300
 SIGSTACK = CONTROL + 0x380
 CAPS = CONTROL + 0x400
 RLIMIT = CONTROL + 0x480
+OWN_LINE = CONTROL + 0x3A0  # how the ring's line of smaps begins, and what the stub keeps of it
 MAP_QUERY = CONTROL + 0x490  # PROCMAP_QUERY's argument, and what the stub keeps beside it
 BOOT = CONTROL + 0x500
 MEETING = CONTROL + 0xB00  # where threads meet, the word of each one's id, and its signal stack
@@ -103,12 +104,13 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     untouched = struct.pack("<12Q", *told, shown)
     flags = 0x4 | 0x0800_0000 | 0x0400_0000 | 0x4000_0000  # SIGINFO, ONSTACK, RESTORER, NODEFER
     action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, 0, 0)  # which never returns
-    query = struct.pack("<13Q", 104, *(0,) * 12)
+    own_line = f"{RING:x}-".encode().ljust(16)
+    query = struct.pack("<13Q", 104, 0x10, *(0,) * 11)  # COVERING_OR_NEXT_VMA
     stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)
     caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
     for offset, data in (
         (SCAN_ARG, scan), (UNTOUCHED_SCAN_ARG, untouched), (SIGACTION, action), (SIGSTACK, stack),
-        (CAPS, caps), (MAP_QUERY, query), (STRINGS, PROC_STRINGS),
+        (CAPS, caps), (OWN_LINE, own_line), (MAP_QUERY, query), (STRINGS, PROC_STRINGS),
         (THREAD_SIGSTACKS, thread_stacks()),
     ):  # fmt: skip
         page[offset - CONTROL : offset - CONTROL + len(data)] = data
@@ -201,7 +203,7 @@ def open_proc() -> bytes:
 
 
 def observe(scan_arg: int = SCAN_ARG) -> bytes:
-    """Make the three entries that write down the address space: smaps, pages, counters.
+    """Make the three entries that write down the address space: counters, smaps, pages.
 
     Only what is not the same, byte for byte, as at the last time is written; the result of an entry
     is AS_BEFORE otherwise.
@@ -210,9 +212,9 @@ def observe(scan_arg: int = SCAN_ARG) -> bytes:
     smaps, pages, status = (RING + place for place, _ in KEPT.values())
     return b"".join(
         [
-            stub.entry(stub.READ, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
-            stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
             stub.entry(stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status),
+            stub.entry(stub.SMAPS, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
+            stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
         ]
     )
 
