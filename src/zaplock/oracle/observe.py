@@ -1,9 +1,9 @@
 """What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
 
 Most of an address space is the same from one operation to the next. What is the same as a whole,
-byte for byte, the bare process has found out and not written down again; of the rest every piece of
-text (a VMA, its figures, the counters) is parsed once and then found by its bytes. That makes a
-snapshot of ten VMAs cost about as much as splitting the text.
+byte for byte, the bare process has found out and not written down again; of smaps only the texts
+between those at both ends that are as before are parsed, and lines, figures and counters that were
+met before are found by their bytes.
 """
 
 from __future__ import annotations

@@ -168,12 +168,13 @@ def boot(kept: Sequence[int]) -> bytes:
     return program
 
 
-POPULATE = call("madvise", RING, RING_SIZE, 22)  # MADV_POPULATE_READ
+POPULATE = call("madvise", RING, RING_SIZE, 22)
+"""MADV_POPULATE_READ: a fault maps what lies around, and a shared page at once for writing too."""
 PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD, MAPS_FD)
 
 
 def prelude() -> bytes:
-    """Make the first entries of every program: fault the ring in, seal it, open /proc/self."""
+    """Make the first entries of every program: map the ring's pages, seal it, open /proc/self."""
     return b"".join(
         [
             call("prctl", 1, 9),
