@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from zaplock import advice
 from zaplock.cli import main
 from zaplock.designs.linux import design_of
 from zaplock.engines import sequential
@@ -134,6 +135,53 @@ def test_what_is_observed_again_is_the_same_snapshot(bench: Bench) -> None:
     assert seen[3].tags != seen[2].tags
     assert seen[5] == seen[4], "and the child's was read in between"
     assert seen[6].vmas == ()
+
+
+@needs_kernel
+def test_what_moves_where_nothing_was_is_seen_though_all_else_is_as_before(bench: Bench) -> None:
+    page, above = ring.PAGE, ring.RING + ring.RING_SIZE + 4 * ring.PAGE
+    places = (above, above + 2 * page, ring.RING - 16 * page, above)
+    nothing = Op("munmap", (WINDOW + 1, page))  # EINVAL
+    sequence = [Op("mmap", (place, page, 0, 0x32, ops.NO_FILE, 0)) for place in (WINDOW, places[0])]
+    for was, now in itertools.pairwise(places):
+        sequence += [nothing, nothing, Op("mremap", (was, page, page, 3, now))]
+    found = bench.diverge((*sequence, nothing, *UNMAP_ALL))
+    assert found is None, found.differences
+    moved = [
+        [vma.start for vma in step.snapshot.vmas]
+        for op, step in zip(sequence, bench.real.run(tuple(sequence)), strict=True)
+        if op.name == "mremap"
+    ]
+    assert moved == [[WINDOW, place] for place in places[1:]]
+
+
+@needs_kernel
+def test_every_page_that_may_not_be_read_tells_so(bench: Bench) -> None:
+    page, refused = ring.PAGE, -(11 << 16 | 2)
+    populated = 0x8032
+    sequence = (
+        Op("mmap", (WINDOW, 16 * page, 3, populated, ops.NO_FILE, 0)),
+        Op("madvise", (WINDOW, 4 * page, advice.MADV_DONTDUMP)),
+        Op("mprotect", (WINDOW, 12 * page, 0)),  # two neighbours, and what may be read
+        Op("mprotect", (WINDOW + 6 * page, 2 * page, 1)),
+        Op("mprotect", (WINDOW + 9 * page, page, 2)),  # to be written only: x86 reads it
+        Op("madvise", (WINDOW + 2 * page, 3 * page, advice.MADV_DONTNEED)),
+    )
+    found = bench.diverge((*sequence, *UNMAP_ALL))
+    assert found is None, found.differences
+    told = [
+        [one < 0 for one in memoryview(step.snapshot.tags).cast("q")]
+        for step in bench.real.run(sequence)
+    ]
+    is_refused = [True] * 12 + [False] * 4
+    assert told[0] == told[1] == [False] * 16
+    assert told[2] == is_refused
+    for k in (6, 7, 9):
+        is_refused[k] = False
+    assert told[4] == is_refused
+    assert told[5] == [*is_refused[:2], *is_refused[5:]]
+    last = bench.real.run(sequence)[-1].snapshot.tags
+    assert set(memoryview(last).cast("q")) == {0, refused}
 
 
 def test_an_observation_that_is_as_before_needs_one_before() -> None:

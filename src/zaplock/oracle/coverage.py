@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import itemgetter
 
 from zaplock.oracle import ops
 from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot
@@ -77,8 +79,11 @@ class Coverage:
 
 def outcome_name(result: int) -> str:
     """Name a result: "ok", an errno, or a signal with its code."""
-    if result >= 0:
-        return "ok"
+    return "ok" if result >= 0 else _failure(result)
+
+
+@lru_cache(maxsize=1000)
+def _failure(result: int) -> str:
     caught = ops.signalled(result)
     if caught:
         return f"{_SIGNALS.get(caught[0], caught[0])}/{_CODES.get(caught, caught[1])}"
@@ -90,7 +95,10 @@ _CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "AD
           (7, 4): "MCEERR_AR"}  # fmt: skip
 
 
+_START = itemgetter(ObservedVma._fields.index("start"))
+
+
 def vma_at(vmas: tuple[ObservedVma, ...], address: int) -> ObservedVma | None:
     """Return the VMA that contains an address."""
-    index = bisect_right(vmas, address, key=lambda vma: vma.start) - 1
+    index = bisect_right(vmas, address, key=_START) - 1
     return vmas[index] if index >= 0 and address < vmas[index].end else None

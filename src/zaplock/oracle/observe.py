@@ -1,9 +1,9 @@
 """What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
 
 Most of an address space is the same from one operation to the next. What is the same as a whole,
-byte for byte, the bare process has found out and not written down again; of the rest every piece of
-text (a VMA, its figures, the counters) is parsed once and then found by its bytes. That makes a
-snapshot of ten VMAs cost about as much as splitting the text.
+byte for byte, the bare process has found out and not written down again; of smaps only the texts
+between those at both ends that are as before are parsed, and lines, figures and counters that were
+met before are found by their bytes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ _CACHE_LIMIT = 200_000
 _VMLCK, _VMRSS = COUNTERS.index("VmLck"), COUNTERS.index("VmRSS")
 
 _PEAK = re.compile(rb"VmHWM:\s+(\d+)")
-_FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
 
 
 class _Head(NamedTuple):
-    """A VMA without its flags, and what it is with those that it was seen with."""
+    """A VMA without its flags."""
 
     start: int
     end: int
@@ -43,20 +42,12 @@ class _Head(NamedTuple):
     inode: bytes
     name: str
     figures: tuple[int, ...]
-    known: dict[str, ObservedVma]
-
-    def vma(self, flags: str, name: str) -> ObservedVma:
-        """Return the whole VMA."""
-        return ObservedVma(self.start, self.end, self.perms, self.offset, name, flags, self.figures)
 
 
-class _Piece(NamedTuple):
-    """The flags of one VMA and what precedes the flags of the next (None at the end)."""
-
-    flags: str
-    head: _Head | None
-
-
+_Piece = tuple[str, _Head | None]
+"""The flags of one VMA and what precedes the flags of the next (None at the end)."""
+_Place = tuple[int, int, str, int, bytes, str]
+"""Start, end, permissions, offset, inode and name of a VMA."""
 _Picks = tuple[Callable[[list[bytes]], tuple[bytes, ...]], list[tuple[int, tuple[int, ...]]]]
 """Which words of a text the wanted numbers are, and which of them are sums of which words."""
 
@@ -111,8 +102,8 @@ class _Fields:
         return learnt
 
 
-_Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece], dict[bytes, str]]
-"""By their text: bodies, pieces and flags."""
+_Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, str]]
+"""By their text: bodies and flags."""
 
 
 class Parser:
@@ -135,9 +126,11 @@ class Parser:
         self._peak = (0, 0)
         self._known: dict[tuple[str, ...], _Known] = {}  # by what is hidden
         self._fields: dict[tuple[str, ...], _Fields] = {}
-        self._counters: dict[bytes, tuple[int, ...]] = {}
+        self._counters: dict[bytes, tuple[tuple[int, ...], tuple[int, int]]] = {}
+        self._headers: dict[bytes, _Place] = {}
         self._shared: dict[bytes, str] = {}
         self._texts: list[bytes] = []
+        self._pieces: list[_Piece] = []
         self._shown: list[ObservedVma | None] = []
         self._last: Snapshot | None = None
         self._counted: tuple[int, ...] = ()
@@ -159,12 +152,12 @@ class Parser:
         self._end = end
         hidden = tuple(name for name in MARKS if name not in shows)
         self._unnamed = ("??",) if SOFT_DIRTY in shows else ("??", SOFT_DIRTY)
-        texts = self._known.setdefault((*hidden, *self._unnamed), ({}, {}, {}))
-        self._bodies, self._pieces, self._spelled = texts
+        texts = self._known.setdefault((*hidden, *self._unnamed), ({}, {}))
+        self._bodies, self._spelled = texts
         self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, _SUMS, hidden))
         self._shared.clear()
-        self._texts, self._shown, self._last = [], [], None
-        for known in (self._bodies, self._pieces, self._counters):
+        self._texts, self._pieces, self._shown, self._last = [], [], [], None
+        for known in (self._bodies, self._counters, self._headers):
             if len(known) > _CACHE_LIMIT:
                 known.clear()
 
@@ -180,8 +173,7 @@ class Parser:
         if scan is not None:
             regions, tags = self._pages(scan)
         if status is not None:
-            self._counted = self._status(status)
-            self._peak = self._peak_of(status) if self._shows_peak else (0, 0)
+            self._status(status)
         if smaps is not None or status is not None:
             counters = _without_ring(self._counted) if self._ring_locked else self._counted
         self._last = Snapshot(vmas, regions, tags, counters, self._peak)
@@ -194,11 +186,13 @@ class Parser:
         return self._last
 
     def _vmas(self, smaps: bytes) -> tuple[ObservedVma, ...]:
-        """Parse the VMAs between those at the beginning and at the end that are as before.
+        """Parse the texts between those at the beginning and at the end that are as before.
 
         VMA k is told by the texts k and k + 1: its header and body, then its flags.
         """
-        texts, old, shown = smaps.split(b"VmFlags: "), self._texts, self._shown
+        texts = smaps.split(b"VmFlags: ")
+        texts[-1] = texts[-1].partition(b"\n")[0]  # of what is cut off there are no flags
+        old, pieces, shown = self._texts, self._pieces, self._shown
         most = min(len(texts), len(old))
         low = 0
         while low < most and texts[low] == old[low]:
@@ -206,38 +200,26 @@ class Parser:
         high = 0
         while high < most - low and texts[-1 - high] == old[-1 - high]:
             high += 1
-        first, last = max(low - 1, 0), len(texts) - max(high, 1)
-        middle = self._between(texts[first : last + 1])
+        changed = [self._piece(text) for text in texts[low : len(texts) - high]]
         self._texts = texts
+        self._pieces = pieces = pieces[:low] + changed + pieces[len(old) - high :]
+        first, last = max(low - 1, 0), len(texts) - max(high, 1)
+        middle = [self._compared(pieces[k][1], pieces[k + 1][0]) for k in range(first, last)]
         self._shown = shown[:first] + middle + shown[len(old) - max(high, 1) :]
         return tuple([vma for vma in self._shown if vma is not None])
 
-    def _between(self, texts: list[bytes]) -> list[ObservedVma | None]:
-        """Parse neighbours; None stands for a VMA that is not compared."""
-        found: list[ObservedVma | None] = []
-        known = self._pieces.get
-        head: _Head | None = None
-        for number, text in enumerate(texts):
-            flags, next_head = known(text) or self._piece(text)
-            if number:
-                found.append(None if head is None else self._compared(head, flags))
-            head = next_head
-        return found
-
-    def _compared(self, head: _Head, flags: str) -> ObservedVma | None:
-        if head.start == ring.RING:
+    def _compared(self, head: _Head | None, flags: str) -> ObservedVma | None:
+        """Return a VMA; None where it is not compared."""
+        if head is None:
+            return None
+        start, end, perms, offset, inode, name, figures = head
+        if start == ring.RING:
             self._ring_locked = "lo" in flags
-        elif head.start < self._end:
-            return head.known.get(flags) or self._vma(head, flags)
+        elif start < self._end:
+            if name == "shared":  # numbered in the order in which a sequence shows them
+                name = self._shared.setdefault(inode, f"shared{len(self._shared)}")
+            return ObservedVma(start, end, perms, offset, name, flags, figures)
         return None
-
-    def _vma(self, head: _Head, flags: str) -> ObservedVma:
-        if head.name == "shared":  # numbered in the order in which a sequence shows them
-            return head.vma(
-                flags, self._shared.setdefault(head.inode, f"shared{len(self._shared)}")
-            )
-        vma = head.known[flags] = head.vma(flags, head.name)
-        return vma
 
     def _piece(self, text: bytes) -> _Piece:
         """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
@@ -246,38 +228,37 @@ class Parser:
             flags, rest = b"", text
         header, _, body = rest.partition(b"\n")
         head = None
-        if body.count(b"\n") > _FEWEST_LINES:
+        if body:
             figures = self._bodies.get(body)
             if figures is None:
                 figures = self._bodies[body] = self._body_fields.read(body)
-            addresses, perms, offset, _, inode, *path = header.split(None, 5)
-            start, end = addresses.split(b"-")
-            name = _label(path[0]) if path else ""
-            head = _Head(
-                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode, name,
-                figures, {},
-            )  # fmt: skip
-        piece = self._pieces[text] = _Piece(self._spelling(flags), head)
-        return piece
+            place = self._headers.get(header)
+            if place is None:
+                place = self._headers[header] = _place(header)
+            head = _Head(*place, figures)
+        spelled = self._spelled.get(flags)
+        if spelled is None:
+            spelled = self._spelled[flags] = self._spelling(flags)
+        return spelled, head
 
     def _spelling(self, flags: bytes) -> str:
         # Kernels with soft-dirty tracking show it of every VMA until somebody clears it. "??" is
         # a flag that a kernel has no name for.
-        spelled = self._spelled.get(flags)
-        if spelled is None:
-            shown = (flag for flag in flags.decode().split() if flag not in self._unnamed)
-            spelled = self._spelled[flags] = " ".join(sorted(shown))
-        return spelled
+        shown = (flag for flag in flags.decode().split() if flag not in self._unnamed)
+        return " ".join(sorted(shown))
 
-    def _status(self, status: bytes) -> tuple[int, ...]:
-        text = status[status.index(b"VmPeak") : status.index(b"CoreDumping")]
+    def _status(self, status: bytes) -> None:
+        """Read the counters and the peak."""
+        begin = status.index(b"VmPeak")
+        text = status[begin : status.index(b"CoreDumping", begin)]
         known = self._counters.get(text)
         if known is None:
-            known = self._status_fields.read(text)
+            counters = self._status_fields.read(text)
             if self.baseline:
-                known = tuple(map(sub, known, self.baseline))
-            self._counters[text] = known
-        return known
+                counters = tuple(map(sub, counters, self.baseline))
+            known = self._counters[text] = counters, self._peak_of(text)
+        self._counted, peak = known
+        self._peak = peak if self._shows_peak else (0, 0)
 
     def _peak_of(self, status: bytes) -> tuple[int, int]:
         """Read VmHWM, which may be off by what per-CPU counters have not told yet."""
@@ -305,6 +286,14 @@ class Parser:
             kept += 24
             pages += (stop - start) // ring.PAGE if categories & ring.PRESENT else 0
         return regions[:kept], tags[: 8 * pages]
+
+
+def _place(header: bytes) -> _Place:
+    """Parse the line that a VMA begins with."""
+    addresses, perms, offset, _, inode, *path = header.split(None, 5)
+    start, end = addresses.split(b"-")
+    name = _label(path[0]) if path else ""
+    return int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode, name
 
 
 def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:

@@ -162,12 +162,13 @@ def store_tag(index: int) -> int:
     return 0x5A_0000 + index
 
 
+_ADVISING = ("madvise", "process_madvise")
 _CLOUDS_LAZYFREE = ("mlockall", "uring_register", "crowd")
 
 
 def frees_lazily(op: Op) -> bool:
     """Return whether an operation is MADV_FREE."""
-    return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_FREE
+    return op.name in _ADVISING and op.args[2] == advice.MADV_FREE
 
 
 def shows_lazyfree(sequence: Many[Op]) -> bool:
@@ -175,14 +176,14 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
 
     Nor where all is locked, as that keeps the bare process from working its lists of pages off.
     """
-    return any(map(frees_lazily, sequence)) and not any(
+    return any(frees_lazily(op) for op in sequence if op.name in _ADVISING) and not any(
         op.name in _CLOUDS_LAZYFREE or makes_huge(op) for op in sequence
     )
 
 
 def makes_huge(op: Op) -> bool:
     """Return whether there may be huge pages after an operation."""
-    return op.name in ("madvise", "process_madvise") and op.args[2] in _MAKES_HUGE
+    return op.name in _ADVISING and op.args[2] in _MAKES_HUGE
 
 
 def shows_references(sequence: Many[Op]) -> bool:

@@ -22,7 +22,7 @@ _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
 _MMAP = 9
-_DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
+_DUP, _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 32, 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING, _MFD_HUGETLB = 1033, 2, 4
 _SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
@@ -140,6 +140,7 @@ class Builder:
         self.segment = -1  # the entry that has made System V shared memory, if one has
         self.observes = ring.OBSERVE  # how a forked child looks at itself
         self.scans = SCANS  # of ksmd's, in each operation
+        self.has_pidfd = False
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -147,6 +148,13 @@ class Builder:
         for part in entries:
             self.parts.append(part)
             self.here += len(part)
+        return first
+
+    def add_one(self, entry: bytes) -> int:
+        """Append one entry; return where it is."""
+        first = self.here
+        self.parts.append(entry)
+        self.here = first + _E
         return first
 
 
@@ -163,45 +171,45 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
     build_into = Builder()
     if look is OBSERVING and references:
         look, build_into.observes = UNTOUCHED, ring.OBSERVE_UNTOUCHED
-    if any(ops.makes_huge(op) for op in sequence):
+    used = {op.name for op in sequence}
+    if not used.isdisjoint(_OF_KSM) and any(ops.makes_huge(op) for op in sequence):
         build_into.scans = SCANS_OF_HUGE
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
     results: list[int] = []
     places = []
+    after = (DRAIN if names.cpu >= 0 else b"") + look.after
+    drained = len(after) - len(look.after)
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
-        if names.cpu >= 0:
-            build_into.add(DRAIN)
         results.append(result)
-        places.append(Place(result, seen, child, build_into.add(look.after)))
+        places.append(Place(result, seen, child, build_into.add(after) + drained))
     if build_into.segment >= 0:
         _of_segment(build_into, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, results)
-    if any(op.name in ops.KSM_WRITES for op in sequence):
+    if not used.isdisjoint(ops.KSM_WRITES):
         _begin_ksm(build_into)
     build_into.add(ring.EXIT)
     return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
 
 
 def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
-    """Append the set-up: the ring, and the files if an operation of the sequence needs them.
+    """Append the set-up: the ring, and the files that operations of the sequence need.
 
-    Every file is opened then, so that descriptors are always the same, and those are filled that an
-    operation names.
+    Descriptors are always the same: where nothing is needed, the number is kept for it.
     """
     build_into.add(ring.PRELUDE)
     if names.cpu >= 0:
         _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
     filled = slots_used(sequence)
-    if filled or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
-        "uring_register", *_FILLS,
-    }:  # fmt: skip
+    needed = {fd for name, fd in _ON_DESCRIPTOR.items() if name in used}
+    if filled or needed:
         build_into.add(_open_files(names.files, names.filled, filled))
-        _open_pidfd(build_into)
-    if "uring_register" in used:
-        build_into.add(_open_uring())
+    for fd, opening in _OPENINGS.items():
+        if fd in needed:
+            opening(build_into)
+        elif fd < max(needed, default=0):
+            build_into.add(_KEEP_NUMBER)
     for slot in sorted(filled & ops.HUGE_FILES.keys()):
         _open_huge(build_into, slot, names)
     if used & {"shmat", "shmdt"}:
@@ -305,9 +313,13 @@ def slots_used(sequence: Sequence[Op]) -> frozenset[int]:
 _SLOTS = {*range(len(ops.FILES)), *ops.HUGE_FILES}
 
 
+_KEEP_NUMBER = stub.syscall(_DUP, ring.OUT_FD)
+"""Takes the lowest free number, which is the next."""
+
+
 @cache
 def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -> bytes:
-    """Open the files, fill some, and open a userfaultfd; all become known descriptors.
+    """Open and fill the files that are named, as known descriptors.
 
     `names`: where each one's name is; `writable`: and that of the descriptor by which the read-only
     one is filled.
@@ -315,6 +327,9 @@ def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -
     parts = []
     for slot, name in enumerate(ops.FILES):
         at = names[slot]
+        if slot not in filled:
+            parts.append(_KEEP_NUMBER)
+            continue
         if name == "zero":
             parts.append(stub.syscall(_OPEN, at, _RDWR))
         elif name == "disk":
@@ -323,30 +338,34 @@ def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -
             parts.append(stub.syscall(_FTRUNCATE, ring.FIRST_FILE_FD + slot, 1))
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
-        if slot in filled:
-            parts.append(_fill(slot))
+        parts.append(_fill(slot))
     opened = ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT
-    parts += [  # again, for reading only, in its own place
-        stub.syscall(_OPEN, writable, 0),
-        stub.syscall(_DUP2, opened + 1, opened),
-        stub.syscall(_CLOSE, opened + 1),
-    ]
+    if ops.READ_ONLY_SLOT in filled:
+        parts += [  # again, for reading only, in its own place
+            stub.syscall(_OPEN, writable, 0),
+            stub.syscall(_DUP2, opened + 1, opened),
+            stub.syscall(_CLOSE, opened + 1),
+        ]
+    return b"".join(parts)
+
+
+def _open_uffd(b: Builder) -> None:
+    """Append what opens a userfaultfd."""
     api = ring.RING + ring.SCRATCH
-    parts += [
+    b.add(
         stub.syscall(_UFFD, 0o4000 | 1),  # O_NONBLOCK, UFFD_USER_MODE_ONLY
         stub.entry(stub.STORE, api, 0xAA),
         stub.entry(stub.STORE, api + 8, _UFFD_FEATURE_SIGBUS),
         stub.entry(stub.STORE, api + 16, 0),
         stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_API, api),
-    ]
-    return b"".join(parts)
+    )
 
 
-def _open_uring() -> bytes:
-    """Make an io_uring of one entry."""
+def _open_uring(b: Builder) -> None:
+    """Append what makes an io_uring of one entry."""
     at = ring.RING + ring.SCRATCH
-    zeros = (stub.entry(stub.STORE, at + k, 0) for k in range(0, _URING_PARAMETERS, 8))
-    return b"".join((*zeros, stub.syscall(_URING_SETUP, 1, at)))
+    b.add(*(stub.entry(stub.STORE, at + k, 0) for k in range(0, _URING_PARAMETERS, 8)))
+    b.add(stub.syscall(_URING_SETUP, 1, at))
 
 
 def _fill(slot: int) -> bytes:
@@ -364,33 +383,48 @@ def operation(
     b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
 ) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""
-    if op.name == "fork":
+    name = op.name
+    settles = names.settles and is_pageout(op)
+    if name in _CALLED and not settles:
+        result = _with_refs(b, op, _entry(index, op), results)
+        return result, _seen(b, op) if name == "mincore" else -1, -1
+    if name == "fork":
         return _fork(b)
-    if op.name == "into_child":
+    if name == "into_child":
         return _into_child(b), -1, -1
+    if settles:
+        b.add(DRAIN_ALL)
+    result = _one(b, index, op, results, names)
+    if settles:
+        _settle(b, index, op, results, names)
+    return result, -1, -1
+
+
+def _one(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> int:
+    """Append what one operation does; return the place of its result."""
+    if op.name in _CALLED:
+        return _with_refs(b, op, _entry(index, op), results)
+    arguments = _arguments(index, op)
+    if op.name == "crowd":
+        return _crowd(b, names.max_map_count - 1 - arguments[0])
+    return _COMPOSED[op.name](b, op, arguments, results)
+
+
+def _arguments(index: int, op: Op) -> list[int]:
+    """Return an operation's arguments as words, 0 in the place of what is not known yet."""
     arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
     if op.name in _TAKES_FILE:
         at = _TAKES_FILE[op.name]
         arguments[at] = _descriptor(op.args[at])
-    arguments += [ops.store_tag(index)] if op.name in ops.WRITERS else []
-    if op.name in ("load", "store", "store_value"):
-        handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
-        return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
-    if op.name == "crowd":
-        return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
-    settles = names.settles and is_pageout(op)
-    if settles:
-        b.add(DRAIN_ALL)
-    if op.name in _COMPOSED:
-        result = _COMPOSED[op.name](b, op, arguments, results)
-    else:
-        if op.name == "mincore":
-            arguments.append(ring.RING + ring.SCRATCH)
-        number = ops.CALLS[op.name][0]
-        result = _with_refs(b, op, stub.syscall(number, *arguments), results)
-    if settles:
-        _settle(b, op, arguments, results)
-    return result, _seen(b, op), -1
+    if op.name in ops.WRITERS:
+        arguments.append(ops.store_tag(index))
+    return arguments
+
+
+def _entry(index: int, op: Op) -> bytes:
+    """Pack an operation of _CALLED."""
+    handler, number, more = _CALLED[op.name]
+    return stub.entry(handler, *_arguments(index, op), *more, number=number)
 
 
 def is_pageout(op: Op) -> bool:
@@ -409,7 +443,7 @@ SETTLING_NS = (200_000, 1_000_000, 4_000_000)
 """How long a paging out waits before each of its repetitions."""
 
 
-def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> None:
+def _settle(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> None:
     """Append what pages out again what was still being written when it was paged out.
 
     A page that comes back from swap before it is written there can't go there again until it is.
@@ -418,10 +452,7 @@ def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> Non
     for wait_ns in SETTLING_NS:
         b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
         b.add(stub.syscall(_NANOSLEEP, at, 0), DRAIN_ALL)
-        if op.name in _COMPOSED:
-            _COMPOSED[op.name](b, op, arguments, results)
-        else:
-            _with_refs(b, op, stub.syscall(ops.CALLS[op.name][0], *arguments), results)
+        _one(b, index, op, results, names)
 
 
 def _descriptor(slot: int | Ref) -> int:
@@ -434,13 +465,13 @@ def _descriptor(slot: int | Ref) -> int:
 def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     """Append an entry, before it the patches that put earlier results into its arguments."""
     if Ref not in map(type, op.args):
-        return b.add(entry)
+        return b.add_one(entry)
     refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)
         b.add(stub.entry(stub.PATCH, address(target + 8 + 8 * k), source, ref.delta & _MASK))
-    return b.add(entry)
+    return b.add_one(entry)
 
 
 def _store_word(b: Builder, place: int, word: ops.Argument, results: list[int]) -> None:
@@ -450,8 +481,7 @@ def _store_word(b: Builder, place: int, word: ops.Argument, results: list[int]) 
 
 
 def _seen(b: Builder, op: Op) -> int:
-    if op.name != "mincore":
-        return -1
+    """Append what writes mincore's vector down; return where, or -1."""
     length = op.args[1]
     pages = (int(length) + ring.PAGE - 1) // ring.PAGE if isinstance(length, int) else 0
     if not 0 < pages <= MAX_SEEN:
@@ -471,7 +501,7 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         stub.entry(stub.JUMP, address(child + len(child_code))),
         child_code,
     )
-    return clone, -1, child + 7 * _E
+    return clone, -1, child + len(_OF_CHILD)
 
 
 _OF_CHILD = b"".join(
@@ -500,17 +530,30 @@ def _into_child(b: Builder) -> int:
         ring.call("prctl", 1, 9),  # PR_SET_PDEATHSIG SIGKILL, which a fork does not inherit
         _OF_CHILD,
     )
-    b.add(ring.call("close", PID_FD))
-    _open_pidfd(b)
+    if b.has_pidfd:
+        b.add(ring.call("close", PID_FD))
+        _open_pidfd(b)
     return clone
 
 
 def _open_pidfd(b: Builder) -> None:
-    """Open the process itself; with all files open, that is PID_FD."""
+    """Append what opens the process itself, as PID_FD if that is the next."""
+    b.has_pidfd = True
     pid = b.add(stub.syscall(_GETPID))
     target = address(pid + 2 * _E + 8)
     b.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
     b.add(stub.syscall(_PIDFD, 0, 0))
+
+
+_OPENINGS = {UFFD_FD: _open_uffd, PID_FD: _open_pidfd, RING_FD: _open_uring}
+_ON_DESCRIPTOR = {
+    **dict.fromkeys(
+        ("uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", *_FILLS), UFFD_FD
+    ),
+    "process_madvise": PID_FD,
+    "uring_register": RING_FD,
+}
+"""Operations on a descriptor that is no file's."""
 
 
 def _crowd(b: Builder, count: int) -> int:
@@ -775,3 +818,16 @@ _COMPOSED = {
     "shmat": _shmat,
     "shmdt": _shmdt,
 }
+
+_TO_SCRATCH = (ring.RING + ring.SCRATCH,)
+_CALLED: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "load": (stub.TOUCH_LOAD, 0, ()),
+    "store": (stub.TOUCH_STORE, 0, ()),
+    "store_value": (stub.TOUCH_STORE, 0, ()),
+    **{
+        name: (stub.SYSCALL, number, _TO_SCRATCH if name == "mincore" else ())
+        for name, (number, _) in ops.CALLS.items()
+        if name not in _COMPOSED
+    },
+}
+"""Operations of one entry: its handler, the system call's number, arguments behind their own."""

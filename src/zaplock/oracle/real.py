@@ -8,6 +8,7 @@ import re
 import resource
 import struct
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -265,16 +266,16 @@ class RealSide:
         reader = _Reader(self._child, code, self._parser)
         try:
             reader.snapshot(built.baseline)
-            pairs = zip(sequence, built.places, strict=True)
-            return [reader.step(op, place) for op, place in pairs]
+            return reader.steps(sequence, built.places)
         except (ValueError, struct.error) as error:
             raise Lost(f"the runner's observations can't be read: {error}") from None
 
     def _shown(self, sequence: Sequence[Op]) -> tuple[str, ...]:
         """Name the figures that are compared in a sequence, beyond those that always are."""
         lazy = self._names.cpu >= 0 and ops.shows_lazyfree(sequence)
-        used = self._tells_who_was_used() and ops.shows_references(sequence)
-        soft = self._tracks_soft_dirty and ops.shows_references(sequence)
+        shows = ops.shows_references(sequence)
+        used = shows and self._tells_who_was_used()
+        soft = shows and self._tracks_soft_dirty
         return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
 
     _tracks_soft_dirty = False
@@ -282,7 +283,7 @@ class RealSide:
 
     def _names_soft_dirty(self) -> bool:
         """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
-        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:4096])))
+        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:8192])))
 
     def _tells_who_was_used(self) -> bool:
         """Return whether Referenced of smaps can be known: on one CPU, with classic LRU lists."""
@@ -338,10 +339,11 @@ class _Reader:
 
     def snapshot(self, entry: int) -> Snapshot:
         words, first = self._words, entry + stub.RESULT >> 3
-        smaps, pages, status = words[first], words[first + 8], words[first + 16]
+        status, smaps, pages = words[first], words[first + 8], words[first + 16]
         if smaps == pages == status == ring.AS_BEFORE:
             return self._parser.same_again()
-        return self._parser.snapshot(self._next(smaps), self._next(pages), self._next(status))
+        counters, vmas, contents = self._next(status), self._next(smaps), self._next(pages)
+        return self._parser.snapshot(vmas, contents, counters)
 
     def _next(self, length: int) -> bytes | None:
         if length == ring.AS_BEFORE:
@@ -350,17 +352,33 @@ class _Reader:
         self._at = begin + length
         return self._data[begin : self._at]
 
-    def step(self, op: Op, place: program.Place) -> OracleStep:
-        result, seen, child = self._words[place.result + stub.RESULT >> 3], b"", None
+    def steps(self, sequence: Sequence[Op], places: Sequence[program.Place]) -> list[OracleStep]:
+        words, snapshot, found = self._words, self.snapshot, []
+        for op, (at, seen, child, after) in zip(sequence, places, strict=True):
+            result = words[at + stub.RESULT >> 3]
+            if seen >= 0 or child >= 0 or op.name in ops.SUCCEED_WITH_0:
+                outcome = self._outcome(op, result, seen, child)
+            else:
+                outcome = _plain(result)
+            found.append(OracleStep(outcome, snapshot(after)))
+        return found
+
+    def _outcome(self, op: Op, result: int, seen: int, child: int) -> CallOutcome:
+        vector, of_child = b"", None
         if op.name in ops.SUCCEED_WITH_0:
             result = min(result, 0)
             if op.name == "fork" and result == 0:
-                child = self.snapshot(place.child)
-        if place.seen >= 0:
-            vector = self._next(max(self._words[place.seen + stub.RESULT >> 3], 0))
-            seen = vector if vector and result == 0 else b""
-        outcome = CallOutcome(result, seen, child)
-        return OracleStep(outcome, self.snapshot(place.after))
+                of_child = self.snapshot(child)
+        if seen >= 0:
+            told = self._next(max(self._words[seen + stub.RESULT >> 3], 0))
+            vector = told if told and result == 0 else b""
+        return CallOutcome(result, vector, of_child)
+
+
+@lru_cache(maxsize=10_000)
+def _plain(result: int) -> CallOutcome:
+    """Return the outcome that is nothing but a result, of which there are few."""
+    return CallOutcome(result)
 
 
 def _nameless(name: str) -> int:

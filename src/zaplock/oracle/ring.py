@@ -27,6 +27,8 @@ SIGACTION = CONTROL + 0x300
 SIGSTACK = CONTROL + 0x380
 CAPS = CONTROL + 0x400
 RLIMIT = CONTROL + 0x480
+OWN_LINE = CONTROL + 0x3A0  # how the ring's line of smaps begins, and what the stub keeps of it
+MAP_QUERY = CONTROL + 0x490  # PROCMAP_QUERY's argument, and what the stub keeps beside it
 BOOT = CONTROL + 0x500
 MEETING = CONTROL + 0xB00  # where threads meet, the word of each one's id, and its signal stack
 THREAD_IDS, THREAD_SIGSTACKS = MEETING + 0x40, MEETING + 0x80
@@ -53,7 +55,7 @@ SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too lon
 MOST_THREADS = 4
 THREAD_STACKS = SCRATCH - MOST_THREADS * STACK_SIZE  # no program of threads reaches up to here
 
-OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
+OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, MAPS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7, 8
 
 # Categories of PAGEMAP_SCAN (include/uapi/linux/fs.h).
 WRITTEN, PRESENT, SWAPPED, GUARD = 1 << 1, 1 << 3, 1 << 4, 1 << 8
@@ -84,6 +86,7 @@ def strings(texts: dict[str, str], offset: int) -> tuple[bytes, dict[str, int]]:
 
 PROC = {
     "smaps": "/proc/self/smaps", "pagemap": "/proc/self/pagemap", "status": "/proc/self/status",
+    "maps": "/proc/self/maps",
     "clear_refs": "/proc/self/clear_refs", "oom_score_adj": "/proc/self/oom_score_adj",
 }  # fmt: skip
 PROC_STRINGS, PROC_AT = strings(PROC, STRINGS)
@@ -100,12 +103,15 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     shown = mask & ~PRESENT | SOFT_DIRTY  # the stub reads what is PRESENT
     untouched = struct.pack("<12Q", *told, shown)
     flags = 0x4 | 0x0800_0000 | 0x0400_0000 | 0x4000_0000  # SIGINFO, ONSTACK, RESTORER, NODEFER
-    action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, RING + stub.RESTORER, 0)
+    action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, 0, 0)  # which never returns
+    own_line = f"{RING:x}-".encode().ljust(16)
+    query = struct.pack("<13Q", 104, 0x10, *(0,) * 11)  # COVERING_OR_NEXT_VMA
     stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)
     caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
     for offset, data in (
         (SCAN_ARG, scan), (UNTOUCHED_SCAN_ARG, untouched), (SIGACTION, action), (SIGSTACK, stack),
-        (CAPS, caps), (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
+        (CAPS, caps), (OWN_LINE, own_line), (MAP_QUERY, query), (STRINGS, PROC_STRINGS),
+        (THREAD_SIGSTACKS, thread_stacks()),
     ):  # fmt: skip
         page[offset - CONTROL : offset - CONTROL + len(data)] = data
     return bytes(page)
@@ -162,12 +168,13 @@ def boot(kept: Sequence[int]) -> bytes:
     return program
 
 
-POPULATE = call("madvise", RING, RING_SIZE, 23)  # MADV_POPULATE_WRITE
-PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD)
+POPULATE = call("madvise", RING, RING_SIZE, 22)
+"""MADV_POPULATE_READ: a fault maps what lies around, and a shared page at once for writing too."""
+PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD, MAPS_FD)
 
 
 def prelude() -> bytes:
-    """Make the first entries of every program: fault the ring in, seal it, open /proc/self."""
+    """Make the first entries of every program: map the ring's pages, seal it, open /proc/self."""
     return b"".join(
         [
             call("prctl", 1, 9),
@@ -190,12 +197,14 @@ def keep_nothing() -> bytes:
 
 
 def open_proc() -> bytes:
-    """Open what is observed, as the lowest free descriptors: SMAPS_FD, PAGEMAP_FD, STATUS_FD."""
-    return b"".join(call("open", PROC_AT[name], 0) for name in ("smaps", "pagemap", "status"))
+    """Open what is observed, as the lowest free descriptors: PROC_FDS."""
+    return b"".join(
+        call("open", PROC_AT[name], 0) for name in ("smaps", "pagemap", "status", "maps")
+    )
 
 
 def observe(scan_arg: int = SCAN_ARG) -> bytes:
-    """Make the three entries that write down the address space: smaps, pages, counters.
+    """Make the three entries that write down the address space: counters, smaps, pages.
 
     Only what is not the same, byte for byte, as at the last time is written; the result of an entry
     is AS_BEFORE otherwise.
@@ -204,9 +213,9 @@ def observe(scan_arg: int = SCAN_ARG) -> bytes:
     smaps, pages, status = (RING + place for place, _ in KEPT.values())
     return b"".join(
         [
-            stub.entry(stub.READ, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
-            stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
             stub.entry(stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status),
+            stub.entry(stub.SMAPS, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
+            stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
         ]
     )
 

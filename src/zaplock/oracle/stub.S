@@ -78,12 +78,16 @@ op_jump_if_zero:                        # the same, if the last result was 0
 
 op_read:                                # observe the file a0, at least a4 bytes or all, through
         mov     r15, [rbx+24]           # the buffer a2 of a1 bytes: what is full is written out
-        xor     r14d, r14d
         xor     r12d, r12d
+read_on:
+        xor     r14d, r14d
 1:      mov     rdi, [rbx+8]
         lea     rsi, [r15+r12]
         mov     rdx, [rbx+16]
         sub     rdx, r12
+        mov     eax, 0xc00              # with so few at once seq_file, whose buffer is a page, need
+        cmp     rdx, rax                # not drop a VMA of smaps that no longer fits, and write it
+        cmova   rdx, rax                # again
         lea     r10, [r14+r12]
         mov     eax, 17                 # pread64
         syscall
@@ -141,6 +145,123 @@ observed:                               # r12 bytes at r15 are the rest, r14 are
         lea     rax, [r14+r12]
         jmp     done
 
+op_smaps:                               # as op_read of smaps, after status. If that is as before, and
+        cmp     r14, -1                 # if what is below the ring is, and if nothing else is between
+        jne     7f                      # or above: then no more is read, of the ring itself and of what
+        mov     rdi, [rbx+48]           # is no process's own ([vsyscall])
+        mov     rcx, [rdi]
+        cmp     rcx, -1
+        je      7f
+        add     rdi, 16
+        mov     r9, [rip+start+0x13b0]  # bytes of what is kept that are below the ring, if known
+        test    r9, r9
+        jns     below
+        mov     r8, [rip+start+0x13a0]  # else look for the ring's line, from the end on
+        lea     rdx, [rcx-16]
+1:      test    rdx, rdx
+        js      7f
+        cmp     r8, [rdi+rdx]
+        je      3f
+2:      dec     rdx
+        jmp     1b
+3:      mov     rax, [rdi+rdx+5]
+        cmp     rax, [rip+start+0x13a5]
+        jne     2b
+        mov     r9, rdx
+        xor     eax, eax
+        test    rdx, rdx
+        jz      6f
+        cmp     byte ptr [rdi+rdx-1], 10
+        jne     2b
+        mov     r8, 0x3a7367616c466d56  # VmFlags: of the last but one below it, then its neighbour's
+        sub     rdx, 256                # line, where that one ends
+1:      dec     rdx
+        js      2f
+        cmp     r8, [rdi+rdx]
+        jne     1b
+        jmp     3f
+2:      xor     edx, edx
+3:      cmp     byte ptr [rdi+rdx], 45
+        je      4f
+        inc     rdx
+        cmp     byte ptr [rdi+rdx], 10
+        jne     3b
+        inc     rdx
+        jmp     3b
+4:      inc     rdx
+        movzx   ecx, byte ptr [rdi+rdx]
+        cmp     cl, 32
+        je      6f
+        sub     ecx, 48
+        cmp     ecx, 9
+        jbe     5f
+        sub     ecx, 39
+5:      shl     rax, 4
+        add     rax, rcx
+        jmp     4b
+6:      mov     [rip+start+0x13b8], rax
+        mov     [rip+start+0x13b0], r9
+        jmp     below
+7:      mov     qword ptr [rip+start+0x13b0], -1
+        jmp     op_read
+
+below:  mov     r15, [rbx+24]           # read so much again
+        xor     r12d, r12d
+1:      mov     rdx, r9
+        sub     rdx, r12
+        jz      2f
+        mov     eax, 0xc00              # or as much as fits seq_file's page: what has been written
+        cmp     rdx, 0x1000             # before is never all, as it would write one VMA more
+        cmovae  rdx, rax
+        mov     rdi, [rbx+8]
+        lea     rsi, [r15+r12]
+        mov     r10, r12
+        mov     eax, 17
+        syscall
+        test    rax, rax
+        jle     6f
+        add     r12, rax
+        jmp     1b
+2:      mov     rdi, [rbx+48]
+        add     rdi, 16
+        xor     eax, eax
+3:      lea     rcx, [rax+8]
+        cmp     rcx, r9
+        ja      4f
+        mov     rdx, [r15+rax]
+        cmp     rdx, [rdi+rax]
+        jne     6f
+        mov     rax, rcx
+        jmp     3b
+4:      test    r9, r9
+        jz      5f
+        mov     rdx, [r15+r9-8]
+        cmp     rdx, [rdi+r9-8]
+        jne     6f
+5:      mov     rax, [rip+start+0x13b8]
+        lea     rdx, [rip+start+0x1490]
+        mov     [rdx+16], rax
+        mov     edi, 7
+        mov     esi, 0xc0686611         # PROCMAP_QUERY: what comes next is the ring,
+        mov     eax, 16
+        syscall
+        test    rax, rax
+        jnz     6f
+        lea     rax, [rip+start]
+        cmp     rax, [rdx+24]
+        jne     6f
+        mov     rax, [rdx+32]
+        mov     [rdx+16], rax
+        mov     edi, 7
+        mov     eax, 16
+        syscall
+        cmp     rax, -2                 # and after it nothing: ENOENT
+        jne     6f
+        mov     rax, -1
+        jmp     done
+6:      mov     qword ptr [rip+start+0x13b0], -1
+        jmp     read_on                 # the rest, too
+
 op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argument a1) and the
         mov     rsi, [rbx+16]           # first qword of every present page tell: regions or errno,
         mov     r15, [rbx+24]           # 0, regions, qwords. Buffer a2, no qword at or beyond a4:
@@ -161,7 +282,8 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         lea     r8, [rsi+rax*8]
         mov     r12, r8
         xor     r14d, r14d
-        lea     r13, [rip+6f]
+        lea     r13, [rip+refused]
+        xor     ebp, ebp
 2:      cmp     rsi, r8
         jae     5f
         mov     rdi, [rsi]
@@ -172,7 +294,7 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         jae     4f
         cmp     r12, [rbx+40]
         jb      7f
-        mov     rbp, rdi
+        mov     r13, rdi
         mov     r10, rsi
         mov     rdx, r12
         sub     rdx, r15
@@ -184,8 +306,12 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         mov     r15, r8
         mov     r12, r8
         mov     rsi, r10
-        mov     rdi, rbp
-7:      mov     rax, [rdi]
+        mov     rdi, r13
+        lea     r13, [rip+refused]
+7:      cmp     rdi, rbp
+        jb      known
+8:      mov     r10, rsi
+        mov     rax, [rdi]
 6:      mov     [r12], rax
         add     r12, 8
         add     rdi, 4096
@@ -199,6 +325,52 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
         jmp     2b
 5:      sub     r12, r15
         jmp     observed
+
+refused:                                # a load at rdi has ended with the signal rax, of which a
+        mov     rsi, r10                # mapping's pages are told by its first, below rbp: see known
+        and     rdi, -4096
+        mov     [rip+start+0x14f8], rax
+        cmp     rax, -720898            # SIGSEGV, SEGV_ACCERR
+        jne     6b
+        mov     rbp, rdi
+        or      rbp, 0x1fffff
+        inc     rbp
+        test    byte ptr [rsi+16], 0x40
+        jnz     6b
+        mov     r13, rsi
+        mov     r10, rdi
+        lea     rdx, [rip+start+0x1490]
+        mov     [rdx+16], rdi
+        mov     edi, 7
+        mov     esi, 0xc0686611         # PROCMAP_QUERY (6.11): where the mapping ends
+        mov     eax, 16
+        syscall
+        mov     rdi, r10
+        mov     rsi, r13
+        lea     r13, [rip+refused]
+        xor     ebp, ebp
+        test    rax, rax
+        cmovz   rbp, [rdx+32]
+        mov     rax, [rip+start+0x14f8]
+        jmp     6b
+
+known:                                  # one that a mapping refuses is told by EFAULT, which takes
+        test    byte ptr [rsi+16], 0x40 # the kernel a third of the time of a signal, and one of a
+        jnz     9f                      # huge page not at all: it has one entry for all of them
+        mov     r13, rsi
+        mov     rsi, rdi
+        mov     edi, 99                 # rt_sigprocmask reads the mask before it looks how
+        xor     edx, edx
+        mov     r10d, 8
+        mov     eax, 14
+        syscall
+        mov     rdi, rsi
+        mov     rsi, r13
+        lea     r13, [rip+refused]
+        cmp     eax, -14
+        jne     8b
+9:      mov     rax, [rip+start+0x14f8]
+        jmp     6b
 
 op_meet:                                # one less in the qword a0; wait until it is 0 or less (first
         mov     rdi, [rbx+8]            # turning round, then yielding the CPU); then turn round a1
@@ -220,17 +392,13 @@ op_meet:                                # one less in the qword a0; wait until i
 5:      xor     eax, eax
         jmp     done
 
-on_signal:                              # handler(signal, siginfo, ucontext): rax = what, rip = r13
-        mov     eax, edi
+on_signal:                              # handler(signal, siginfo, ucontext), which never returns:
+        mov     eax, edi                # rax = what, rdi = where, and on at r13, off this stack
         shl     eax, 16
         mov     ecx, [rsi+8]
         and     ecx, 0xffff
         or      eax, ecx
         neg     rax
-        mov     [rdx+144], rax
-        mov     rcx, [rdx+80]
-        mov     [rdx+168], rcx
-        ret
-restorer:
-        mov     eax, 15
-        syscall
+        mov     rdi, [rsi+16]
+        xor     esp, esp
+        jmp     r13
