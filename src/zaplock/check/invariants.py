@@ -8,7 +8,7 @@ everything has ended, and what should happen at least once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
-from zaplock.model.rwsem import lock_name
+from zaplock.model.rwsem import Lock, lock_name
 from zaplock.model.spans import TOP, spans_of
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
@@ -92,8 +92,20 @@ class Promises:
         """Return what has to hold when all have ended."""
         wrong = tuple(partial(forbid, outcome) for outcome in self._outcomes("forbidden"))
         if self.scenario.unchanged:
-            return (*wrong, books_balance, partial(nothing_changed, self.build()))
-        return (*wrong, books_balance)
+            return (*wrong, self._locks_are_free, books_balance,
+                    partial(nothing_changed, self.build()))  # fmt: skip
+        return (*wrong, self._locks_are_free, books_balance)
+
+    def _locks_are_free(self, m: Machine, results: tuple[Any, ...]) -> None:
+        """Report a lock whose holder has ended, or never was: it was handed over to nobody."""
+        resting = {tid for tid, result in zip(self.operations, results) if result is None}
+        for lock, tid in holders(m):
+            if tid not in resting:
+                raise Violation(
+                    Invariant.LOCK_MODE,
+                    f"all have ended, and {lock_name(lock)} is still held: by task {tid}, which "
+                    f"{'has ended before' if tid in self.operations else 'there is none of'}",
+                )
 
     def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
         """Return what has to happen in some run, by name."""
@@ -256,11 +268,17 @@ def no_leftover_permission(m: Machine, task: Task) -> None:
                     )
 
 
-def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
-    """Report a task that ends while it holds a lock."""
+def holders(m: Machine) -> Iterator[tuple[Lock, int]]:
+    """List who holds which semaphore, in either mode."""
     for lock in m.locks:
         sem = m.locks[lock]
-        if sem.writer == task.tid or task.tid in sem.readers:
+        yield from ((lock, tid) for tid in (sem.writer, *sem.readers) if tid)
+
+
+def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
+    """Report a task that ends while it holds a lock."""
+    for lock, tid in holders(m):
+        if tid == task.tid:
             raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock_name(lock)}")
     for lock in m.spans:
         if any(span.tid == task.tid for span in m.spans[lock].held):

@@ -19,7 +19,7 @@ from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.exhaustive import Answer, SearchLimits, Verdict, answer_of
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked
 from zaplock.engines.checking.positions import Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.engines.checking.sealed import seal
@@ -179,9 +179,9 @@ class _PlainSearch:
         for i in moved:
             if after[i].step is None:
                 for check in self.configuration.at_task_end:
-                    guarded(check, self.machine, self.tasks[i], after[i].result)
+                    asked(check, self.machine, self.tasks[i], after[i].result)
         for promise in self.configuration.always:
-            guarded(promise, self.machine)
+            asked(promise, self.machine)
         return tuple(after)
 
     def _arrive(self, positions: Positions) -> bool:
@@ -194,12 +194,12 @@ class _PlainSearch:
         if not self.visited:
             try:
                 for promise in self.configuration.always:
-                    guarded(promise, self.machine)
+                    asked(promise, self.machine)
             except Violation as violation:
                 self._note(violation)
         self.visited.add(key)
         for name, is_true in self.configuration.sometimes.items():
-            if name not in self.seen_sometimes and is_true(self.machine):
+            if name not in self.seen_sometimes and asked(is_true, self.machine):
                 self.seen_sometimes.add(name)
         return True
 
@@ -215,11 +215,11 @@ class _PlainSearch:
         self.endings += 1
         results = tuple(node.result for node in positions)
         for name, is_true in self.configuration.sometimes_at_end.items():
-            if is_true(self.machine, results):
+            if asked(is_true, self.machine, results):
                 self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
-                guarded(check, self.machine, results)
+                asked(check, self.machine, results)
         except Violation as violation:
             self._note(violation)
 
@@ -255,5 +255,6 @@ class _PlainSearch:
             limit,
             self.endings,
             audit=audit,
+            loops=any(trie.merged for trie in self.tries),
             results=tuple(tuple(end.result for end in trie.ended()) for trie in self.tries),
         )

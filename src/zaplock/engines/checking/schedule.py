@@ -16,11 +16,12 @@ from typing import Any
 
 from zaplock.engines.checking.configuration import Configuration, Protocol, TaskProgram
 from zaplock.engines.checking.depicting import Stand, is_same_place
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked, guarded
 from zaplock.engines.checking.positions import LiveProtocol, abandon
 from zaplock.engines.checking.sealed import seal
 from zaplock.engines.checking.turn import attempt
 from zaplock.errors import ProtocolError, UserError
+from zaplock.model.frozen import NotFrozen
 from zaplock.model.step import MarkStep, SleepStep, Step
 from zaplock.model.violations import Invariant, Violation
 
@@ -154,9 +155,9 @@ class ScheduleRun:
 
     def _ask_promises(self) -> None:
         for promise in self.configuration.always:
-            guarded(promise, self.machine)
+            asked(promise, self.machine)
         for name, is_true in self.configuration.sometimes.items():
-            if is_true(self.machine):
+            if asked(is_true, self.machine):
                 self.sometimes.add(name)
 
     @property
@@ -189,6 +190,8 @@ class ScheduleRun:
             if kind == "blocked":
                 return None
             self._move(position, index, kind, result, granted)
+        except NotFrozen as error:
+            raise ProtocolError(f"{self.tasks[index]}: {step}: {error}") from None
         except Violation as violation:
             self.violation = violation
             kind = "violation"
@@ -213,7 +216,7 @@ class ScheduleRun:
         for i in moved:
             if self.positions[i].step is None:
                 for check in self.configuration.at_task_end:
-                    guarded(check, self.machine, self.tasks[i], self.positions[i].result)
+                    asked(check, self.machine, self.tasks[i], self.positions[i].result)
         self._ask_promises()
 
     def finish(self) -> None:
@@ -229,7 +232,7 @@ class ScheduleRun:
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return
         for check in self.configuration.at_end:
-            self._guard(lambda check=check: guarded(check, self.machine, self.results()))
+            self._guard(lambda check=check: asked(check, self.machine, self.results()))
 
     def place(self) -> RunPlace:
         """Return what the run depends on from here on: all cells, and where the tasks stand."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from zaplock.engines.checking.audit import Auditor
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked
 from zaplock.engines.checking.packed_states import PackedStore, StateLayout
 from zaplock.engines.checking.positions import POSITION_BITS, Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
@@ -226,7 +226,7 @@ class TransitionTable:
 
     def _task_ended(self, index: int, node: Node) -> None:
         for check in self.configuration.at_task_end:
-            guarded(check, self.machine, self.tasks[index], node.result)
+            asked(check, self.machine, self.tasks[index], node.result)
 
     def _number(self, violation: Violation) -> int:
         key = violation.invariant, violation.message
@@ -250,8 +250,8 @@ class TransitionTable:
                 except Violation as violation:
                     broken = broken or violation
         for name, promise in self.sometimes.items():
-            asked = name not in self.seen_sometimes and (everything or written & promise.mask)
-            if asked and self._ask(promise):
+            is_new = name not in self.seen_sometimes
+            if is_new and (everything or written & promise.mask) and self._ask(promise):
                 self.seen_sometimes.add(name)
         return broken
 
@@ -260,7 +260,7 @@ class TransitionTable:
         known = set(packed.reads)
         packed.reads.clear()
         try:
-            return guarded(promise.run, self.machine)
+            return asked(promise.run, self.machine)
         finally:
             looked_at = packed.read_mask()
             packed.reads.update(known)
@@ -296,16 +296,20 @@ class TransitionTable:
         """Ask what is promised for the end of everything."""
         self.packed.go_to(state)
         for name, is_true in self.configuration.sometimes_at_end.items():
-            if name not in self.seen_sometimes and is_true(self.machine, results):
+            if name not in self.seen_sometimes and asked(is_true, self.machine, results):
                 self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
-                guarded(check, self.machine, results)
+                asked(check, self.machine, results)
         except Violation as violation:
             return violation
         finally:
             self.adopt()
         return None
+
+    def loops(self) -> bool:
+        """Return whether a task was seen to come back to where it was."""
+        return any(trie.merged for trie in self.tries)
 
     def close(self) -> None:
         """Let go of every coroutine."""
