@@ -189,12 +189,11 @@ class Surroundings:
         self.has_users_code = True
         if not self._observing:
             self.covered.add(code)
-        refuse_forbidden(code, names)
-        used = {name: names[name] for name in names_in(code) if name in names}
+        refuse_forbidden(code, names, captured)
+        used = {name: names[name] for name in globals_in(code) if name in names}
         look_at_set_order(code, {**used, **captured})
-        for name in names_in(code):
-            if name in names:
-                self._global(name, names, code)
+        for name in used:
+            self._global(name, names, code)
 
     def _global(self, name: str, names: dict[str, Any], code: types.CodeType) -> None:
         value = names[name]
@@ -292,7 +291,8 @@ def _parts(value: Any) -> list[Any]:
 def _data_of(kind: type) -> dict[str, Any]:
     if issubclass(kind, Enum):
         return {str(member): dict(vars(member)) for member in kind} | {"class": sorted(vars(kind))}
-    hidden = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__dataclass_fields__")
+    hidden = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__dataclass_fields__",
+              "__slotnames__")  # fmt: skip
     descriptors = (types.GetSetDescriptorType, types.MemberDescriptorType)
     return {
         name: value
@@ -328,8 +328,23 @@ def _where(code: types.CodeType) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
+@cache
+def globals_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the globals and built-ins that code uses, and functions inside it, in order."""
+    found = [
+        str(one.argval)
+        for inner in _codes_in(code)
+        for one in dis.get_instructions(inner)
+        if one.opname in _OF_GLOBALS
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+_OF_GLOBALS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
+
 def names_in(code: types.CodeType) -> Iterator[str]:
-    """List the names that code uses, that of functions inside it included."""
+    """List the names that code uses, those of attributes and of functions inside it included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -339,16 +354,18 @@ def names_in(code: types.CodeType) -> Iterator[str]:
 # What is refused
 
 
-def refuse_forbidden(code: types.CodeType, names: dict[str, Any]) -> None:
+def refuse_forbidden(code: types.CodeType, names: dict[str, Any], captured: dict[str, Any]) -> None:
     """Raise ProtocolError where code asks a clock or the like, or writes a global."""
     for inner in _codes_in(code):
         problem = _problem(inner)
         if problem:
             raise ProtocolError(f"{code.co_qualname} ({_where(code)}) {problem}")
-    called = [(name, names.get(name, getattr(builtins, name, None) if name not in names else None))
-              for name in names_in(code)]  # fmt: skip
-    for name, found in (*called, *_parts_of_modules(code, names)):
-        source = _forbidden_source(name, found, name in names or "." in name)
+    used = globals_in(code)
+    built_in = {name: getattr(builtins, name, None) for name in used if name not in names}
+    reached = {name: names[name] for name in used if name in names} | captured
+    parts = _parts_of_modules(code, reached)
+    for name, found in (*built_in.items(), *reached.items(), *parts):
+        source = _forbidden_source(name, found, name not in built_in)
         if source:
             raise ProtocolError(
                 f"{code.co_qualname} ({_where(code)}) uses {source}: a step and a protocol may "
