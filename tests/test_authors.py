@@ -227,7 +227,7 @@ PAIR = ["munmap+fault", "--design"]
     [
         (["FILE:FAILS", "--design", "linux-6.18"], 4, "KeyError in fails (mine.py:5)"),
         (["FILE:NOTHING", "--design", "linux-6.18"], 4, "operation 'op' returned None"),
-        (["FILE:PLAIN", "--design", "linux-6.18"], 4, "its run gave 0 and no protocol"),
+        (["FILE:PLAIN", "--design", "linux-6.18"], 4, "what it runs gave 0 and no protocol"),
         (["FILE:DIVIDES", "--design", "linux-6.18"], 4, "ZeroDivisionError in divide"),
         (["FILE:NUMBER"], 2, "Expected `str`, got `int`"),
         (["FILE:WORD"], 2, "Expected `array`, got `str`"),

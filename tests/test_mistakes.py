@@ -18,6 +18,7 @@ from crews import explore_split
 
 from zaplock.author import (
     Cx,
+    InitialMapping,
     Invariant,
     LockClass,
     Machine,
@@ -33,6 +34,7 @@ from zaplock.author import (
     down_write_trylock,
     hand_over_read,
     lock_range,
+    replace,
     step,
     unlock_range,
     up_read,
@@ -397,3 +399,58 @@ def test_an_attribute_is_not_taken_for_the_built_in_function_of_its_name() -> No
         return 0
 
     assert searched(scenario(body))[0].verdict == "proved"
+
+
+def under(munmap: Any, *tasks: TaskSpec) -> tuple[Scenario, Any]:
+    """Make a scenario of one mapping, and Linux with another munmap."""
+    made = Scenario(
+        summary="a mapping", map=(InitialMapping((0, 4), populated=(0, 2)),), task=tasks
+    )
+    return validated(made, "one mapping"), replace(LINUX, name="mine", munmap=munmap)
+
+
+def test_a_munmap_that_does_nothing_is_no_munmap() -> None:
+    async def at_once(_cx: Cx, _start: int, _length: int) -> int:
+        return 0
+
+    async def later(cx: Cx, _start: int, _length: int) -> int:
+        await COUNT.add(1, 1)
+        return 0
+
+    for munmap in (at_once, later):
+        made, mine = under(munmap, TaskSpec(("munmap 0 4",), name="M"))
+        for more in ({}, {"exact": True}):
+            found = check(made, mine, **more)  # type: ignore[arg-type]
+            assert str(found.violation) == (
+                "RETURN_MEANS_GONE: M has returned from emptying it, but page 0 is still mapped "
+                "to its old frame"
+            )
+        assert sample_check(made, mine, 3).invariants == ("RETURN_MEANS_GONE",)
+
+
+def test_what_takes_no_step_is_judged_where_it_ends() -> None:
+    async def refuses(_cx: Cx, _start: int, _length: int) -> int:
+        return -22
+
+    made, mine = under(refuses, TaskSpec(("munmap 0 4 -> 0",), name="M"))
+    for more in ({}, {"exact": True}):
+        found = check(made, mine, **more)  # type: ignore[arg-type]
+        assert "M: munmap 0 4 gave -22, right would be 0" in str(found.violation)
+        assert found.token
+
+
+@pytest.mark.parametrize("result", [None, False, "done", 0.0])
+def test_a_call_returns_a_number(result: Any) -> None:
+    async def munmap(cx: Cx, start: int, length: int) -> Any:
+        await LINUX.munmap(cx, start, length)
+        return result
+
+    made, mine = under(munmap, TaskSpec(("munmap 0 4",), name="M"))
+    with pytest.raises(ProtocolError, match=f"'munmap' under mine returned {result!r}: return a"):
+        check(made, mine)
+
+
+def test_a_munmap_is_a_protocol() -> None:
+    made, mine = under(lambda _cx, _start, _length: 0, TaskSpec(("munmap 0 4",), name="M"))
+    with pytest.raises(ProtocolError, match="'munmap' under mine: what it runs gave 0 and no"):
+        check(made, mine)

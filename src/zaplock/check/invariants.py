@@ -36,7 +36,7 @@ from zaplock.model.rwsem import Lock, lock_name
 from zaplock.model.spans import TOP, spans_of
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma, overlapping
+from zaplock.model.vma import Vma, overlapping, tombstones_over
 from zaplock.protocols.address_locks import ADDRESS_LOCKS
 from zaplock.protocols.shortage import FAILED
 
@@ -171,6 +171,7 @@ class Promises:
             later = self.flushes_later and operation.name == "munmap"
             if pages is not None and result >= 0 and not later:
                 no_old_translation(m, task, *pages)
+                no_old_page(m, task, *pages)
             if operation.name == "truncate":
                 no_cut_maps(m, task, *operation.numbers)
             if operation.name == "revoke":
@@ -218,6 +219,19 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
+
+
+def no_old_page(m: Machine, task: Task, first: int, last: int) -> None:
+    """Report a page of an emptied range that is still mapped as it was before the run."""
+    mm = m.mm(task.mm)
+    for start, _, pte in mm.ptes.overlapping(BASE_PAGE + first, BASE_PAGE + last):
+        is_old = pte.delta + start in SETUP_FRAMES and pte.kind == "anon"
+        if is_old and not tombstones_over(mm, start << PAGE_SHIFT, start + 1 << PAGE_SHIFT):
+            raise Violation(
+                Invariant.RETURN_MEANS_GONE,
+                f"{task} has returned from emptying it, but page {start - BASE_PAGE} is still "
+                "mapped to its old frame",
+            )
 
 
 def no_cut_maps(m: Machine, task: Task, file: int, size: int) -> None:

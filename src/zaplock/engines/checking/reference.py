@@ -193,6 +193,10 @@ class _PlainSearch:
             return False
         if not self.visited:
             try:
+                for task, node in zip(self.tasks, positions):
+                    if node.step is None:
+                        for check in self.configuration.at_task_end:
+                            asked(check, self.machine, task, node.result)
                 for promise in self.configuration.always:
                     asked(promise, self.machine)
             except Violation as violation:
@@ -214,10 +218,10 @@ class _PlainSearch:
             return
         self.endings += 1
         results = tuple(node.result for node in positions)
-        for name, is_true in self.configuration.sometimes_at_end.items():
-            if asked(is_true, self.machine, results):
-                self.seen_sometimes.add(name)
         try:
+            for name, is_true in self.configuration.sometimes_at_end.items():
+                if asked(is_true, self.machine, results):
+                    self.seen_sometimes.add(name)
             for check in self.configuration.at_end:
                 asked(check, self.machine, results)
         except Violation as violation:

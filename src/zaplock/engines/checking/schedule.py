@@ -145,13 +145,23 @@ class ScheduleRun:
         self.sometimes: set[str] = set()
         for position in self.positions:
             self._guard(lambda position=position: position.resume(None))
-        self._guard(self._ask_promises)
+        self._guard(self._ask_in_the_beginning)
 
     def _guard(self, act: Any) -> None:
         try:
             act()
         except Violation as violation:
             self.violation = self.violation or violation
+
+    def _ask_in_the_beginning(self) -> None:
+        for index, position in enumerate(self.positions):
+            if position.step is None and self.violation is None:
+                self._task_ended(index)
+        self._ask_promises()
+
+    def _task_ended(self, index: int) -> None:
+        for check in self.configuration.at_task_end:
+            asked(check, self.machine, self.tasks[index], self.positions[index].result)
 
     def _ask_promises(self) -> None:
         for promise in self.configuration.always:
@@ -215,8 +225,7 @@ class ScheduleRun:
             moved.append(other)
         for i in moved:
             if self.positions[i].step is None:
-                for check in self.configuration.at_task_end:
-                    asked(check, self.machine, self.tasks[i], self.positions[i].result)
+                self._task_ended(i)
         self._ask_promises()
 
     def finish(self) -> None:

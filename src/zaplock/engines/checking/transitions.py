@@ -99,10 +99,20 @@ class TransitionTable:
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
         failed = [trie.failed for trie in self.tries if trie.failed is not None]
-        self.initial_violation = failed[0] if failed else self._ask_promises(everything=True)
+        self.initial_violation = failed[0] if failed else self._ask_in_the_beginning()
         while self.packed.adopt():  # what a promise has made it has looked into, and nobody saw it
             self._ask_promises(everything=True)
         self.auditor = Auditor(self)
+
+    def _ask_in_the_beginning(self) -> Violation | None:
+        """Ask about the first state, and about tasks that have come to their ends in no step."""
+        try:
+            for index, trie in enumerate(self.tries):
+                if trie.root.step is None:
+                    self._task_ended(index, trie.root)
+        except Violation as violation:
+            return violation
+        return self._ask_promises(everything=True)
 
     def enter(self, index: int, node: Node) -> int:
         """Return the bits of a position, which has a row from now on (None: ended)."""
@@ -295,10 +305,10 @@ class TransitionTable:
     def at_end(self, state: int, results: tuple[Any, ...]) -> Violation | None:
         """Ask what is promised for the end of everything."""
         self.packed.go_to(state)
-        for name, is_true in self.configuration.sometimes_at_end.items():
-            if name not in self.seen_sometimes and asked(is_true, self.machine, results):
-                self.seen_sometimes.add(name)
         try:
+            for name, is_true in self.configuration.sometimes_at_end.items():
+                if name not in self.seen_sometimes and asked(is_true, self.machine, results):
+                    self.seen_sometimes.add(name)
             for check in self.configuration.at_end:
                 asked(check, self.machine, results)
         except Violation as violation:
