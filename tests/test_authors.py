@@ -226,7 +226,11 @@ PAIR = ["munmap+fault", "--design"]
     ("argv", "code", "words"),
     [
         (["FILE:FAILS", "--design", "linux-6.18"], 4, "KeyError in fails (mine.py:5)"),
-        (["FILE:NOTHING", "--design", "linux-6.18"], 4, "operation 'op' returned None"),
+        (
+            ["FILE:NOTHING", "--design", "linux-6.18"],
+            4,
+            "operation 'op' under linux-6.18 returned None",
+        ),
         (["FILE:PLAIN", "--design", "linux-6.18"], 4, "what it runs gave 0 and no protocol"),
         (["FILE:DIVIDES", "--design", "linux-6.18"], 4, "ZeroDivisionError in divide"),
         (["FILE:NUMBER"], 2, "Expected `str`, got `int`"),

@@ -224,7 +224,9 @@ def _program(
     async def again() -> None:
         at = 0
         while True:
-            a_number(await start(steps[at], kinds[at]), steps[at], design)
+            given = await start(steps[at], kinds[at])  # alone: a loop closes at a bare `await`
+            a_number(given, steps[at], design)
+            del given
             at = (at + 1) % len(steps)
 
     body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
