@@ -35,7 +35,7 @@ from zaplock.designs import load
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.easiest import easiest_counterexample
+from zaplock.engines.checking.easiest_counterexample import easiest_counterexample
 from zaplock.engines.checking.exhaustive import (
     SearchLimits,
     SearchProgress,

@@ -23,7 +23,7 @@ from zaplock.engines.checking.faults import asked
 from zaplock.engines.checking.positions import Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.store import Mark

@@ -19,7 +19,7 @@ from zaplock.engines.checking.depicting import Stand, is_same_place
 from zaplock.engines.checking.faults import asked, guarded
 from zaplock.engines.checking.positions import LiveProtocol, abandon
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError, UserError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.step import MarkStep, SleepStep, Step

@@ -25,7 +25,7 @@ from zaplock.engines.checking.packed_states import PackedStore, StateLayout
 from zaplock.engines.checking.positions import POSITION_BITS, Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.machine import Machine
