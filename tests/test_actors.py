@@ -203,6 +203,7 @@ def test_a_hold_that_is_handed_over_is_the_other_tasks_to_end() -> None:
 
 def test_a_worker_that_is_started_before_it_has_the_hold_is_found() -> None:
     async def hurries(cx, start, length):  # type: ignore[no-untyped-def]
+        await LINUX.munmap(cx, start, length)
         await down_read(cx.mmap_lock)
         await hand_over_read(cx.mmap_lock, await start_task("worker"))
         return 0
@@ -221,6 +222,7 @@ def test_a_worker_that_nobody_starts_rests() -> None:
 
 def test_without_the_handing_over_the_lock_is_held_for_ever() -> None:
     async def keeps(cx, start, length):  # type: ignore[no-untyped-def]
+        await LINUX.munmap(cx, start, length)
         await down_read(cx.mmap_lock)
         await add_counter(cx.mm, "hiwater_vm", 0)
         await start_task("worker")

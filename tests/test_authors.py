@@ -226,8 +226,12 @@ PAIR = ["munmap+fault", "--design"]
     ("argv", "code", "words"),
     [
         (["FILE:FAILS", "--design", "linux-6.18"], 4, "KeyError in fails (mine.py:5)"),
-        (["FILE:NOTHING", "--design", "linux-6.18"], 4, "operation 'op' returned None"),
-        (["FILE:PLAIN", "--design", "linux-6.18"], 4, "its run gave 0 and no protocol"),
+        (
+            ["FILE:NOTHING", "--design", "linux-6.18"],
+            4,
+            "operation 'op' under linux-6.18 returned None",
+        ),
+        (["FILE:PLAIN", "--design", "linux-6.18"], 4, "what it runs gave 0 and no protocol"),
         (["FILE:DIVIDES", "--design", "linux-6.18"], 4, "ZeroDivisionError in divide"),
         (["FILE:NUMBER"], 2, "Expected `str`, got `int`"),
         (["FILE:WORD"], 2, "Expected `array`, got `str`"),
@@ -238,7 +242,7 @@ PAIR = ["munmap+fault", "--design"]
         ([*PAIR, "FILE:ASSERTS"], 1, "an assertion fails in asserts (mine.py:21): three"),
         ([*PAIR, "FILE:ASSERTS", "--exact"], 1, "an assertion fails in asserts"),
         ([*PAIR, "FILE:ASSERTS", "--jobs", "2"], 1, "an assertion fails in asserts"),
-        ([*PAIR, "FILE:SYNC"], 4, "TypeError"),
+        ([*PAIR, "FILE:SYNC"], 4, "what it runs gave 0 and no protocol"),
         ([*PAIR, "FILE:NONE"], 2, "munmap is None, no protocol"),
         ([*PAIR, "linux-6.18", "--invariant", "FILE:YES"], 4, "returned True; return what is"),
         ([*PAIR, "linux-6.18", "--invariant", "FILE:RAISES"], 4, "AttributeError"),

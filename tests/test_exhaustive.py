@@ -25,7 +25,7 @@ from toys import (
 )
 
 from zaplock.engines.checking.configuration import Configuration, Rules
-from zaplock.engines.checking.easiest import easiest_counterexample
+from zaplock.engines.checking.easiest_counterexample import easiest_counterexample
 from zaplock.engines.checking.exhaustive import (
     SearchLimits,
     SearchProgress,

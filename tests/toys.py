@@ -111,7 +111,9 @@ def _random_body(rng: random.Random, length: int) -> Callable[[], Any]:
         elif kind in ("wait", "kill") and rng.random() < 0.8:
             continue
         else:
-            plan.append((kind, (rng.choice("xyz"), rng.randrange(3))))
+            name, number = rng.choice("xyz"), rng.randrange(3)
+            is_unlock = kind == "unlock"  # of what is not held
+            plan.append((kind, ((name, 0), bool(number)) if is_unlock else (name, number)))
     plan += [("unlock", (lock, write)) for lock, write in held.items()]
 
     async def body() -> int:

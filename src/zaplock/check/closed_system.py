@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ from zaplock.check.watched_invariants import (
 from zaplock.designs.rules_read import observe, observed_design, observed_rwsem, rules_read
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
-from zaplock.errors import UserError
+from zaplock.errors import ProtocolError, UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
 from zaplock.model.filters import filtered
@@ -215,7 +216,7 @@ def _program(
         if spec.begins and not await beginning(name):
             return ()
         for at, (operation, kind) in enumerate(zip(steps, kinds)):
-            results.append(await start(operation, kind))
+            results.append(a_number(await start(operation, kind), operation, design))
             if (name, at) in created:
                 await settle_beginning(created[name, at], results[-1] >= 0)
         return tuple(results)
@@ -223,7 +224,9 @@ def _program(
     async def again() -> None:
         at = 0
         while True:
-            await start(steps[at], kinds[at])
+            given = await start(steps[at], kinds[at])  # alone: a loop closes at a bare `await`
+            a_number(given, steps[at], design)
+            del given
             at = (at + 1) % len(steps)
 
     body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
@@ -239,7 +242,13 @@ def watched_protocol(
 ) -> Protocol:
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
-    protocol = under(design, kind.start(cx, operation.numbers))
+    started = kind.start(cx, operation.numbers)
+    if not inspect.iscoroutine(started):
+        raise ProtocolError(
+            f"operation {operation.name!r} under {design.name}: what it runs gave {started!r} and "
+            "no protocol; write `async def`, and call what is one"
+        )
+    protocol = under(design, started)
     protocol = as_mutated(observed_design(design), protocol, operation.name, acts)
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task))
@@ -257,6 +266,16 @@ def watched_protocol(
     if reads_maps(scenario):
         return filtered(protocol, NotesForReaders())
     return protocol
+
+
+def a_number(result: Any, operation: ScenarioOperation, design: Design) -> int:
+    """Return what an operation has returned; raises ProtocolError where that is no number."""
+    if type(result) is not int:
+        raise ProtocolError(
+            f"operation {operation.name!r} under {design.name} returned {result!r}: return a "
+            "number, 0 or more for what was done, a negative errno for what was not"
+        )
+    return result
 
 
 def reads_maps(scenario: Scenario) -> bool:

@@ -8,7 +8,7 @@ everything has ended, and what should happen at least once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -32,11 +32,11 @@ from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
-from zaplock.model.rwsem import lock_name
+from zaplock.model.rwsem import Lock, lock_name
 from zaplock.model.spans import TOP, spans_of
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma, overlapping
+from zaplock.model.vma import Vma, overlapping, tombstones_over
 from zaplock.protocols.address_locks import ADDRESS_LOCKS
 from zaplock.protocols.shortage import FAILED
 
@@ -92,8 +92,20 @@ class Promises:
         """Return what has to hold when all have ended."""
         wrong = tuple(partial(forbid, outcome) for outcome in self._outcomes("forbidden"))
         if self.scenario.unchanged:
-            return (*wrong, books_balance, partial(nothing_changed, self.build()))
-        return (*wrong, books_balance)
+            return (*wrong, self._locks_are_free, books_balance,
+                    partial(nothing_changed, self.build()))  # fmt: skip
+        return (*wrong, self._locks_are_free, books_balance)
+
+    def _locks_are_free(self, m: Machine, results: tuple[Any, ...]) -> None:
+        """Report a lock whose holder has ended, or never was: it was handed over to nobody."""
+        resting = {tid for tid, result in zip(self.operations, results) if result is None}
+        for lock, tid in holders(m):
+            if tid not in resting:
+                raise Violation(
+                    Invariant.LOCK_MODE,
+                    f"all have ended, and {lock_name(lock)} is still held: by task {tid}, which "
+                    f"{'has ended before' if tid in self.operations else 'there is none of'}",
+                )
 
     def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
         """Return what has to happen in some run, by name."""
@@ -159,6 +171,7 @@ class Promises:
             later = self.flushes_later and operation.name == "munmap"
             if pages is not None and result >= 0 and not later:
                 no_old_translation(m, task, *pages)
+                no_old_page(m, task, *pages)
             if operation.name == "truncate":
                 no_cut_maps(m, task, *operation.numbers)
             if operation.name == "revoke":
@@ -206,6 +219,19 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
+
+
+def no_old_page(m: Machine, task: Task, first: int, last: int) -> None:
+    """Report a page of an emptied range that is still mapped as it was before the run."""
+    mm = m.mm(task.mm)
+    for start, _, pte in mm.ptes.overlapping(BASE_PAGE + first, BASE_PAGE + last):
+        is_old = pte.delta + start in SETUP_FRAMES and pte.kind == "anon"
+        if is_old and not tombstones_over(mm, start << PAGE_SHIFT, start + 1 << PAGE_SHIFT):
+            raise Violation(
+                Invariant.RETURN_MEANS_GONE,
+                f"{task} has returned from emptying it, but page {start - BASE_PAGE} is still "
+                "mapped to its old frame",
+            )
 
 
 def no_cut_maps(m: Machine, task: Task, file: int, size: int) -> None:
@@ -256,11 +282,17 @@ def no_leftover_permission(m: Machine, task: Task) -> None:
                     )
 
 
-def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
-    """Report a task that ends while it holds a lock."""
+def holders(m: Machine) -> Iterator[tuple[Lock, int]]:
+    """List who holds which semaphore, in either mode."""
     for lock in m.locks:
         sem = m.locks[lock]
-        if sem.writer == task.tid or task.tid in sem.readers:
+        yield from ((lock, tid) for tid in (sem.writer, *sem.readers) if tid)
+
+
+def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
+    """Report a task that ends while it holds a lock."""
+    for lock, tid in holders(m):
+        if tid == task.tid:
             raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock_name(lock)}")
     for lock in m.spans:
         if any(span.tid == task.tid for span in m.spans[lock].held):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -56,25 +56,6 @@ class OwnOperation(OperationKind):
             raise UserError(f"operation {self.name!r}: `empties` needs a page and a count of pages")
         _takes(self.run, 1 + len(self.arguments), f"operation {self.name!r}: run")
         object.__setattr__(self, "arguments", tuple(self.arguments))
-
-    def start(self, cx: Any, numbers: Sequence[int]) -> Coroutine[Any, Any, int]:
-        """Return the started protocol, with its result looked at when it has come to its end."""
-        started = self.run(cx, *numbers)
-        if not inspect.iscoroutine(started):
-            raise ProtocolError(
-                f"operation {self.name!r}: its run gave {started!r} and no protocol; "
-                "write `async def`, and call what is one"
-            )
-        return self._to_its_end(started)
-
-    async def _to_its_end(self, started: Coroutine[Any, Any, int]) -> int:
-        result = await started
-        if type(result) is not int:
-            raise ProtocolError(
-                f"operation {self.name!r} returned {result!r}: return a number, 0 or more for what "
-                "was done, a negative errno for what was not"
-            )
-        return result
 
 
 @dataclass(frozen=True, kw_only=True)

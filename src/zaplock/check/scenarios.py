@@ -29,6 +29,7 @@ from __future__ import annotations
 import errno
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
@@ -250,6 +251,9 @@ def check(scenario: Scenario) -> None:
     """
     if len(scenario.task) > MOST_TASKS:
         raise UserError(f"{len(scenario.task)} tasks are more than {MOST_TASKS}: leave some out")
+    for name, many in Counter(names_of(scenario)).items():
+        if many > 1:
+            raise UserError(f"{many} tasks are called {name!r}: give each a name of its own")
     for name in ("grain", "max_map_count", "batch"):
         _bounded(name, getattr(scenario, name), 1)
     if not 0 <= scenario.failing_allocations <= MOST_FAILING:

@@ -35,7 +35,7 @@ from zaplock.designs import load
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.easiest import easiest_counterexample
+from zaplock.engines.checking.easiest_counterexample import easiest_counterexample
 from zaplock.engines.checking.exhaustive import (
     SearchLimits,
     SearchProgress,
@@ -45,7 +45,7 @@ from zaplock.engines.checking.exhaustive import (
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
 from zaplock.engines.checking.reference import explore_plainly
-from zaplock.engines.checking.sampled import sample
+from zaplock.engines.checking.sampled import ScheduleSample, sample
 from zaplock.engines.checking.schedule import replay, spell
 from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
@@ -282,12 +282,7 @@ def with_liveness(
 
 def told_as_lasso(found: CheckResult, system: Configuration, lasso: Lasso) -> CheckResult:
     """Add the schedule that goes into a cycle and round it; it is run to see that it does."""
-    run = replay(system, lasso.schedule, lasso.cycle)
-    if str(run.violation) != str(lasso.violation):
-        raise ProtocolError(
-            f"the cycle {spell(lasso.schedule)} of {found.scenario} does not come back to where it "
-            "began when it is run alone: something that is no cell has a say in it"
-        )
+    run_again(found.scenario, system, lasso.schedule, lasso.violation, lasso.cycle)
     return replace(found, schedule=lasso.schedule, cycle=lasso.cycle)
 
 
@@ -372,13 +367,7 @@ def explain(
         easiest = None
     if easiest is None:
         return found
-    run = replay(system, easiest.schedule)
-    if str(run.violation) != str(easiest.violation):
-        raise ProtocolError(
-            f"the schedule {spell(easiest.schedule)} of {found.scenario} has shown "
-            f"{easiest.violation} in the search and shows {run.violation or 'nothing'} when it is "
-            "run alone: something that is no cell has a say in it"
-        )
+    run_again(found.scenario, system, easiest.schedule, easiest.violation)
     return replace(
         found,
         violation=easiest.violation,
@@ -387,6 +376,33 @@ def explain(
         groups=easiest.groups,
         preemptions=easiest.preemptions,
     )
+
+
+def run_again(
+    scenario: str,
+    system: Configuration,
+    schedule: Sequence[int],
+    expected: Violation,
+    cycle: int = 0,
+) -> None:
+    """Run a schedule in an engine that shares nothing with whoever found it.
+
+    Raises ProtocolError where it does not show the same. The words of a Python error may differ.
+    """
+    try:
+        shown = replay(system, schedule, cycle).violation
+        text = str(shown or "nothing")
+    except ProtocolError:
+        raise
+    except UserError as error:  # a task that can't move, or has ended
+        shown, text = None, f"that {error}"
+    fails = Invariant.CODE_RUNS
+    both_fail = shown is not None and shown.invariant is expected.invariant is fails
+    if text != str(expected) and not both_fail:
+        raise ProtocolError(
+            f"the schedule {spell(schedule)} of {scenario} has shown {expected}, and shows {text} "
+            "when it is run alone: something that is no cell has a say in it"
+        )
 
 
 def sample_check(
@@ -404,13 +420,8 @@ def sample_check(
     system = closed_system(scenario, design, fair)
     drawn = sample(system, runs, seed=seed, depth=depth, limits=limits, progress=progress)
     broken = drawn.violation is not None
-    if drawn.violation is not None and str(replay(system, drawn.schedule).violation) != str(
-        drawn.violation
-    ):
-        raise ProtocolError(
-            f"a random run of {scenario.name} has shown {drawn.violation} and does not show it "
-            "again: something that is no cell has a say in it"
-        )
+    if drawn.violation is not None:
+        run_again(scenario.name, system, drawn.schedule, drawn.violation)
     return CheckResult(
         scenario.name,
         design.name,
@@ -423,5 +434,10 @@ def sample_check(
         fair=fair or scenario.fair,
         memory=scenario.memory,
         failing=scenario.failing_allocations,
-        why="" if broken else f"{drawn.runs} random runs",
+        why="" if broken else _said_of_runs(drawn),
     )
+
+
+def _said_of_runs(drawn: ScheduleSample) -> str:
+    unended = f", {drawn.unended} of them without an end" if drawn.unended else ""
+    return f"{drawn.runs} random runs{unended}"

@@ -50,9 +50,19 @@ class _CellHashes(dict[tuple[str, Hashable, Hashable], int]):
     __slots__ = ()
 
     def __missing__(self, cell: tuple[str, Hashable, Hashable]) -> int:
-        digest = blake2b(repr(cell).encode(), digest_size=16).digest()
+        digest = blake2b(_spelled(cell).encode(), digest_size=16).digest()
         value = self[cell] = int.from_bytes(digest, "little")
         return value
+
+
+def _spelled(value: Any) -> str:
+    """Write an exact value; Python writes no number of many thousand digits but in hex."""
+    try:
+        return repr(value)
+    except ValueError:
+        if isinstance(value, tuple):
+            return f"({', '.join(map(_spelled, value))})"
+        return hex(value)
 
 
 _HASHES: Final = _CellHashes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Invariant(Enum):
@@ -49,6 +49,18 @@ class InvariantName(NamedTuple):
     value: str
 
 
+class _Made:
+    """The violation that was made last: one that nobody raises, or that is caught, is no report."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: Violation | None = None
+
+
+made: Final = _Made()
+
+
 class Violation(Exception):
     """A protocol broke `invariant`; the message names both sides."""
 
@@ -56,3 +68,4 @@ class Violation(Exception):
         super().__init__(f"{invariant.name}: {message}")
         self.invariant = invariant
         self.message = message
+        made.last = self

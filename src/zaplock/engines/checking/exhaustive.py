@@ -171,6 +171,8 @@ class Search:
         self.transitions = 0
         self.depth = 0
         self.endings = 0
+        self.loops = False
+        """Whether another process has met one; what this one has met is in its table."""
         self.found: dict[tuple[Invariant | InvariantName, str], Violation] = {}
         self.limit = ""
         self.next_look = 0
@@ -421,7 +423,7 @@ class Search:
             self.table.misses,
             self.table.auditor.report,
             tuple(tuple(end.result for end in trie.ended()) for trie in self.table.tries),
-            any(trie.merged for trie in self.table.tries),
+            self.loops or self.table.loops(),
         )
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, Final, cast
 
-from zaplock.engines.checking.recording import Fields, RecordingDict, RecordingList
+from zaplock.engines.checking.footprints import Fields, RecordingDict, RecordingList
 from zaplock.model.frozen import ATOMS, exact
 from zaplock.model.store import ABSENT, Cells, OrderedCells, Store
 

@@ -168,6 +168,7 @@ class _Parent:
                 elif message[0] == "audited":
                     counts[number] = PartCounts()
                     self.table.auditor.report += message[1]
+                    self.search.loops |= message[2]
                 elif message[0] == "error":
                     raise message[1]
                 else:

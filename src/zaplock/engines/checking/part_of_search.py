@@ -143,7 +143,7 @@ class _Worker:
         search = self.search
         search.memory = memory
         if order == "audit":
-            self.wire.send(("audited", search.table.auditor.finish()))
+            self.wire.send(("audited", search.table.auditor.finish(), search.table.loops()))
             return
         for parcel in parcels:
             self._take_in(parcel)

@@ -54,11 +54,11 @@ class Node:
 
     `step` is what it is about to do, None when it has ended with `result`. `queued` tells that it
     waits in the queue of that step's lock. `captured` is what the step's function saw beside its
-    arguments when it was made.
+    arguments when it was made. `further` is the first position that this one has led on to.
     """
 
-    __slots__ = ("_asleep", "_live", "captured", "children", "depth", "halt", "id", "parent",
-                 "queued", "result", "stands", "step")  # fmt: skip
+    __slots__ = ("_asleep", "_live", "captured", "children", "depth", "further", "halt", "id",
+                 "parent", "queued", "result", "stands", "step")  # fmt: skip
 
     def __init__(self, number: int, parent: Node | None, result: Any, step: Step[Any] | None):
         self.id = number
@@ -68,6 +68,7 @@ class Node:
         self.queued = False
         self.captured: Hashable = None
         self.children: dict[Any, Node] = {}
+        self.further: Node | None = None
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.halt: Halt | None = None
         self.stands: tuple[Stand, ...] = ()
@@ -85,13 +86,14 @@ class Node:
 class LiveProtocol:
     """A running coroutine, watched for steps that it makes and does not await."""
 
-    __slots__ = ("chain", "protocol", "received", "task", "watch")
+    __slots__ = ("chain", "is_opaque", "protocol", "received", "task", "watch")
 
     def __init__(self, program: TaskProgram) -> None:
         self.task = program.task
         self.watch = StepWatch()
         self.chain: list[tuple[Any, int]] = []
         self.received = -1
+        self.is_opaque = False
         self.protocol: Protocol = self._watched(lambda _result: program.start(), None)
 
     def _watched(self, act: Any, result: Any) -> Any:
@@ -136,7 +138,10 @@ class LiveProtocol:
         raise ProtocolError(f"{self.task} makes the step {step} and never awaits it: `await` it")
 
     def place(self) -> Place:
-        """Name the instructions at which the protocol and those that it awaits stand."""
+        """Name the instructions at which the protocol and those that it awaits stand.
+
+        An awaitable of a class of its own keeps where it stands to itself: it is opaque.
+        """
         found: list[int] = []
         before, chain = self.chain, list[tuple[Any, int]]()
         self.chain = chain
@@ -157,6 +162,7 @@ class LiveProtocol:
             chain.append((at, since))
             found += (id(frame.f_code), frame.f_lasti)
             level, at = level + 1, inner
+        self.is_opaque = at is not None
         return tuple(found)
 
     def stands(self, records: Records) -> tuple[Stand, ...]:
@@ -167,6 +173,8 @@ class LiveProtocol:
 
     def shows_all_since(self, had: int) -> bool:
         """Return whether each frame shows all of itself or has not moved since `had` results."""
+        if self.is_opaque:
+            return False
         chain = self.chain
         for number, (one, _) in enumerate(chain):
             is_last = number + 1 == len(chain)
@@ -239,6 +247,7 @@ class Trie:
             node.halt = halt or self._halt(live, step)
             self._halts.add(node.halt)
             self.surroundings.add(step, step.name)
+            self.surroundings.locks.add(step, self.program.task)
             codes = node.halt[0][::2]
             if codes not in self._codes:
                 self._codes.add(codes)
@@ -286,6 +295,7 @@ class Trie:
             return before
         child = self._new(node, "step", result, step, live, halt)
         child.stands = stands
+        node.further = node.further or child
         return child
 
     def _halt(self, live: LiveProtocol, step: Step[Any]) -> Halt:
@@ -353,10 +363,9 @@ class Trie:
         step: Any = live.resume(result)[1]
         at = back_at
         while same_step(step, at.step):
-            further = [then for then in at.children.values() if then.parent is at]
-            if not further:
+            if at.further is None:
                 return live.close()
-            at = further[0]
+            at = at.further
             step = live.resume(at.result)[1]
         raise self._differs(at, str(step))
 

@@ -27,19 +27,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from zaplock.engines.checking.depicting import Undepictable, depict
+from zaplock.engines.checking.locks_named import LocksNamed
 from zaplock.engines.checking.set_order import look_at_set_order
 from zaplock.errors import ProtocolError
 from zaplock.model.step import Step, StepKind, WaitStep
 
-FORBIDDEN: Final = frozenset({
-    "_contextvars", "_ctypes", "_datetime", "_decimal", "_io", "_queue", "_random", "_signal",
-    "_thread", "_warnings", "_weakref", "asyncio", "atexit", "concurrent.futures",
-    "contextvars", "ctypes", "datetime", "decimal", "gc", "importlib", "inspect", "io", "linecache",
-    "locale", "logging", "multiprocessing", "nt", "numpy.random", "os", "pathlib", "posix", "queue",
-    "random", "secrets", "select", "shelve", "signal", "socket", "sqlite3", "subprocess", "sys",
-    "tempfile", "threading", "time", "tracemalloc", "uuid", "warnings", "weakref",
+PURE: Final = frozenset({
+    "__future__", "_abc", "_bisect", "_collections", "_collections_abc", "_functools", "_heapq",
+    "_operator", "_struct", "_typing", "abc", "array", "ast", "base64", "binascii", "bisect",
+    "builtins", "cmath", "collections", "colorsys", "contextlib", "copy", "copyreg", "dataclasses",
+    "difflib", "dis", "enum", "errno", "fractions", "functools", "graphlib", "hashlib", "heapq",
+    "html", "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "re",
+    "reprlib", "string", "struct", "textwrap", "token", "types", "typing", "unicodedata", "zlib",
 })  # fmt: skip
-"""What looks beyond the program, or keeps state that nobody can depict."""
+"""What of Python's own modules goes by its arguments and keeps no state."""
+FORBIDDEN: Final = frozenset({"numpy.random", "numpy.random.mtrand"})
+"""What of other libraries draws at random."""
 FORBIDDEN_BUILTINS: Final = frozenset({
     "id", "hash", "input", "open", "globals", "locals", "vars", "eval", "exec", "__import__",
     "breakpoint", "object", "setattr", "delattr",
@@ -51,10 +54,20 @@ FORBIDDEN_ATTRIBUTES: Final = frozenset({
 """What reaches around the language, but where an object is made."""
 MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__")
 
+_OF_DATACLASSES: Final = "__create_fn__.<locals>."
+"""What the methods that `dataclasses` writes for a class are called."""
+
 _HOME: Final = str(Path(__file__).parents[2])
 _LIBRARIES: Final = tuple({
     sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 })  # fmt: skip
+
+
+@cache
+def looks_beyond(module: str) -> bool:
+    """Return whether a module looks beyond the program, or keeps state that nobody can depict."""
+    first = module.partition(".")[0]
+    return module in FORBIDDEN or (first in sys.stdlib_module_names and first not in PURE)
 
 
 @cache
@@ -82,6 +95,7 @@ class Surroundings:
         self.has_users_code = False
         self.covered: set[types.CodeType] = set()
         self._observing = False
+        self.locks = LocksNamed()
 
     def add(self, value: Any, name: str) -> None:
         """Read what `value` consists of, as far as it is code of a user's, and depict the rest."""
@@ -151,7 +165,7 @@ class Surroundings:
         captured = _captured(function)
         for name, value in captured.items():
             self.add(value, name)
-        if not is_users(code.co_filename):
+        if not is_users(code.co_filename) or code.co_qualname.startswith(_OF_DATACLASSES):
             if not code.co_filename.startswith(_HOME):  # what a library has made for the user
                 for name, value in captured.items():
                     self._look(f"{name}, which {function.__qualname__} captures",
@@ -175,12 +189,11 @@ class Surroundings:
         self.has_users_code = True
         if not self._observing:
             self.covered.add(code)
-        refuse_forbidden(code, names)
-        used = {name: names[name] for name in names_in(code) if name in names}
+        refuse_forbidden(code, names, captured)
+        used = {name: names[name] for name in globals_in(code) if name in names}
         look_at_set_order(code, {**used, **captured})
-        for name in names_in(code):
-            if name in names:
-                self._global(name, names, code)
+        for name in used:
+            self._global(name, names, code)
 
     def _global(self, name: str, names: dict[str, Any], code: types.CodeType) -> None:
         value = names[name]
@@ -278,7 +291,8 @@ def _parts(value: Any) -> list[Any]:
 def _data_of(kind: type) -> dict[str, Any]:
     if issubclass(kind, Enum):
         return {str(member): dict(vars(member)) for member in kind} | {"class": sorted(vars(kind))}
-    hidden = ("__dict__", "__weakref__", "__doc__", "__annotations__")
+    hidden = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__dataclass_fields__",
+              "__slotnames__")  # fmt: skip
     descriptors = (types.GetSetDescriptorType, types.MemberDescriptorType)
     return {
         name: value
@@ -314,8 +328,23 @@ def _where(code: types.CodeType) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
+@cache
+def globals_in(code: types.CodeType) -> tuple[str, ...]:
+    """Return the globals and built-ins that code uses, and functions inside it, in order."""
+    found = [
+        str(one.argval)
+        for inner in _codes_in(code)
+        for one in dis.get_instructions(inner)
+        if one.opname in _OF_GLOBALS
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+_OF_GLOBALS: Final = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
+
 def names_in(code: types.CodeType) -> Iterator[str]:
-    """List the names that code uses, that of functions inside it included."""
+    """List the names that code uses, those of attributes and of functions inside it included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -325,15 +354,18 @@ def names_in(code: types.CodeType) -> Iterator[str]:
 # What is refused
 
 
-def refuse_forbidden(code: types.CodeType, names: dict[str, Any]) -> None:
+def refuse_forbidden(code: types.CodeType, names: dict[str, Any], captured: dict[str, Any]) -> None:
     """Raise ProtocolError where code asks a clock or the like, or writes a global."""
     for inner in _codes_in(code):
         problem = _problem(inner)
         if problem:
             raise ProtocolError(f"{code.co_qualname} ({_where(code)}) {problem}")
-    for name in names_in(code):
-        found = names.get(name, getattr(builtins, name, None) if name not in names else None)
-        source = _forbidden_source(name, found, name in names)
+    used = globals_in(code)
+    built_in = {name: getattr(builtins, name, None) for name in used if name not in names}
+    reached = {name: names[name] for name in used if name in names} | captured
+    parts = _parts_of_modules(code, reached)
+    for name, found in (*built_in.items(), *reached.items(), *parts):
+        source = _forbidden_source(name, found, name not in built_in)
         if source:
             raise ProtocolError(
                 f"{code.co_qualname} ({_where(code)}) uses {source}: a step and a protocol may "
@@ -342,21 +374,35 @@ def refuse_forbidden(code: types.CodeType, names: dict[str, Any]) -> None:
             )
 
 
+def _parts_of_modules(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List what code reaches by way of modules, such as np.random, with its dotted name."""
+    for inner in _codes_in(code):
+        name, found = "", None
+        for one in dis.get_instructions(inner):
+            if one.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+                name, found = str(one.argval), names.get(str(one.argval))
+            elif one.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(found, types.ModuleType):
+                name, found = f"{name}.{one.argval}", getattr(found, str(one.argval), None)
+                yield name, found
+            elif one.opname not in ("CACHE", "EXTENDED_ARG"):
+                found = None
+
+
 def _forbidden_source(name: str, found: Any, is_global: bool) -> str:
     if found is None:
         return ""
     if isinstance(found, _lru_cache_wrapper):
         return f"{name}, whose results are kept where the checker can't see them"
     if isinstance(found, types.ModuleType):
-        return f"the module {found.__name__}" if found.__name__ in FORBIDDEN else ""
+        return f"the module {found.__name__}" if looks_beyond(found.__name__) else ""
     if not is_global:
         is_one = name in FORBIDDEN_BUILTINS and found is getattr(builtins, name)
         return f"{name}()" if is_one and name != "object" else ""
     owner = getattr(found, "__self__", None)
     module = getattr(found, "__module__", None) or type(owner).__module__
-    if callable(found) and isinstance(module, str) and module in FORBIDDEN:
+    if callable(found) and isinstance(module, str) and looks_beyond(module):
         return f"{module}.{getattr(found, '__name__', name)}"
-    if type(found).__module__ in FORBIDDEN and type(found).__module__ != "datetime":
+    if looks_beyond(type(found).__module__) and type(found).__module__ != "datetime":
         return f"{name}, a {type(found).__name__} of {type(found).__module__}"
     return ""
 
@@ -375,7 +421,7 @@ def _problem(code: types.CodeType) -> str:
         if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             return (f"writes the global {one.argval}: the checker can't see it; keep it in a cell "
                     "of the machine")  # fmt: skip
-        if one.opname == "IMPORT_NAME" and str(one.argval).partition(".")[0] in FORBIDDEN:
+        if one.opname == "IMPORT_NAME" and looks_beyond(str(one.argval)):
             return f"imports {one.argval}: a step and a protocol may look at nothing but cells"
         reaches = one.opname in _OF_ATTRIBUTES and one.argval in FORBIDDEN_ATTRIBUTES
         if reaches and code.co_name not in MAKERS:

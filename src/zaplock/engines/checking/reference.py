@@ -19,11 +19,11 @@ from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.exhaustive import Answer, SearchLimits, Verdict, answer_of
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked
 from zaplock.engines.checking.positions import Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.store import Mark
@@ -179,9 +179,9 @@ class _PlainSearch:
         for i in moved:
             if after[i].step is None:
                 for check in self.configuration.at_task_end:
-                    guarded(check, self.machine, self.tasks[i], after[i].result)
+                    asked(check, self.machine, self.tasks[i], after[i].result)
         for promise in self.configuration.always:
-            guarded(promise, self.machine)
+            asked(promise, self.machine)
         return tuple(after)
 
     def _arrive(self, positions: Positions) -> bool:
@@ -193,13 +193,17 @@ class _PlainSearch:
             return False
         if not self.visited:
             try:
+                for task, node in zip(self.tasks, positions):
+                    if node.step is None:
+                        for check in self.configuration.at_task_end:
+                            asked(check, self.machine, task, node.result)
                 for promise in self.configuration.always:
-                    guarded(promise, self.machine)
+                    asked(promise, self.machine)
             except Violation as violation:
                 self._note(violation)
         self.visited.add(key)
         for name, is_true in self.configuration.sometimes.items():
-            if name not in self.seen_sometimes and is_true(self.machine):
+            if name not in self.seen_sometimes and asked(is_true, self.machine):
                 self.seen_sometimes.add(name)
         return True
 
@@ -214,12 +218,12 @@ class _PlainSearch:
             return
         self.endings += 1
         results = tuple(node.result for node in positions)
-        for name, is_true in self.configuration.sometimes_at_end.items():
-            if is_true(self.machine, results):
-                self.seen_sometimes.add(name)
         try:
+            for name, is_true in self.configuration.sometimes_at_end.items():
+                if asked(is_true, self.machine, results):
+                    self.seen_sometimes.add(name)
             for check in self.configuration.at_end:
-                guarded(check, self.machine, results)
+                asked(check, self.machine, results)
         except Violation as violation:
             self._note(violation)
 
@@ -255,5 +259,6 @@ class _PlainSearch:
             limit,
             self.endings,
             audit=audit,
+            loops=any(trie.merged for trie in self.tries),
             results=tuple(tuple(end.result for end in trie.ended()) for trie in self.tries),
         )

@@ -16,11 +16,12 @@ from typing import Any
 
 from zaplock.engines.checking.configuration import Configuration, Protocol, TaskProgram
 from zaplock.engines.checking.depicting import Stand, is_same_place
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked, guarded
 from zaplock.engines.checking.positions import LiveProtocol, abandon
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError, UserError
+from zaplock.model.frozen import NotFrozen
 from zaplock.model.step import MarkStep, SleepStep, Step
 from zaplock.model.violations import Invariant, Violation
 
@@ -144,7 +145,7 @@ class ScheduleRun:
         self.sometimes: set[str] = set()
         for position in self.positions:
             self._guard(lambda position=position: position.resume(None))
-        self._guard(self._ask_promises)
+        self._guard(self._ask_in_the_beginning)
 
     def _guard(self, act: Any) -> None:
         try:
@@ -152,11 +153,21 @@ class ScheduleRun:
         except Violation as violation:
             self.violation = self.violation or violation
 
+    def _ask_in_the_beginning(self) -> None:
+        for index, position in enumerate(self.positions):
+            if position.step is None and self.violation is None:
+                self._task_ended(index)
+        self._ask_promises()
+
+    def _task_ended(self, index: int) -> None:
+        for check in self.configuration.at_task_end:
+            asked(check, self.machine, self.tasks[index], self.positions[index].result)
+
     def _ask_promises(self) -> None:
         for promise in self.configuration.always:
-            guarded(promise, self.machine)
+            asked(promise, self.machine)
         for name, is_true in self.configuration.sometimes.items():
-            if is_true(self.machine):
+            if asked(is_true, self.machine):
                 self.sometimes.add(name)
 
     @property
@@ -189,6 +200,8 @@ class ScheduleRun:
             if kind == "blocked":
                 return None
             self._move(position, index, kind, result, granted)
+        except NotFrozen as error:
+            raise ProtocolError(f"{self.tasks[index]}: {step}: {error}") from None
         except Violation as violation:
             self.violation = violation
             kind = "violation"
@@ -212,8 +225,7 @@ class ScheduleRun:
             moved.append(other)
         for i in moved:
             if self.positions[i].step is None:
-                for check in self.configuration.at_task_end:
-                    guarded(check, self.machine, self.tasks[i], self.positions[i].result)
+                self._task_ended(i)
         self._ask_promises()
 
     def finish(self) -> None:
@@ -229,7 +241,7 @@ class ScheduleRun:
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return
         for check in self.configuration.at_end:
-            self._guard(lambda check=check: guarded(check, self.machine, self.results()))
+            self._guard(lambda check=check: asked(check, self.machine, self.results()))
 
     def place(self) -> RunPlace:
         """Return what the run depends on from here on: all cells, and where the tasks stand."""

@@ -20,12 +20,12 @@ from typing import Any, Final
 
 from zaplock.engines.checking.audit import Auditor
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked
 from zaplock.engines.checking.packed_states import PackedStore, StateLayout
 from zaplock.engines.checking.positions import POSITION_BITS, Node, Trie, look_at_captured
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.engines.checking.sealed import seal
-from zaplock.engines.checking.turn import attempt
+from zaplock.engines.checking.step_attempt import attempt
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.machine import Machine
@@ -99,10 +99,20 @@ class TransitionTable:
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
         failed = [trie.failed for trie in self.tries if trie.failed is not None]
-        self.initial_violation = failed[0] if failed else self._ask_promises(everything=True)
+        self.initial_violation = failed[0] if failed else self._ask_in_the_beginning()
         while self.packed.adopt():  # what a promise has made it has looked into, and nobody saw it
             self._ask_promises(everything=True)
         self.auditor = Auditor(self)
+
+    def _ask_in_the_beginning(self) -> Violation | None:
+        """Ask about the first state, and about tasks that have come to their ends in no step."""
+        try:
+            for index, trie in enumerate(self.tries):
+                if trie.root.step is None:
+                    self._task_ended(index, trie.root)
+        except Violation as violation:
+            return violation
+        return self._ask_promises(everything=True)
 
     def enter(self, index: int, node: Node) -> int:
         """Return the bits of a position, which has a row from now on (None: ended)."""
@@ -226,7 +236,7 @@ class TransitionTable:
 
     def _task_ended(self, index: int, node: Node) -> None:
         for check in self.configuration.at_task_end:
-            guarded(check, self.machine, self.tasks[index], node.result)
+            asked(check, self.machine, self.tasks[index], node.result)
 
     def _number(self, violation: Violation) -> int:
         key = violation.invariant, violation.message
@@ -250,8 +260,8 @@ class TransitionTable:
                 except Violation as violation:
                     broken = broken or violation
         for name, promise in self.sometimes.items():
-            asked = name not in self.seen_sometimes and (everything or written & promise.mask)
-            if asked and self._ask(promise):
+            is_new = name not in self.seen_sometimes
+            if is_new and (everything or written & promise.mask) and self._ask(promise):
                 self.seen_sometimes.add(name)
         return broken
 
@@ -260,7 +270,7 @@ class TransitionTable:
         known = set(packed.reads)
         packed.reads.clear()
         try:
-            return guarded(promise.run, self.machine)
+            return asked(promise.run, self.machine)
         finally:
             looked_at = packed.read_mask()
             packed.reads.update(known)
@@ -295,17 +305,21 @@ class TransitionTable:
     def at_end(self, state: int, results: tuple[Any, ...]) -> Violation | None:
         """Ask what is promised for the end of everything."""
         self.packed.go_to(state)
-        for name, is_true in self.configuration.sometimes_at_end.items():
-            if name not in self.seen_sometimes and is_true(self.machine, results):
-                self.seen_sometimes.add(name)
         try:
+            for name, is_true in self.configuration.sometimes_at_end.items():
+                if name not in self.seen_sometimes and asked(is_true, self.machine, results):
+                    self.seen_sometimes.add(name)
             for check in self.configuration.at_end:
-                guarded(check, self.machine, results)
+                asked(check, self.machine, results)
         except Violation as violation:
             return violation
         finally:
             self.adopt()
         return None
+
+    def loops(self) -> bool:
+        """Return whether a task was seen to come back to where it was."""
+        return any(trie.merged for trie in self.tries)
 
     def close(self) -> None:
         """Let go of every coroutine."""

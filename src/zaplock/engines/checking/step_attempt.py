@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from zaplock.engines.checking.configuration import Rules
-from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.faults import asked, guarded
 from zaplock.errors import ProtocolError
 from zaplock.model import rwsem, words
 from zaplock.model.machine import Machine
@@ -62,7 +62,7 @@ def _attempt(
         return _lock(rules, machine, task, step, queued)
     if isinstance(step, SpanSteps) and not words.is_drained(machine, task):
         return BLOCKED  # as for any lock
-    if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
+    if isinstance(step, WaitStep) and not asked(step.ready, machine, task, *step.args):
         if step.killable and machine.has_fatal_signal(task.tid):
             if queued and step.withdraw is not None:
                 step.withdraw(machine, task, *step.args)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from zaplock.errors import ProtocolError
 from zaplock.model.frozen import exact
 
 if TYPE_CHECKING:
@@ -222,6 +223,6 @@ def _plain(other: Any) -> Any:
 
 def _must_be_same(known: Any, key: Any) -> None:
     if exact(known) != exact(key):
-        raise KeyError(
+        raise ProtocolError(
             f"{key!r} and {known!r} are one key to Python, but not to the checker: use one of them"
         )
