@@ -35,7 +35,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define STAYS (-((int64_t)1 << 62))
 #define WORD_BITS 63
 #define ODD ((limb)1 << WORD_BITS)	/* no change: an event, or DONE where a step stays */
-#define LATELY_BITS 11
+#define LATELY_BITS 12
 #define RECENT_BITS 14
 #define AHEAD 32		/* words to meet at once; memory is as far away as that */
 #define BATCH 256		/* and so many are kept for that, alone */
