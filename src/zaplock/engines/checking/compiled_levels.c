@@ -145,6 +145,8 @@ struct team {
 	uint64_t opened_to;	/* number of the first state behind them */
 	uint64_t until, next;	/* the caller goes on up to the one, others up to the other */
 	uint64_t there;		/* states that are in the queue for all */
+	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
+	uint32_t in_a_row;	/* such chunks, 3 at most */
 	struct chunk chunks[CHUNKS];
 };
 
@@ -173,8 +175,6 @@ struct levels {
 	limb *ahead;		/* words to meet, in this order */
 	uint32_t nr_ahead;
 	struct team team;
-	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
-	uint32_t in_a_row;	/* such chunks, 3 at most */
 	uint64_t transitions;
 	int stuck;
 };
@@ -1173,7 +1173,7 @@ static int opens_chunk(struct levels *all)
 		end = team->there;
 	else if (team->opened > team->met)
 		least = 1;
-	if (end < first + least || first < all->alone_until ||
+	if (end < first + least || first < team->alone_until ||
 	    team->opened - team->met == CHUNKS || team->has_failed)
 		return 0;
 	states = end_of_chunk(all, first, end) - first;
@@ -1183,7 +1183,7 @@ static int opens_chunk(struct levels *all)
 	}
 	chunk->first = first;
 	chunk->states = states;
-	chunk->of_block = states / (16 * all->cores) + 1;
+	chunk->of_block = states / (4 * all->cores) + 1;
 	if (chunk->of_block > BLOCK)
 		chunk->of_block = BLOCK;
 	chunk->blocks = (states + chunk->of_block - 1) / chunk->of_block;
@@ -1477,18 +1477,18 @@ static int fill_gaps(struct levels *all, struct chunk *chunk)
 	return DONE;
 }
 
-/* One core goes on for a while after a chunk that had many gaps. */
-static void count_gaps(struct levels *all, const struct chunk *chunk)
+/* One core goes on for a while after a chunk that had many gaps; under the lock. */
+static void count_gaps(struct team *team, const struct chunk *chunk)
 {
 	uint64_t gaps = 0, end = chunk->first + chunk->states;
 
 	for (uint32_t i = 0; i < chunk->blocks; i++)
 		gaps += chunk->block[i].gaps;
 	if (gaps * 4 > chunk->states) {
-		all->alone_until = end + ALONE(all->in_a_row) * chunk->states;
-		all->in_a_row += all->in_a_row < 3;
+		team->alone_until = end + ALONE(team->in_a_row) * chunk->states;
+		team->in_a_row += team->in_a_row < 3;
 	} else {
-		all->in_a_row = 0;
+		team->in_a_row = 0;
 	}
 }
 
@@ -1517,9 +1517,9 @@ static int go_with_others(struct levels *all, uint64_t until)
 				wait_for_news(team);
 			continue;
 		}
-		pthread_mutex_unlock(&team->lock);
 		if (!chunk->block_at && !chunk->gap_at && !chunk->is_begun)
-			count_gaps(all, chunk);
+			count_gaps(team, chunk);
+		pthread_mutex_unlock(&team->lock);
 		event = fill_gaps(all, chunk);
 		pthread_mutex_lock(&team->lock);
 		if (event)
