@@ -44,6 +44,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
 #define LARGE_PAGE ((size_t)2 << 20)
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
+#define RANGES 64		/* of slots, which go into others one by one */
 #define PART_BITS 15		/* of the queue: so many states */
 #define PART ((limb)1 << PART_BITS)
 #define PARTS ((limb)1 << 17)
@@ -138,6 +139,8 @@ struct team {
 	uint32_t asleep;	/* threads that wait for it */
 	uint32_t exploring;	/* cores that have a block */
 	int is_meeting;		/* one has a chunk to meet */
+	struct words more;	/* to put those into that were met */
+	limb ranges, range, moved;	/* of which so many are begun with, and done */
 	int has_failed;		/* there was no memory */
 	int is_over;
 	int pauses;		/* to let the caller's core change what others look at */
@@ -325,21 +328,62 @@ static void free_slots(limb *slots, uint32_t bits)
 		munmap(slots, size);
 }
 
-/* Have room for so many words in all; those that there are come into the new slots in their order. */
+/* Return in how many ranges words go into other slots. */
+static limb ranges_of(const struct words *words)
+{
+	limb slots = words->bits ? (limb)1 << words->bits : 0;
+
+	return slots < RANGES ? slots : RANGES;
+}
+
+/*
+ * Put the words that a range has into more slots. What stands between two empty slots comes between
+ * those that these two become, so ranges may be put there at once: each has what begins in it, behind
+ * an empty slot.
+ */
+static void move_range(const struct words *words, const struct words *more, limb range)
+{
+	const limb *slots = words->slots, last = ((limb)1 << words->bits) - 1;
+	limb size = (last + 1) / ranges_of(words), at = range * size, end = at + size;
+
+	if (slots[(at - 1) & last])
+		while (at < end && slots[at])
+			at++;
+	if (at == end)
+		return;
+	for (; at < end || (slots[(at - 1) & last] && slots[at & last]); at++)
+		if (slots[at & last])
+			*slot_of_word(more, slots[at & last] & ~ODD) = slots[at & last];
+}
+
+/* Have slots for so many words in all: 0 without memory, else in `more` if there have to be more. */
+static int has_more_slots(const struct words *words, uint64_t count, struct words *more)
+{
+	*more = (struct words){ .count = words->count, .bits = bits_for(words->bits, count) };
+	if (more->bits == words->bits)
+		return 1;
+	more->slots = new_slots(more->bits);
+	return more->slots != NULL;
+}
+
+static void use_slots(struct words *words, const struct words *more)
+{
+	free_slots(words->slots, words->bits);
+	*words = *more;
+}
+
+/* Have room for so many words in all. */
 static int has_slots(struct words *words, uint64_t count)
 {
-	struct words more = { .count = words->count, .bits = bits_for(words->bits, count) };
+	struct words more;
 
-	if (more.bits == words->bits)
-		return 1;
-	more.slots = new_slots(more.bits);
-	if (!more.slots)
+	if (!has_more_slots(words, count, &more))
 		return 0;
-	for (limb at = 0; words->bits && at < (limb)1 << words->bits; at++)
-		if (words->slots[at])
-			*slot_of_word(&more, words->slots[at] & ~ODD) = words->slots[at];
-	free_slots(words->slots, words->bits);
-	*words = more;
+	if (!more.slots)
+		return 1;
+	for (limb range = 0; range < ranges_of(words); range++)
+		move_range(words, &more, range);
+	use_slots(words, &more);
 	return 1;
 }
 
@@ -1243,6 +1287,47 @@ static void explore_block(struct core *core, struct chunk *chunk, uint32_t numbe
 	block->count = at;
 }
 
+/* Put a range of the words that were met into more slots, if one is left to do; with the lock. */
+static int moves_range(struct levels *all)
+{
+	struct team *team = &all->team;
+	limb range = team->range;
+
+	if (range == team->ranges)
+		return 0;
+	team->range++;
+	pthread_mutex_unlock(&team->lock);
+	move_range(&all->words, &team->more, range);
+	pthread_mutex_lock(&team->lock);
+	if (++team->moved == team->ranges)
+		tell(team);
+	return 1;
+}
+
+/* Have room for the words of a chunk; others help; with the lock. */
+static int has_slots_for(struct levels *all, const struct chunk *chunk)
+{
+	struct team *team = &all->team;
+	uint64_t count = all->words.count;
+
+	for (uint32_t i = 0; i < chunk->blocks; i++)
+		count += chunk->block[i].count;
+	if (!has_more_slots(&all->words, count, &team->more))
+		return 0;
+	if (!team->more.slots)
+		return 1;
+	team->ranges = ranges_of(&all->words);
+	team->range = team->moved = 0;
+	tell(team);
+	while (moves_range(all))
+		;
+	while (team->moved < team->ranges)
+		wait_for_news(team);
+	team->ranges = team->range = 0;
+	use_slots(&all->words, &team->more);
+	return 1;
+}
+
 static int meet_block(struct levels *all, const struct chunk *chunk, uint32_t number, uint32_t count)
 {
 	return meet(all, chunk->words + (size_t)number * chunk->of_block * all->tasks, count);
@@ -1267,14 +1352,17 @@ static int does_some(struct core *core)
 	struct chunk *chunk;
 	int failed;
 
+	if (moves_range(all))
+		return 1;
 	if (!team->is_meeting && team->met < team->filled && !team->has_failed) {
 		chunk = chunk_of(all, team->met);
 		team->is_meeting = 1;
+		failed = !has_slots_for(all, chunk);
 		pthread_mutex_unlock(&team->lock);
-		failed = meet_chunk(all, chunk);
+		failed = failed || meet_chunk(all, chunk);
 		pthread_mutex_lock(&team->lock);
 		team->is_meeting = 0;
-		team->has_failed |= failed != DONE;
+		team->has_failed |= failed;
 		team->there = all->words.count;
 		team->met++;
 		tell(team);

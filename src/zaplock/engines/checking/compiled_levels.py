@@ -49,7 +49,7 @@ WORD_BITS: Final = 63
 """The highest bit of a limb tells C what is no word."""
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
-NUMBER_BITS: Final = 24
+NUMBER_BITS: Final = 20
 """What the numbers of contents get of a word, where positions leave as much."""
 
 _DONE, _ASK, _BREAKS, _STUCK, _FULL, _NO_MEMORY = range(6)
