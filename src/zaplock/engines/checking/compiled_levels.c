@@ -141,6 +141,8 @@ struct team {
 	int is_meeting;		/* one has a chunk to meet */
 	struct words more;	/* to put those into that were met */
 	limb ranges, range, moved;	/* of which so many are begun with, and done */
+	limb dropped;		/* and of so many the memory went, but of the first */
+	uint8_t is_moved[RANGES];	/* of the next ones */
 	int has_failed;		/* there was no memory */
 	int is_over;
 	int pauses;		/* to let the caller's core change what others look at */
@@ -226,10 +228,11 @@ static int spread(struct pool *pool, uint32_t bits)
 	return 1;
 }
 
+/* Return of how many slots three quarters are as many. */
 static uint32_t bits_for(uint32_t bits, uint64_t count)
 {
 	bits = bits ? bits : 4;
-	while (count * 3 > (uint64_t)2 << bits)
+	while (count * 4 > (uint64_t)3 << bits)
 		bits++;
 	return bits;
 }
@@ -328,12 +331,23 @@ static void free_slots(limb *slots, uint32_t bits)
 		munmap(slots, size);
 }
 
-/* Return in how many ranges words go into other slots. */
+/* Return in how many ranges words go into other slots: large pages, if they are as many. */
 static limb ranges_of(const struct words *words)
 {
-	limb slots = words->bits ? (limb)1 << words->bits : 0;
+	limb slots = words->bits ? (limb)1 << words->bits : 0, size = slots * sizeof(limb);
 
+	if (size >= LARGE_PAGE)
+		return size / LARGE_PAGE;
 	return slots < RANGES ? slots : RANGES;
+}
+
+/* Give back the memory of a range whose words, and those of the ranges beside it, went elsewhere. */
+static void drop_range(const struct words *words, limb range)
+{
+	limb size = ((limb)1 << words->bits) / ranges_of(words);
+
+	if (sizeof(limb) << words->bits >= LARGE_PAGE)
+		madvise(words->slots + range * size, LARGE_PAGE, MADV_DONTNEED);
 }
 
 /*
@@ -381,8 +395,11 @@ static int has_slots(struct words *words, uint64_t count)
 		return 0;
 	if (!more.slots)
 		return 1;
-	for (limb range = 0; range < ranges_of(words); range++)
+	for (limb range = 0; range < ranges_of(words); range++) {
 		move_range(words, &more, range);
+		if (range > 1)	/* the last one looks at the first */
+			drop_range(words, range - 1);
+	}
 	use_slots(words, &more);
 	return 1;
 }
@@ -1292,14 +1309,23 @@ static int moves_range(struct levels *all)
 {
 	struct team *team = &all->team;
 	limb range = team->range;
+	int had_to_wait;
 
-	if (range == team->ranges)
+	if (range == team->ranges || range == team->dropped + RANGES)
 		return 0;
 	team->range++;
 	pthread_mutex_unlock(&team->lock);
 	move_range(&all->words, &team->more, range);
 	pthread_mutex_lock(&team->lock);
-	if (++team->moved == team->ranges)
+	had_to_wait = team->range == team->dropped + RANGES;
+	team->is_moved[range % RANGES] = 1;
+	while (team->is_moved[team->dropped % RANGES]) {
+		team->is_moved[team->dropped % RANGES] = 0;
+		if (team->dropped > 1)	/* the last one looks at the first */
+			drop_range(&all->words, team->dropped - 1);
+		team->dropped++;
+	}
+	if (++team->moved == team->ranges || had_to_wait)
 		tell(team);
 	return 1;
 }
@@ -1317,12 +1343,11 @@ static int has_slots_for(struct levels *all, const struct chunk *chunk)
 	if (!team->more.slots)
 		return 1;
 	team->ranges = ranges_of(&all->words);
-	team->range = team->moved = 0;
+	team->range = team->moved = team->dropped = 0;
 	tell(team);
-	while (moves_range(all))
-		;
 	while (team->moved < team->ranges)
-		wait_for_news(team);
+		if (!moves_range(all))
+			wait_for_news(team);
 	team->ranges = team->range = 0;
 	use_slots(&all->words, &team->more);
 	return 1;
@@ -1713,12 +1738,12 @@ uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 	uint32_t bits = bits_for(all->words.bits, all->words.count + more);
 	uint64_t bytes = more * sizeof(limb) * (1 + stores->width);
 
-	if (bits > all->words.bits)	/* beside those that there are */
+	if (bits > all->words.bits)	/* those that there are go on the way, if they are many */
 		bytes += sizeof(limb) << bits;
 	bits = bits_for(stores->bits, stores->count + more);
 	if (bits > stores->bits)
 		bytes += sizeof(uint32_t) << bits;
-	if (all->cores > 1 && !all->team.chunks[CHUNKS - 1].room) {
+	if (all->cores > 1) {	/* whether chunks are there or not */
 		uint64_t states = 3 * (uint64_t)all->wide * CHUNKS;
 
 		bytes += states * (all->tasks * sizeof(limb) + sizeof(struct gap) + sizeof(struct block));
