@@ -341,7 +341,7 @@ static limb ranges_of(const struct words *words)
 	return slots < RANGES ? slots : RANGES;
 }
 
-/* Give back the memory of a range whose words, and those of the ranges beside it, went elsewhere. */
+/* Give back the memory of a range whose words, and those beside it, went elsewhere. */
 static void drop_range(const struct words *words, limb range)
 {
 	limb size = ((limb)1 << words->bits) / ranges_of(words);
@@ -351,9 +351,9 @@ static void drop_range(const struct words *words, limb range)
 }
 
 /*
- * Put the words that a range has into more slots. What stands between two empty slots comes between
- * those that these two become, so ranges may be put there at once: each has what begins in it, behind
- * an empty slot.
+ * Put the words of a range into more slots. What stands between two empty slots comes between those
+ * that these two become, so several ranges may be put there at once: each has what begins in it
+ * behind an empty slot.
  */
 static void move_range(const struct words *words, const struct words *more, limb range)
 {
@@ -370,7 +370,7 @@ static void move_range(const struct words *words, const struct words *more, limb
 			*slot_of_word(more, slots[at & last] & ~ODD) = slots[at & last];
 }
 
-/* Have slots for so many words in all: 0 without memory, else in `more` if there have to be more. */
+/* Have slots for so many words in all, in `more` if there have to be more; 0 without memory. */
 static int has_more_slots(const struct words *words, uint64_t count, struct words *more)
 {
 	*more = (struct words){ .count = words->count, .bits = bits_for(words->bits, count) };
@@ -1221,7 +1221,7 @@ static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t 
 	return parts ? first + (left + parts - 1) / parts : until;
 }
 
-/* Open a chunk of the states behind the last, if there are some that are worth it; under the lock. */
+/* Open a chunk of the states behind the last, if they are worth it; under the lock. */
 static int opens_chunk(struct levels *all)
 {
 	struct team *team = &all->team;
@@ -1353,7 +1353,8 @@ static int has_slots_for(struct levels *all, const struct chunk *chunk)
 	return 1;
 }
 
-static int meet_block(struct levels *all, const struct chunk *chunk, uint32_t number, uint32_t count)
+static int meet_block(struct levels *all, const struct chunk *chunk, uint32_t number,
+		      uint32_t count)
 {
 	return meet(all, chunk->words + (size_t)number * chunk->of_block * all->tasks, count);
 }
