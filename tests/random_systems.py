@@ -24,7 +24,7 @@ from zaplock.engines.checking import compiled_levels, exhaustive
 from zaplock.engines.checking.exhaustive import explore
 
 NEVER = 1 << 60
-WORDS = ((63, 24, 128), (63, 60, 0), (63, 1, 0), (11, 5, 128))
+WORDS = ((63, 20, 128), (63, 60, 0), (63, 1, 0), (11, 5, 128))
 """Bits of a word, of a number, and those to spare."""
 
 

@@ -328,12 +328,10 @@ class RangeMap(OrderedCells[tuple[int, V]]):
             end, value = data[order[i - 1]]
             if end > low:
                 found.append((low, min(end, high), value))
-        while i < len(order) and order[i] < high:
-            start = order[i]
+        for start in order[i : bisect_left(order, high)]:
             if start > low:
                 end, value = data[start]
                 found.append((start, min(end, high), value))
-            i += 1
         return found if low < high else []
 
     def covers(self, low: int, high: int) -> bool:

@@ -2,18 +2,19 @@
  * Levels of a breadth-first search: which states were met, and what steps do in them.
  *
  * A state is a word: the positions of the tasks in its low bits, above them the number of what the
- * store holds; the highest bit is 0. What a step does is remembered by those limbs of the state
- * that it looks at. What is not remembered is asked of the caller, in the order in which the states
- * need it; so are violations, and states in which nobody can go on.
+ * store holds; the highest bit is 0. Words that were met stand in a table. They are explored in the
+ * order in which they were met, and stand in a queue until then. What a step does is remembered by
+ * those limbs of the state that it looks at. What is not remembered is asked of the caller, in the
+ * order in which the states need it; so are violations, and states in which nobody can go on.
  *
- * With several cores, threads share a wide level, a chunk after another. They take blocks of the
- * chunk's states and put the words that steps lead to into the table, each with its place in the
- * order of meeting; of two that are equal the earlier stays. What needs more than that (something
- * not remembered or not numbered, a violation, an end) leaves a gap. When all blocks are done the
- * other cores begin with the next chunk, of this level or of what is met of the next, while the
- * caller's thread fills the gaps, in the order of the states, and asks as it does alone; then it
- * numbers the new words as one core does, and helps with the next chunk. Others pause only while it
- * changes what they look at.
+ * With several cores, wide parts of the queue are cut into chunks. Threads take blocks of their
+ * states and write down the words that steps lead to. What needs more than that (something not
+ * remembered or not numbered, a violation, an end) leaves a gap. The caller's thread fills the gaps
+ * of a chunk after another, in the order of the states, and asks as it does alone. The words of a
+ * chunk that has none left are met in their order, by one thread at a time, whichever is free; so
+ * the queue is as one core leaves it, and nobody else looks at the table. Up to CHUNKS chunks are
+ * explored before they are met: so there is work while the caller asks, and while one thread meets.
+ * Others pause only while the caller's thread changes what they look at.
  * Threads wait for work until `levels_free`.
  *
  * compiled_levels.py is the caller and says what must hold.
@@ -34,15 +35,20 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define STAYS (-((int64_t)1 << 62))
 #define WORD_BITS 63
 #define ODD ((limb)1 << WORD_BITS)	/* no change: an event, or DONE where a step stays */
-#define LATELY_BITS 11
+#define LATELY_BITS 12
 #define RECENT_BITS 14
 #define AHEAD 32		/* words to meet at once; memory is as far away as that */
+#define BATCH 256		/* and so many are kept for that, alone */
 #define BLOCK 128		/* states that a core takes at a time, at most */
-#define SPREAD 4096		/* and states whose numbers it puts into another table */
+#define CHUNKS 8
 #define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
 #define LARGE_PAGE ((size_t)2 << 20)
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
-#define PENDING ((uint32_t)1 << 31)	/* in a slot: where a word stands that has no number yet */
+#define RANGES 64		/* of slots, which go into others one by one */
+#define PART_BITS 15		/* of the queue: so many states */
+#define PART ((limb)1 << PART_BITS)
+#define PARTS ((limb)1 << 17)
+#define HOLE ODD		/* among the words of a chunk: none */
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
 struct pool {
@@ -50,6 +56,13 @@ struct pool {
 	uint32_t bits;		/* of the number of slots; none yet: 0 */
 	limb *keys;
 	uint32_t *slots;
+};
+
+/* Words, each once: a slot holds one and ODD, or 0. */
+struct words {
+	uint64_t count;
+	uint32_t bits;		/* of the number of slots; none yet: 0 */
+	limb *slots;
 };
 
 /* A position of a task: the limbs that its step looks at, and what it did for their values. */
@@ -80,62 +93,66 @@ struct levels;
 struct core {
 	limb *now, *after, *key;
 	struct lately *lately;	/* those of the first task, of the second, ... */
-	limb *recent;		/* words that steps lately led to: met, or listed before */
-	limb *ahead;		/* those to be met or listed, in this order */
-	uint32_t nr_ahead;
+	limb *recent;		/* words that steps lately led to: met, or written down before */
 	int is_unpacked;	/* the state at hand, into `now` */
 	int64_t code;		/* of the rule that a step breaks */
 	struct levels *all;
 	pthread_t thread;
 	int is_apart;		/* in that thread; the caller's does what else there is */
-	uint64_t rounds;	/* of the team, when it began */
 	pthread_mutex_t at_work;	/* others don't change what it looks at */
 };
 
-/* A state that one thread goes on with: what others have found out, and where the rest goes. */
+/* A state that the caller's thread goes on with. */
 struct gap {
-	uint32_t state, index, at;
+	uint32_t state, index;
+	uint32_t at;		/* where its next word goes, after the block's first */
 	uint32_t own;		/* transitions of this state so far */
 	uint64_t before;	/* and of those before it in the block */
 	int stuck;
 };
 
 struct block {
-	uint32_t first, count;	/* of what its states lead to, in the lists */
-	uint32_t first_gap, gaps;
-	uint32_t number;	/* of the first new state among them */
+	uint32_t count;		/* of what its states lead to */
+	uint32_t gaps;
 	uint64_t transitions;
 };
 
-enum { GONE, LED_TO };
-
-/* States that all cores explore at once. */
+/* States that are next to each other in the queue. */
 struct chunk {
-	uint32_t base, size;	/* places of its words in the order of meeting */
 	uint64_t first;		/* number of its first state */
 	uint32_t states, room, blocks, of_block;
-	uint32_t taken;		/* blocks that a core has begun with */
+	uint32_t taken, done;	/* blocks that a core has begun with, and is done with */
 	struct block *block;
-	struct gap *gap;
-	limb *words;		/* what steps lead to, and for each */
-	uint32_t *slot;		/* where it goes in the table */
-	uint8_t *kind;		/* and whether it does */
-	uint32_t block_at, gap_at;	/* the gap at hand, and whether it is begun */
-	int is_begun, is_explored;
-	uint32_t put;		/* where its next word goes */
+	struct gap *gap;	/* each block's from its first state on */
+	limb *words;		/* what steps lead to: each block's from tasks * its first state on */
+	uint32_t block_at, gap_at;	/* the gap at hand */
+	uint32_t put;		/* where its next word goes, after the block's first */
+	int is_begun;
 };
 
-/* The threads of all cores but the caller's. */
+/* All cores. What stands here is looked at and changed under the lock, but `rounds`, `pauses`. */
 struct team {
 	pthread_mutex_t lock;
-	pthread_cond_t begun, done;
-	pid_t process;		/* they are in this one */
-	uint64_t rounds;	/* pieces that were begun with */
-	uint32_t busy;		/* cores that are not done with the last */
-	void (*piece)(struct core *);	/* what they do until `wait_for_each`; NULL: end */
-	uint32_t taken;		/* parts of it that a core has begun with */
-	int is_at_work;
-	int pauses, is_held;	/* to let the caller's core change what they look at */
+	pthread_cond_t news;
+	pid_t process;		/* its threads are in this one */
+	uint64_t rounds;	/* how often there was news */
+	uint32_t asleep;	/* threads that wait for it */
+	uint32_t exploring;	/* cores that have a block */
+	int is_meeting;		/* one has a chunk to meet */
+	struct words more;	/* to put those into that were met */
+	limb ranges, range, moved;	/* of which so many are begun with, and done */
+	limb dropped;		/* and of so many the memory went, but of the first */
+	uint8_t is_moved[RANGES];	/* of the next ones */
+	int has_failed;		/* there was no memory */
+	int is_over;
+	int pauses;		/* to let the caller's core change what others look at */
+	uint64_t opened, filled, met;	/* chunks so far: each goes through all of that */
+	uint64_t opened_to;	/* number of the first state behind them */
+	uint64_t until, next;	/* the caller goes on up to the one, others up to the other */
+	uint64_t there;		/* states that are in the queue for all */
+	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
+	uint32_t in_a_row;	/* such chunks, 3 at most */
+	struct chunk chunks[CHUNKS];
 };
 
 struct levels {
@@ -150,19 +167,19 @@ struct levels {
 	uint32_t tasks, limbs;	/* limbs of a state: one of positions, the others of the store */
 	uint32_t low;
 	struct task *task;
-	struct pool states, stores;
+	struct words words;
+	limb **queue;		/* in parts */
+	uint64_t parts, forgotten;	/* so many there are, and so many went */
+	struct pool stores;
 	limb *changes;
 	uint8_t *stores_change;
 	uint32_t nr_changes, changes_room;
 	uint32_t cores;
 	uint32_t wide;		/* so many states are worth threads */
 	struct core *core;
+	limb *ahead;		/* words to meet, in this order */
+	uint32_t nr_ahead;
 	struct team team;
-	struct chunk chunks[2];
-	struct chunk *chunk, *next;	/* the one at hand, and the one that is begun with */
-	uint32_t explored;	/* which one cores explore */
-	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
-	uint32_t in_a_row;	/* such chunks, 3 at most */
 	uint64_t transitions;
 	int stuck;
 };
@@ -197,67 +214,25 @@ static inline uint32_t *slot_of(const struct pool *pool, const limb *key, uint32
 	}
 }
 
-/* Get slots for `spread` to put numbers in; many come in large pages, if the kernel has some. */
-static int has_slots(struct pool *pool, uint32_t bits)
-{
-	const size_t size = sizeof(uint32_t) << bits;
-	void *slots;
-
-	free(pool->slots);
-	pool->slots = NULL;
-	pool->bits = 0;
-	if (posix_memalign(&slots, size < LARGE_PAGE ? sizeof(limb) : LARGE_PAGE, size))
-		return 0;
-	if (size >= LARGE_PAGE)
-		madvise(slots, size, MADV_HUGEPAGE);
-	pool->slots = slots;
-	pool->bits = bits;
-	return 1;
-}
-
-/* Put the numbers from `first` up to `end` into slots; with other cores, which put others in. */
-static inline void put_in(const struct pool *pool, uint64_t first, uint64_t end, int is_shared)
-{
-	limb last = ((limb)1 << pool->bits) - 1, slot[AHEAD];
-	uint32_t width = pool->width;
-
-	while (first < end) {
-		uint32_t many = end - first < AHEAD ? end - first : AHEAD;
-
-		for (uint32_t i = 0; i < many; i++) {
-			slot[i] = hash(pool->keys + (first + i) * width, width) >> (64 - pool->bits);
-			__builtin_prefetch(pool->slots + slot[i], 1);
-		}
-		for (uint32_t i = 0; i < many; i++, first++)
-			for (limb at = slot[i];; at = (at + 1) & last) {
-				uint32_t none = NONE;
-
-				if (!is_shared && pool->slots[at] == NONE) {
-					pool->slots[at] = first;
-					break;
-				}
-				if (is_shared &&
-				    __atomic_compare_exchange_n(pool->slots + at, &none, first, 0,
-								__ATOMIC_RELAXED, __ATOMIC_RELAXED))
-					break;
-			}
-	}
-}
-
 static int spread(struct pool *pool, uint32_t bits)
 {
-	if (!has_slots(pool, bits))
+	uint32_t *slots = realloc(pool->slots, sizeof(*slots) << bits);
+
+	if (!slots)
 		return 0;
-	memset(pool->slots, 0xff, sizeof(uint32_t) << bits);
-	put_in(pool, 0, pool->count, 0);
+	pool->slots = slots;
+	pool->bits = bits;
+	memset(slots, 0xff, sizeof(*slots) << bits);
+	for (uint32_t i = 0; i < pool->count; i++)
+		*slot_of(pool, pool->keys + (size_t)i * pool->width, pool->width) = i;
 	return 1;
 }
 
-static uint32_t bits_for(const struct pool *pool, uint64_t count)
+/* Return of how many slots three quarters are as many. */
+static uint32_t bits_for(uint32_t bits, uint64_t count)
 {
-	uint32_t bits = pool->bits ? pool->bits : 4;
-
-	while (count * 3 > (uint64_t)2 << bits)
+	bits = bits ? bits : 4;
+	while (count * 4 > (uint64_t)3 << bits)
 		bits++;
 	return bits;
 }
@@ -284,7 +259,7 @@ static int holds(struct pool *pool, uint64_t count)
 static int has_room(struct pool *pool, uint32_t more)
 {
 	uint64_t count = (uint64_t)pool->count + more;
-	uint32_t bits = bits_for(pool, count);
+	uint32_t bits = bits_for(pool->bits, count);
 
 	return holds(pool, count) && (bits == pool->bits || spread(pool, bits));
 }
@@ -315,6 +290,178 @@ static void empty(struct pool *pool)
 	memset(pool, 0, sizeof(*pool));
 }
 
+static inline limb *slot_of_word(const struct words *words, limb word)
+{
+	limb last = ((limb)1 << words->bits) - 1;
+	limb at = hash(&word, 1) >> (64 - words->bits);
+
+	while (words->slots[at] && words->slots[at] != (word | ODD))
+		at = (at + 1) & last;
+	return words->slots + at;
+}
+
+/* Return so many slots with 0, in large pages if they are many and the kernel has some. */
+static limb *new_slots(uint32_t bits)
+{
+	const size_t size = sizeof(limb) << bits;
+	char *slots, *aligned;
+
+	if (size < LARGE_PAGE)
+		return calloc(1, size);
+	slots = mmap(NULL, size + LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		     -1, 0);
+	if (slots == MAP_FAILED)
+		return NULL;
+	aligned = slots + (-(uintptr_t)slots & (LARGE_PAGE - 1));
+	if (aligned > slots)
+		munmap(slots, aligned - slots);
+	if (aligned < slots + LARGE_PAGE)
+		munmap(aligned + size, slots + LARGE_PAGE - aligned);
+	madvise(aligned, size, MADV_HUGEPAGE);
+	return (limb *)aligned;
+}
+
+static void free_slots(limb *slots, uint32_t bits)
+{
+	const size_t size = sizeof(limb) << bits;
+
+	if (size < LARGE_PAGE || !slots)
+		free(slots);
+	else
+		munmap(slots, size);
+}
+
+/* Return in how many ranges words go into other slots: large pages, if they are as many. */
+static limb ranges_of(const struct words *words)
+{
+	limb slots = words->bits ? (limb)1 << words->bits : 0, size = slots * sizeof(limb);
+
+	if (size >= LARGE_PAGE)
+		return size / LARGE_PAGE;
+	return slots < RANGES ? slots : RANGES;
+}
+
+/* Give back the memory of a range whose words, and those beside it, went elsewhere. */
+static void drop_range(const struct words *words, limb range)
+{
+	limb size = ((limb)1 << words->bits) / ranges_of(words);
+
+	if (sizeof(limb) << words->bits >= LARGE_PAGE)
+		madvise(words->slots + range * size, LARGE_PAGE, MADV_DONTNEED);
+}
+
+/*
+ * Put the words of a range into more slots. What stands between two empty slots comes between those
+ * that these two become, so several ranges may be put there at once: each has what begins in it
+ * behind an empty slot.
+ */
+static void move_range(const struct words *words, const struct words *more, limb range)
+{
+	const limb *slots = words->slots, last = ((limb)1 << words->bits) - 1;
+	limb size = (last + 1) / ranges_of(words), at = range * size, end = at + size;
+
+	if (slots[(at - 1) & last])
+		while (at < end && slots[at])
+			at++;
+	if (at == end)
+		return;
+	for (; at < end || (slots[(at - 1) & last] && slots[at & last]); at++)
+		if (slots[at & last])
+			*slot_of_word(more, slots[at & last] & ~ODD) = slots[at & last];
+}
+
+/* Have slots for so many words in all, in `more` if there have to be more; 0 without memory. */
+static int has_more_slots(const struct words *words, uint64_t count, struct words *more)
+{
+	*more = (struct words){ .count = words->count, .bits = bits_for(words->bits, count) };
+	if (more->bits == words->bits)
+		return 1;
+	more->slots = new_slots(more->bits);
+	return more->slots != NULL;
+}
+
+static void use_slots(struct words *words, const struct words *more)
+{
+	free_slots(words->slots, words->bits);
+	*words = *more;
+}
+
+/* Have room for so many words in all. */
+static int has_slots(struct words *words, uint64_t count)
+{
+	struct words more;
+
+	if (!has_more_slots(words, count, &more))
+		return 0;
+	if (!more.slots)
+		return 1;
+	for (limb range = 0; range < ranges_of(words); range++) {
+		move_range(words, &more, range);
+		if (range > 1)	/* the last one looks at the first */
+			drop_range(words, range - 1);
+	}
+	use_slots(words, &more);
+	return 1;
+}
+
+static inline limb word_at(const struct levels *all, uint64_t number)
+{
+	return all->queue[number >> PART_BITS][number & (PART - 1)];
+}
+
+/* Have room in the queue for so many states in all. */
+static int has_queue(struct levels *all, uint64_t count)
+{
+	for (; all->parts << PART_BITS < count; all->parts++) {
+		if (all->parts == PARTS)
+			return 0;
+		all->queue[all->parts] = malloc(sizeof(limb) << PART_BITS);
+		if (!all->queue[all->parts])
+			return 0;
+	}
+	return 1;
+}
+
+/* Free what comes before a state in the queue. */
+static void forget_queue(struct levels *all, uint64_t before)
+{
+	for (; all->forgotten < before >> PART_BITS; all->forgotten++) {
+		free(all->queue[all->forgotten]);
+		all->queue[all->forgotten] = NULL;
+	}
+}
+
+static inline void fetch_slot(const struct words *words, limb word)
+{
+	__builtin_prefetch(words->slots + (hash(&word, 1) >> (64 - words->bits)), 1);
+}
+
+/* Meet words, in this order: put those that are new behind the queue. */
+static int meet(struct levels *all, const limb *word, uint32_t count)
+{
+	struct words *words = &all->words;
+
+	if (!has_slots(words, words->count + count) || !has_queue(all, words->count + count))
+		return NO_MEMORY;
+	for (uint32_t i = 0; i < count && i < AHEAD; i++)
+		fetch_slot(words, word[i]);
+	for (uint32_t i = 0; i < count; i++) {
+		limb *slot;
+
+		if (i + AHEAD < count)
+			fetch_slot(words, word[i + AHEAD]);
+		if (word[i] == HOLE)
+			continue;
+		slot = slot_of_word(words, word[i]);
+		if (*slot)
+			continue;
+		*slot = word[i] | ODD;
+		all->queue[words->count >> PART_BITS][words->count & (PART - 1)] = word[i];
+		words->count++;
+	}
+	return DONE;
+}
+
 static void forget_row(struct row *row)
 {
 	free(row->which);
@@ -327,7 +474,7 @@ static void forget_row(struct row *row)
 static void end_threads(struct levels *all);
 static void hold_others(struct levels *all);
 static void let_go(struct levels *all);
-void levels_settle(struct levels *all);
+int levels_settle(struct levels *all);
 
 /* Forget what a task was lately seen to do. */
 static void forget_lately(const struct levels *all, uint32_t index)
@@ -340,9 +487,10 @@ static void forget_lately(const struct levels *all, uint32_t index)
 }
 
 /* Forget what steps do: it is asked again. */
-void levels_forget(struct levels *all)
+int levels_forget(struct levels *all)
 {
-	levels_settle(all);
+	if (levels_settle(all))
+		return NO_MEMORY;
 	for (uint32_t index = 0; index < all->tasks; index++) {
 		struct task *task = all->task + index;
 
@@ -351,6 +499,7 @@ void levels_forget(struct levels *all)
 		forget_lately(all, index);
 	}
 	all->nr_changes = 0;
+	return DONE;
 }
 
 static void forget_chunk(struct chunk *chunk)
@@ -358,8 +507,6 @@ static void forget_chunk(struct chunk *chunk)
 	free(chunk->block);
 	free(chunk->gap);
 	free(chunk->words);
-	free(chunk->slot);
-	free(chunk->kind);
 	memset(chunk, 0, sizeof(*chunk));
 }
 
@@ -381,13 +528,16 @@ void levels_free(struct levels *all)
 		free(all->core[i].key);
 		free(all->core[i].lately);
 		free(all->core[i].recent);
-		free(all->core[i].ahead);
 	}
 	free(all->core);
-	for (struct chunk *chunk = all->chunks; chunk < all->chunks + 2; chunk++)
+	for (struct chunk *chunk = all->team.chunks; chunk < all->team.chunks + CHUNKS; chunk++)
 		forget_chunk(chunk);
 	free(all->task);
-	empty(&all->states);
+	free_slots(all->words.slots, all->words.bits);
+	if (all->queue)
+		forget_queue(all, all->parts << PART_BITS);
+	free(all->queue);
+	free(all->ahead);
 	empty(&all->stores);
 	free(all->changes);
 	free(all->stores_change);
@@ -425,8 +575,7 @@ static int has_memory(struct levels *all, struct core *core)
 
 	core->lately = malloc(size);
 	core->recent = malloc(sizeof(limb) << RECENT_BITS);
-	core->ahead = malloc(sizeof(limb) * (AHEAD + all->tasks));
-	if (!core->lately || !core->recent || !core->ahead)
+	if (!core->lately || !core->recent)
 		return 0;
 	memset(core->lately, 0xff, size);
 	memset(core->recent, 0xff, sizeof(limb) << RECENT_BITS);
@@ -460,13 +609,15 @@ struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths
 	all->wide = wide;
 	all->task = calloc(tasks, sizeof(*all->task));
 	all->core = calloc(cores, sizeof(*all->core));
-	if (!all->task || !all->core || !has_limbs(all, limbs) || !has_memory(all, all->core)) {
+	all->queue = calloc(PARTS, sizeof(*all->queue));
+	all->ahead = malloc(sizeof(limb) * (BATCH + tasks));
+	if (!all->task || !all->core || !all->queue || !all->ahead || !has_limbs(all, limbs) ||
+	    !has_memory(all, all->core)) {
 		levels_free(all);
 		return NULL;
 	}
 	for (uint32_t i = 0; i < cores; i++)
 		all->core[i].all = all;
-	all->states.width = 1;
 	all->stores.width = limbs - 1;
 	all->stuck = 1;
 	lay_out(all, widths);
@@ -486,61 +637,127 @@ static void unpack(const struct levels *all, limb word, limb *state)
 	memcpy(state + 1, store, sizeof(limb) * (all->limbs - 1));
 }
 
+/* Positions of tasks that were laid out as in `old`, as they are now: of a word, mask or change. */
+static limb moved(const struct levels *all, const struct task *old, limb positions)
+{
+	limb to = 0;
+
+	for (uint32_t index = 0; index < all->tasks; index++) {
+		limb mask = ((limb)1 << old[index].width) - 1;
+
+		to |= (positions >> old[index].shift & mask) << all->task[index].shift;
+	}
+	return to;
+}
+
+/* Move the positions that rows look at; a mask has all bits of a position or none. */
+static int move_row(struct levels *all, const struct task *old, struct row *row)
+{
+	struct pool *memo = &row->memo;
+	limb mask = 0;
+
+	if (!row->known || row->ended || !memo->width || row->which[0])
+		return 1;
+	for (uint32_t index = 0; index < all->tasks; index++)
+		if (row->masks[0] >> old[index].shift & 1)
+			mask |= (((limb)1 << all->task[index].width) - 1) << all->task[index].shift;
+	row->masks[0] = mask;
+	for (uint32_t at = 0; at < memo->count; at++) {
+		limb *key = memo->keys + (size_t)at * memo->width;
+
+		*key = moved(all, old, *key);
+	}
+	return !memo->bits || spread(memo, memo->bits);
+}
+
+static int move_words(struct levels *all, const struct task *old, uint32_t low)
+{
+	struct words before = all->words;
+	limb *slots;
+
+	if (!before.bits)
+		return 1;
+	slots = new_slots(before.bits);
+	if (!slots)
+		return 0;
+	all->words.slots = slots;
+	for (limb at = 0; at < (limb)1 << before.bits; at++)
+		if (before.slots[at]) {
+			limb word = before.slots[at] & ~ODD;
+
+			word = (word >> low) << all->low | moved(all, old, word);
+			*slot_of_word(&all->words, word) = word | ODD;
+		}
+	free_slots(before.slots, before.bits);
+	for (uint64_t at = all->forgotten << PART_BITS; at < all->words.count; at++) {
+		limb *word = all->queue[at >> PART_BITS] + (at & (PART - 1));
+
+		*word = (*word >> low) << all->low | moved(all, old, *word);
+	}
+	return 1;
+}
+
 /* Give positions other widths in all states. The step that was asked for is asked again. */
 int levels_lay_out(struct levels *all, const uint32_t *widths)
 {
 	uint32_t low = all->low;
 	struct task *old = malloc(sizeof(*old) * all->tasks);
+	int failed;
 
 	if (!old)
 		return NO_MEMORY;
-	levels_forget(all);
+	failed = levels_settle(all);
 	memcpy(old, all->task, sizeof(*old) * all->tasks);
 	lay_out(all, widths);
-	for (uint32_t at = 0; at < all->states.count; at++) {
-		limb word = all->states.keys[at];
-		limb moved = (word >> low) << all->low;
+	failed = failed || !move_words(all, old, low);
+	for (uint32_t index = 0; index < all->tasks; index++) {
+		struct task *task = all->task + index;
 
-		for (uint32_t index = 0; index < all->tasks; index++) {
-			limb mask = ((limb)1 << old[index].width) - 1;
+		for (uint32_t at = 0; at < task->room; at++)
+			failed = failed || !move_row(all, old, task->rows + at);
+		forget_lately(all, index);
+	}
+	for (uint32_t i = 0; i < all->nr_changes; i++) {
+		limb *change = all->changes + (size_t)i * all->limbs;
 
-			moved |= (word >> old[index].shift & mask) << all->task[index].shift;
-		}
-		all->states.keys[at] = moved;
+		*change = moved(all, old, *change);
 	}
 	free(old);
 	forget_recent(all);
-	return !all->states.bits || spread(&all->states, all->states.bits) ? DONE : NO_MEMORY;
+	return failed ? NO_MEMORY : DONE;
 }
 
-/* Give the store more limbs. All steps are asked for again. */
+/* Give the store more limbs. */
 int levels_widen(struct levels *all, uint32_t limbs)
 {
-	uint32_t before = all->limbs - 1, width = limbs - 1;
+	uint32_t before = all->limbs, width = limbs - 1;
 	struct pool *stores = &all->stores;
-	limb *keys = calloc(stores->room * (size_t)width + 1, sizeof(limb));
+	limb *keys, *changes;
 
-	levels_settle(all);
-	if (!keys || !has_limbs(all, limbs)) {
+	if (levels_settle(all))
+		return NO_MEMORY;
+	keys = calloc(stores->room * (size_t)width + 1, sizeof(limb));
+	changes = calloc(all->changes_room * (size_t)limbs + 1, sizeof(limb));
+	if (!keys || !changes || !has_limbs(all, limbs)) {
 		free(keys);
+		free(changes);
 		return NO_MEMORY;
 	}
 	for (uint32_t at = 0; at < stores->count; at++)
-		memcpy(keys + (size_t)at * width, stores->keys + (size_t)at * before,
+		memcpy(keys + (size_t)at * width, stores->keys + (size_t)at * (before - 1),
+		       sizeof(limb) * (before - 1));
+	for (uint32_t at = 0; at < all->nr_changes; at++)
+		memcpy(changes + (size_t)at * limbs, all->changes + (size_t)at * before,
 		       sizeof(limb) * before);
 	free(stores->keys);
+	free(all->changes);
 	stores->keys = keys;
 	stores->width = width;
-	levels_forget(all);
-	free(all->changes);
-	free(all->stores_change);
-	all->changes = NULL;
-	all->stores_change = NULL;
-	all->changes_room = 0;
+	all->changes = changes;
 	if (stores->bits && !spread(stores, stores->bits))
 		return NO_MEMORY;
-	if (all->seen.at < all->states.count)
-		unpack(all, all->states.keys[all->seen.at], all->seen.now);
+	if (all->seen.at < all->words.count)
+		unpack(all, word_at(all, all->seen.at), all->seen.now);
 	return DONE;
 }
 
@@ -560,10 +777,10 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 			return NO_MEMORY;
 		if (!numbers_fit(all, store))
 			return FULL;
-		if (number(&all->states, &word, 1) == NONE)
+		if (meet(all, &word, 1))
 			return NO_MEMORY;
 	}
-	all->seen.met = all->states.count;
+	all->seen.met = all->words.count;
 	return DONE;
 }
 
@@ -710,10 +927,8 @@ static int learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	uint32_t at;
 
 	if (!row->known || !is_masked_by(all, row, mask)) {
-		if (row->known) {
-			levels_settle(all);
+		if (row->known)
 			forget_lately(all, all->seen.index);
-		}
 		if (!set_mask(all, row, mask))
 			return NO_MEMORY;
 	}
@@ -745,8 +960,14 @@ static int learn(struct levels *all, const limb *mask, int64_t code, const limb 
  */
 int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb *change)
 {
+	const struct task *task = all->task + all->seen.index;
+	limb position = all->seen.now[0] >> task->shift & (((limb)1 << task->width) - 1);
+	const struct row *row = position < task->room ? task->rows + position : NULL;
 	int failed;
 
+	/* What others have explored ahead went by what the step looked at until now. */
+	if (row && row->known && !is_masked_by(all, row, mask) && levels_settle(all))
+		return NO_MEMORY;
 	hold_others(all);
 	failed = learn(all, mask, code, change);
 	let_go(all);
@@ -831,29 +1052,30 @@ static inline limb look_up(struct levels *all, struct core *core, limb word, uin
 	return find_out(all, core, word, index, may_number, lately);
 }
 
-/* Keep those words from `first` on that steps have not led to lately; fetch their slots. */
-static inline void keep_fresh(const struct levels *all, struct core *core, uint32_t first)
+/* Keep those of the words that steps have not led to lately; return how many. */
+static inline uint32_t keep_fresh(struct core *core, limb *words, uint32_t count)
 {
-	for (uint32_t i = first; i < core->nr_ahead; i++) {
-		limb word = core->ahead[i], mixed = hash(&word, 1);
-		limb *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
+	uint32_t kept = 0;
 
-		__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
-		core->ahead[first] = word;
-		first += *recent != word;
+	for (uint32_t i = 0; i < count; i++) {
+		limb word = words[i];
+		limb *recent = core->recent + (hash(&word, 1) & ((1 << RECENT_BITS) - 1));
+
+		words[kept] = word;
+		kept += *recent != word;
 		*recent = word;
 	}
-	core->nr_ahead = first;
+	return kept;
 }
 
 /*
- * Put what the tasks from `*index` on lead to behind `ahead`; `*can` of them can go on. Returns an
- * event of the task `*index`, or DONE.
+ * Write down what the tasks from `*index` on lead to, `*count` words; `*can` of them can go on.
+ * Returns an event of the task `*index`, or DONE.
  */
 static inline int expand(struct levels *all, struct core *core, limb word, uint32_t *index,
-			 uint32_t *can, int may_number)
+			 uint32_t *can, int may_number, limb *words, uint32_t *count)
 {
-	uint32_t last = core->nr_ahead;
+	uint32_t last = 0;
 	limb change = 0;
 
 	core->is_unpacked = 0;
@@ -862,144 +1084,62 @@ static inline int expand(struct levels *all, struct core *core, limb word, uint3
 		if (change > ODD)
 			break;
 		*can += change != 0;
-		core->ahead[last] = word ^ change;
+		words[last] = word ^ change;
 		last += change - 1 < ODD - 1;
 	}
-	core->nr_ahead = last;
+	*count = last;
 	return change > ODD ? (int)(change & ~ODD) : DONE;
 }
 
-/* Have the keys come from memory that stand in the slots of the words ahead. */
-static inline void fetch_keys(const struct levels *all, const struct core *core)
-{
-	const struct pool *states = &all->states;
-
-	for (uint32_t i = 0; i < core->nr_ahead; i++) {
-		limb slot = hash(core->ahead + i, 1) >> (64 - states->bits);
-		uint32_t number = __atomic_load_n(states->slots + slot, __ATOMIC_RELAXED);
-
-		__builtin_prefetch(states->keys + (number & PENDING ? 0 : number));
-	}
-}
-
-/* Meet the states that steps have led to. By now their slots have come from memory. */
-static int meet(struct levels *all)
+/*
+ * Go on with the state at hand in the caller's thread. `before`: transitions of states before it
+ * that are not among all others yet.
+ */
+static int go_on(struct levels *all, uint64_t before, limb *words, uint32_t *count)
 {
 	struct core *core = all->core;
-	struct pool *states = &all->states;
+	limb word = word_at(all, all->seen.at);
+	uint32_t index = all->seen.index, can;
+	int event = expand(all, core, word, &index, &can, 1, words, count);
 
-	if (!has_room(states, core->nr_ahead))
-		return NO_MEMORY;
-	fetch_keys(all, core);
-	for (uint32_t i = 0; i < core->nr_ahead; i++) {
-		uint32_t *slot = slot_of(states, core->ahead + i, 1);
-
-		if (*slot != NONE)
-			continue;
-		states->keys[states->count] = core->ahead[i];
-		*slot = states->count++;
+	if (event == BREAKS) {
+		all->seen.code = core->code;
+		index++;
+		can++;
 	}
-	core->nr_ahead = 0;
-	return DONE;
-}
-
-static struct chunk *chunk_of(struct levels *all, uint32_t place)
-{
-	return all->chunks + (place - all->chunks->base >= all->chunks->size);
-}
-
-static inline limb word_of(struct levels *all, uint32_t value)
-{
-	const struct chunk *chunk;
-
-	if (!(value & PENDING))
-		return all->states.keys[value];
-	value -= PENDING;
-	chunk = chunk_of(all, value);
-	return chunk->words[value - chunk->base];
-}
-
-/* List a word that was not met before, or later than here; return where the next one goes. */
-static uint32_t list(struct levels *all, struct chunk *chunk, limb word, uint32_t at)
-{
-	limb last = ((limb)1 << all->states.bits) - 1;
-	limb slot = hash(&word, 1) >> (64 - all->states.bits);
-	uint32_t mine = PENDING + chunk->base + at;
-
-	for (;; slot = (slot + 1) & last) {
-		uint32_t *there = all->states.slots + slot;
-		uint32_t value = __atomic_load_n(there, __ATOMIC_ACQUIRE);
-
-		while (value == NONE || word_of(all, value) == word) {
-			if (value < mine)
-				return at;	/* numbers are less than PENDING */
-			chunk->words[at] = word;
-			chunk->slot[at] = slot;
-			chunk->kind[at] = LED_TO;
-			if (!__atomic_compare_exchange_n(there, &value, mine, 0, __ATOMIC_ACQ_REL,
-							 __ATOMIC_ACQUIRE))
-				continue;
-			if (value != NONE) {
-				struct chunk *other = chunk_of(all, value - PENDING);
-
-				other->kind[value - PENDING - other->base] = GONE;
-			}
-			return at + 1;
-		}
+	all->transitions += can;
+	all->stuck &= !can;
+	if (!event) {
+		all->seen.at++;
+		index = 0;
+		all->seen.before = all->transitions + before;
+		event = all->stuck ? STUCK : DONE;
+		all->stuck = 1;
 	}
+	all->seen.index = index;
+	if (event)
+		unpack_once(all, core, word);
+	return event;
 }
 
-/* List what steps have led to; return where the next word goes. */
-static uint32_t list_all(struct levels *all, struct core *core, struct chunk *chunk, uint32_t at)
-{
-	fetch_keys(all, core);
-	for (uint32_t i = 0; i < core->nr_ahead; i++)
-		at = list(all, chunk, core->ahead[i], at);
-	core->nr_ahead = 0;
-	return at;
-}
-
-/*
- * Go on up to `until`; all words that steps led to are met or listed then. In a gap of a chunk all
- * are listed, since those led to lately may be of later states.
- */
+/* Go on alone up to `until`; all words that steps led to are met then. */
 static int go(struct levels *all, uint64_t until)
 {
-	struct core *core = all->core;
-	struct chunk *chunk = all->chunk;
 	int event = DONE;
 
 	while (all->seen.at < until && !event) {
-		limb word = all->states.keys[all->seen.at];
-		uint32_t index = all->seen.index, first = core->nr_ahead, can;
+		uint32_t count;
+		limb *words = all->ahead + all->nr_ahead;
 
-		event = expand(all, core, word, &index, &can, 1);
-		if (event == BREAKS) {
-			all->seen.code = core->code;
-			index++;
-			can++;
-		}
-		all->transitions += can;
-		all->stuck &= !can;
-		if (chunk) {
-			chunk->put = list_all(all, core, chunk, chunk->put);
-		} else {
-			keep_fresh(all, core, first);
-			if (core->nr_ahead >= AHEAD && meet(all))
+		event = go_on(all, 0, words, &count);
+		all->nr_ahead += keep_fresh(all->core, words, count);
+		if (all->nr_ahead >= BATCH || event || all->seen.at >= until) {
+			if (meet(all, all->ahead, all->nr_ahead))
 				return NO_MEMORY;
+			all->nr_ahead = 0;
 		}
-		if (!event) {
-			all->seen.at++;
-			index = 0;
-			all->seen.before = all->transitions;
-			event = all->stuck ? STUCK : DONE;
-			all->stuck = 1;
-		}
-		all->seen.index = index;
-		if (event)
-			unpack_once(all, core, word);
 	}
-	return core->nr_ahead && meet(all) ? NO_MEMORY : event;
+	return event;
 }
 
 static inline void wait_a_moment(void)
@@ -1011,140 +1151,108 @@ static inline void wait_a_moment(void)
 #endif
 }
 
-/* A thread: do its part of each piece. */
-static void *work(void *at)
+static inline struct chunk *chunk_of(struct levels *all, uint64_t number)
 {
-	struct core *core = at;
-	struct team *team = &core->all->team;
-	uint64_t rounds = core->rounds;
-
-	for (;; rounds++) {
-		for (int i = 0; i < SPINS; i++) {
-			if (__atomic_load_n(&team->rounds, __ATOMIC_ACQUIRE) != rounds)
-				break;
-			wait_a_moment();
-		}
-		if (__atomic_load_n(&team->rounds, __ATOMIC_ACQUIRE) == rounds) {
-			pthread_mutex_lock(&team->lock);
-			while (team->rounds == rounds)
-				pthread_cond_wait(&team->begun, &team->lock);
-			pthread_mutex_unlock(&team->lock);
-		}
-		if (!team->piece)
-			return NULL;
-		pthread_mutex_lock(&core->at_work);
-		team->piece(core);
-		pthread_mutex_unlock(&core->at_work);
-		if (__atomic_sub_fetch(&team->busy, 1, __ATOMIC_ACQ_REL))
-			continue;
-		pthread_mutex_lock(&team->lock);
-		pthread_cond_signal(&team->done);
-		pthread_mutex_unlock(&team->lock);
-	}
+	return all->team.chunks + number % CHUNKS;
 }
 
-/* Have the threads of all cores wait for work. Signals are for the caller's thread. */
-static void begin_threads(struct levels *all)
+/* Return whether chunks are open. Only the caller's thread opens one where there is none. */
+static int has_chunks(struct team *team)
 {
-	struct team *team = &all->team;
-	sigset_t every, before;
+	int has;
 
-	if (team->process)
-		return;
-	pthread_mutex_init(&team->lock, NULL);
-	pthread_cond_init(&team->begun, NULL);
-	pthread_cond_init(&team->done, NULL);
-	team->process = getpid();
-	sigfillset(&every);
-	pthread_sigmask(SIG_SETMASK, &every, &before);
-	for (struct core *core = all->core + 1; core < all->core + all->cores; core++) {
-		if (!has_memory(all, core))
-			continue;
-		pthread_mutex_init(&core->at_work, NULL);
-		core->rounds = team->rounds;
-		core->is_apart = !pthread_create(&core->thread, NULL, work, core);
-	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Have the threads begin with a piece, which cores take parts of until there are no more. */
-static void begin_each(struct levels *all, void (*piece)(struct core *))
-{
-	struct team *team = &all->team;
-
-	team->piece = piece;
-	team->taken = 0;
-	team->busy = 0;
-	for (uint32_t i = 0; i < all->cores; i++)
-		team->busy += all->core[i].is_apart;
-	team->is_at_work = 1;
 	pthread_mutex_lock(&team->lock);
-	__atomic_store_n(&team->rounds, team->rounds + 1, __ATOMIC_RELEASE);
-	pthread_cond_broadcast(&team->begun);
+	has = team->met < team->opened;
 	pthread_mutex_unlock(&team->lock);
+	return has;
 }
 
-/* Take parts as well; return once all are done. */
-static void wait_for_each(struct levels *all)
+static inline int is_explored(const struct chunk *chunk)
+{
+	return chunk->done == chunk->blocks;
+}
+
+/* Have whoever waits look again; under the lock. */
+static void tell(struct team *team)
+{
+	__atomic_store_n(&team->rounds, team->rounds + 1, __ATOMIC_RELEASE);
+	if (team->asleep)
+		pthread_cond_broadcast(&team->news);
+}
+
+/* Wait until there is news; with the lock, which is let go meanwhile. */
+static void wait_for_news(struct team *team)
+{
+	uint64_t rounds = team->rounds;
+	int spins = 0;
+
+	pthread_mutex_unlock(&team->lock);
+	while (spins < SPINS && __atomic_load_n(&team->rounds, __ATOMIC_ACQUIRE) == rounds) {
+		spins++;
+		wait_a_moment();
+	}
+	pthread_mutex_lock(&team->lock);
+	team->asleep++;
+	while (team->rounds == rounds)
+		pthread_cond_wait(&team->news, &team->lock);
+	team->asleep--;
+}
+
+static int has_chunk(struct chunk *chunk, uint32_t states, uint32_t tasks)
+{
+	if (states <= chunk->room)
+		return 1;
+	forget_chunk(chunk);
+	chunk->block = malloc(sizeof(*chunk->block) * states);
+	chunk->gap = malloc(sizeof(*chunk->gap) * states);
+	chunk->words = malloc(sizeof(*chunk->words) * states * tasks);
+	if (!chunk->block || !chunk->gap || !chunk->words)
+		return 0;
+	chunk->room = states;
+	return 1;
+}
+
+/* Return where a chunk from `first` on ends: of states up to `until` it gets an even part. */
+static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t until)
+{
+	uint64_t most = 3 * (uint64_t)all->wide, left = until - first;
+	uint64_t parts = (left + most - 1) / most;
+
+	return parts ? first + (left + parts - 1) / parts : until;
+}
+
+/* Open a chunk of the states behind the last, if they are worth it; under the lock. */
+static int opens_chunk(struct levels *all)
 {
 	struct team *team = &all->team;
+	struct chunk *chunk = chunk_of(all, team->opened);
+	uint64_t first = team->opened_to, end = first < team->until ? team->until : team->next;
+	uint64_t least = team->opened == team->met ? all->wide : all->wide / 4 + 1;
+	uint32_t states;
 
-	if (!team->is_at_work)
-		return;
-	team->piece(all->core);
-	for (int i = 0; i < SPINS && __atomic_load_n(&team->busy, __ATOMIC_ACQUIRE); i++)
-		wait_a_moment();
-	if (__atomic_load_n(&team->busy, __ATOMIC_ACQUIRE)) {
-		pthread_mutex_lock(&team->lock);
-		while (__atomic_load_n(&team->busy, __ATOMIC_ACQUIRE))
-			pthread_cond_wait(&team->done, &team->lock);
-		pthread_mutex_unlock(&team->lock);
+	if (end > team->there)
+		end = team->there;
+	else if (team->opened > team->met)
+		least = 1;
+	if (end < first + least || first < team->alone_until ||
+	    team->opened - team->met == CHUNKS || team->has_failed)
+		return 0;
+	states = end_of_chunk(all, first, end) - first;
+	if (!has_chunk(chunk, states, all->tasks)) {
+		team->has_failed = 1;
+		return 0;
 	}
-	team->is_at_work = 0;
-}
-
-static void each(struct levels *all, void (*piece)(struct core *))
-{
-	begin_each(all, piece);
-	wait_for_each(all);
-}
-
-/* Take a part of what all cores do. */
-static inline uint32_t take(struct levels *all)
-{
-	return __atomic_fetch_add(&all->team.taken, 1, __ATOMIC_RELAXED);
-}
-
-/* Let no other core go on until `let_go`. */
-static void hold_others(struct levels *all)
-{
-	if (!all->team.is_at_work || all->team.is_held)
-		return;
-	__atomic_store_n(&all->team.pauses, 1, __ATOMIC_RELAXED);
-	for (struct core *core = all->core; core < all->core + all->cores; core++) {
-		int spins = 0;
-
-		if (!core->is_apart)
-			continue;
-		while (spins < SPINS && pthread_mutex_trylock(&core->at_work)) {
-			spins++;
-			wait_a_moment();
-		}
-		if (spins == SPINS)
-			pthread_mutex_lock(&core->at_work);
-	}
-	all->team.is_held = 1;
-}
-
-static void let_go(struct levels *all)
-{
-	if (!all->team.is_held)
-		return;
-	all->team.is_held = 0;
-	__atomic_store_n(&all->team.pauses, 0, __ATOMIC_RELAXED);
-	for (struct core *core = all->core; core < all->core + all->cores; core++)
-		if (core->is_apart)
-			pthread_mutex_unlock(&core->at_work);
+	chunk->first = first;
+	chunk->states = states;
+	chunk->of_block = states / (4 * all->cores) + 1;
+	if (chunk->of_block > BLOCK)
+		chunk->of_block = BLOCK;
+	chunk->blocks = (states + chunk->of_block - 1) / chunk->of_block;
+	chunk->taken = chunk->done = chunk->block_at = chunk->gap_at = 0;
+	chunk->is_begun = 0;
+	team->opened++;
+	team->opened_to = first + states;
+	return 1;
 }
 
 /* Pause, if the caller's core wants that. */
@@ -1160,12 +1268,190 @@ static inline void give_way(struct core *core)
 	pthread_mutex_lock(&core->at_work);
 }
 
-/* Have cores take no more of the blocks that they explore, and wait until those begun are done. */
-static void stop_exploring(struct levels *all)
+static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)
 {
-	let_go(all);
-	__atomic_store_n(&all->team.taken, PENDING, __ATOMIC_RELAXED);
-	wait_for_each(all);
+	struct levels *all = core->all;
+	struct block *block = chunk->block + number;
+	uint32_t first = number * chunk->of_block, end = first + chunk->of_block, at = 0;
+	limb *words = chunk->words + (size_t)first * all->tasks;
+
+	if (end > chunk->states)
+		end = chunk->states;
+	*block = (struct block){ 0 };
+	if (core->is_apart)
+		pthread_mutex_lock(&core->at_work);
+	for (uint32_t state = first; state < end; state++) {
+		uint32_t index = 0, can, count;
+		int event;
+
+		give_way(core);
+		event = expand(all, core, word_at(all, chunk->first + state), &index, &can, 0,
+			       words + at, &count);
+		at += keep_fresh(core, words + at, count);
+		if (!event && can) {
+			block->transitions += can;
+			continue;
+		}
+		chunk->gap[first + block->gaps++] = (struct gap){
+			.state = state, .index = index, .at = at, .own = can,
+			.before = block->transitions, .stuck = !can,
+		};
+		for (; index < all->tasks; index++)
+			words[at++] = HOLE;
+	}
+	if (core->is_apart)
+		pthread_mutex_unlock(&core->at_work);
+	block->count = at;
+}
+
+/* Put a range of the words that were met into more slots, if one is left to do; with the lock. */
+static int moves_range(struct levels *all)
+{
+	struct team *team = &all->team;
+	limb range = team->range;
+	int had_to_wait;
+
+	if (range == team->ranges || range == team->dropped + RANGES)
+		return 0;
+	team->range++;
+	pthread_mutex_unlock(&team->lock);
+	move_range(&all->words, &team->more, range);
+	pthread_mutex_lock(&team->lock);
+	had_to_wait = team->range == team->dropped + RANGES;
+	team->is_moved[range % RANGES] = 1;
+	while (team->is_moved[team->dropped % RANGES]) {
+		team->is_moved[team->dropped % RANGES] = 0;
+		if (team->dropped > 1)	/* the last one looks at the first */
+			drop_range(&all->words, team->dropped - 1);
+		team->dropped++;
+	}
+	if (++team->moved == team->ranges || had_to_wait)
+		tell(team);
+	return 1;
+}
+
+/* Have room for the words of a chunk; others help; with the lock. */
+static int has_slots_for(struct levels *all, const struct chunk *chunk)
+{
+	struct team *team = &all->team;
+	uint64_t count = all->words.count;
+
+	for (uint32_t i = 0; i < chunk->blocks; i++)
+		count += chunk->block[i].count;
+	if (!has_more_slots(&all->words, count, &team->more))
+		return 0;
+	if (!team->more.slots)
+		return 1;
+	team->ranges = ranges_of(&all->words);
+	team->range = team->moved = team->dropped = 0;
+	tell(team);
+	while (team->moved < team->ranges)
+		if (!moves_range(all))
+			wait_for_news(team);
+	team->ranges = team->range = 0;
+	use_slots(&all->words, &team->more);
+	return 1;
+}
+
+static int meet_block(struct levels *all, const struct chunk *chunk, uint32_t number,
+		      uint32_t count)
+{
+	return meet(all, chunk->words + (size_t)number * chunk->of_block * all->tasks, count);
+}
+
+static int meet_chunk(struct levels *all, const struct chunk *chunk)
+{
+	for (uint32_t i = 0; i < chunk->blocks; i++)
+		if (meet_block(all, chunk, i, chunk->block[i].count))
+			return NO_MEMORY;
+	return DONE;
+}
+
+/*
+ * Do a piece of work, if there is one; with the lock, which is let go meanwhile. To meet the words
+ * of a chunk comes first: that makes work for others.
+ */
+static int does_some(struct core *core)
+{
+	struct levels *all = core->all;
+	struct team *team = &all->team;
+	struct chunk *chunk;
+	int failed;
+
+	if (moves_range(all))
+		return 1;
+	if (!team->is_meeting && team->met < team->filled && !team->has_failed) {
+		chunk = chunk_of(all, team->met);
+		team->is_meeting = 1;
+		failed = !has_slots_for(all, chunk);
+		pthread_mutex_unlock(&team->lock);
+		failed = failed || meet_chunk(all, chunk);
+		pthread_mutex_lock(&team->lock);
+		team->is_meeting = 0;
+		team->has_failed |= failed;
+		team->there = all->words.count;
+		team->met++;
+		tell(team);
+		return 1;
+	}
+	for (uint64_t number = team->filled;; number++) {
+		uint32_t block;
+
+		if (number == team->opened && (number == team->met || !opens_chunk(all)))
+			return 0;
+		chunk = chunk_of(all, number);
+		if (chunk->taken == chunk->blocks)
+			continue;
+		block = chunk->taken++;
+		team->exploring++;
+		pthread_mutex_unlock(&team->lock);
+		explore_block(core, chunk, block);
+		pthread_mutex_lock(&team->lock);
+		team->exploring--;
+		chunk->done++;
+		if (is_explored(chunk) || !team->exploring)
+			tell(team);
+		return 1;
+	}
+}
+
+static void *work(void *at)
+{
+	struct core *core = at;
+	struct team *team = &core->all->team;
+
+	pthread_mutex_lock(&team->lock);
+	while (!team->is_over)
+		if (!does_some(core))
+			wait_for_news(team);
+	pthread_mutex_unlock(&team->lock);
+	return NULL;
+}
+
+/* Have the threads of all cores wait for work. Signals are for the caller's thread. */
+static void begin_threads(struct levels *all)
+{
+	struct team *team = &all->team;
+	sigset_t every, before;
+
+	if (team->process)
+		return;
+	pthread_mutex_init(&team->lock, NULL);
+	pthread_cond_init(&team->news, NULL);
+	team->process = getpid();
+	sigfillset(&every);
+	pthread_sigmask(SIG_SETMASK, &every, &before);
+	for (struct core *core = all->core + 1; core < all->core + all->cores; core++) {
+		if (!has_memory(all, core))
+			continue;
+		pthread_mutex_init(&core->at_work, NULL);
+		core->is_apart = 1;
+		if (pthread_create(&core->thread, NULL, work, core)) {
+			core->is_apart = 0;
+			pthread_mutex_destroy(&core->at_work);
+		}
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 static void end_threads(struct levels *all)
@@ -1174,405 +1460,241 @@ static void end_threads(struct levels *all)
 
 	if (!team->process || team->process != getpid())
 		return;		/* a forked process has none of them */
-	stop_exploring(all);
-	begin_each(all, NULL);
+	pthread_mutex_lock(&team->lock);
+	team->is_over = 1;
+	tell(team);
+	pthread_mutex_unlock(&team->lock);
 	for (struct core *core = all->core; core < all->core + all->cores; core++)
 		if (core->is_apart) {
 			pthread_join(core->thread, NULL);
 			pthread_mutex_destroy(&core->at_work);
 		}
 	pthread_mutex_destroy(&team->lock);
-	pthread_cond_destroy(&team->begun);
-	pthread_cond_destroy(&team->done);
+	pthread_cond_destroy(&team->news);
 }
 
-static void clear_slots(struct core *core)
+static int has_threads(const struct levels *all)
 {
-	const struct pool *states = &core->all->states;
-	limb slots = (limb)1 << states->bits, first;
-
-	while ((first = (limb)take(core->all) * 16 * SPREAD) < slots) {
-		limb count = slots - first < 16 * SPREAD ? slots - first : 16 * SPREAD;
-
-		memset(states->slots + first, 0xff, sizeof(uint32_t) * count);
-	}
+	return all->team.process && all->team.process == getpid();
 }
 
-static void put_into_slots(struct core *core)
+/* Let no other core explore until `let_go`. */
+static void hold_others(struct levels *all)
 {
-	const struct pool *states = &core->all->states;
-	uint64_t first;
+	if (!has_threads(all))
+		return;
+	__atomic_store_n(&all->team.pauses, 1, __ATOMIC_RELAXED);
+	for (struct core *core = all->core; core < all->core + all->cores; core++) {
+		int spins = 0;
 
-	while ((first = (uint64_t)take(core->all) * SPREAD) < states->count)
-		put_in(states, first,
-		       first + SPREAD < states->count ? first + SPREAD : states->count, 1);
-}
-
-/* As `spread`, by all cores, with the words of the chunk at hand. */
-static int spread_states(struct levels *all, uint32_t bits)
-{
-	struct pool *states = &all->states;
-	struct chunk *chunk = all->chunk;
-
-	if (!has_slots(states, bits))
-		return 0;
-	each(all, clear_slots);
-	each(all, put_into_slots);
-	for (uint32_t i = 0; chunk && i < chunk->blocks; i++) {
-		const struct block *block = chunk->block + i;
-
-		for (uint32_t at = block->first; at < block->first + block->count; at++)
-			if (chunk->kind[at] == LED_TO) {
-				limb slot = hash(chunk->words + at, 1) >> (64 - bits);
-
-				while (states->slots[slot] != NONE)
-					slot = (slot + 1) & (((limb)1 << bits) - 1);
-				states->slots[slot] = PENDING + chunk->base + at;
-				chunk->slot[at] = slot;
-			}
-	}
-	return 1;
-}
-
-static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)
-{
-	struct levels *all = core->all;
-	struct block *block = chunk->block + number;
-	uint32_t state = number * chunk->of_block, end = state + chunk->of_block;
-	uint32_t at = state * all->tasks;
-
-	if (end > chunk->states)
-		end = chunk->states;
-	block->first = at;
-	block->first_gap = state;
-	for (; state < end; state++) {
-		limb word = all->states.keys[chunk->first + state];
-		uint32_t index = 0, first = core->nr_ahead, can;
-		int event;
-
-		give_way(core);
-		event = expand(all, core, word, &index, &can, 0);
-		keep_fresh(all, core, first);
-		if (core->nr_ahead >= AHEAD || event || !can)
-			at = list_all(all, core, chunk, at);
-		if (!event && can) {
-			block->transitions += can;
+		if (!core->is_apart)
 			continue;
+		while (spins < SPINS && pthread_mutex_trylock(&core->at_work)) {
+			spins++;
+			wait_a_moment();
 		}
-		chunk->gap[block->first_gap + block->gaps++] = (struct gap){
-			.state = state, .index = index, .at = at, .own = can,
-			.before = block->transitions, .stuck = !can,
-		};
-		for (; index < all->tasks; index++, at++)
-			chunk->kind[at] = GONE;
-	}
-	block->count = list_all(all, core, chunk, at) - block->first;
-}
-
-static void explore_blocks(struct core *core)
-{
-	struct levels *all = core->all;
-	struct chunk *chunk = all->chunks + all->explored;
-	uint32_t number;
-
-	while ((number = take(all)) < chunk->blocks)
-		explore_block(core, chunk, number);
-}
-
-/* Give a new word its number. */
-static inline void put_number(struct levels *all, const struct chunk *chunk, uint32_t at,
-			      uint32_t number)
-{
-	all->states.keys[number] = chunk->words[at];
-	__atomic_store_n(all->states.slots + chunk->slot[at], number, __ATOMIC_RELEASE);
-}
-
-static void number_block(struct levels *all, const struct chunk *chunk, const struct block *block)
-{
-	uint32_t number = block->number;
-
-	for (uint32_t at = block->first; at < block->first + block->count; at++)
-		if (chunk->kind[at] == LED_TO)
-			put_number(all, chunk, at, number++);
-}
-
-static void number_blocks(struct core *core)
-{
-	const struct chunk *chunk = core->all->chunk;
-	uint32_t i;
-
-	while ((i = take(core->all)) < chunk->blocks)
-		number_block(core->all, chunk, chunk->block + i);
-}
-
-/* Number new words in the order of meeting. */
-static void close_chunk(struct levels *all)
-{
-	struct chunk *chunk = all->chunk;
-	uint32_t number = all->states.count;
-
-	for (uint32_t i = 0; i < chunk->blocks; i++) {
-		struct block *block = chunk->block + i;
-
-		block->number = number;
-		for (uint32_t at = block->first; at < block->first + block->count; at++)
-			number += chunk->kind[at] == LED_TO;
-		all->transitions += block->transitions;
-	}
-	if (all->next)
-		for (uint32_t i = 0; i < chunk->blocks; i++)
-			number_block(all, chunk, chunk->block + i);
-	else
-		each(all, number_blocks);
-	all->states.count = number;
-	all->seen.at = chunk->first + chunk->states;
-	all->seen.before = all->transitions;
-	all->chunk = all->next;
-	all->next = NULL;
-}
-
-/* Take a word that has no number out of the table; those behind it move up. */
-static void take_out(struct levels *all, limb slot)
-{
-	uint32_t *slots = all->states.slots;
-	limb last = ((limb)1 << all->states.bits) - 1, behind = slot;
-
-	for (;;) {
-		uint32_t value;
-		limb word, home;
-
-		behind = (behind + 1) & last;
-		value = slots[behind];
-		if (value == NONE)
-			break;
-		word = word_of(all, value);
-		home = hash(&word, 1) >> (64 - all->states.bits);
-		if (((behind - home) & last) < ((behind - slot) & last))
-			continue;
-		slots[slot] = value;
-		if (value & PENDING) {
-			struct chunk *chunk = chunk_of(all, value - PENDING);
-
-			chunk->slot[value - PENDING - chunk->base] = slot;
-		}
-		slot = behind;
-	}
-	slots[slot] = NONE;
-}
-
-/* Forget what a chunk's states from a place on lead to. */
-static void forget_words(struct levels *all, struct chunk *chunk, uint32_t from)
-{
-	for (uint32_t i = 0; all->states.slots && i < chunk->blocks; i++) {
-		const struct block *block = chunk->block + i;
-
-		for (uint32_t at = block->first; at < block->first + block->count; at++)
-			if (at >= from && chunk->kind[at] == LED_TO)
-				take_out(all, chunk->slot[at]);
+		if (spins == SPINS)
+			pthread_mutex_lock(&core->at_work);
 	}
 }
 
-/* Number what the states before the gap at hand lead to; return where the rest begins. */
-static uint32_t settle_first(struct levels *all, struct chunk *chunk)
+static void let_go(struct levels *all)
 {
-	const struct gap *gap = chunk->gap + chunk->block[chunk->block_at].first_gap + chunk->gap_at;
-	uint32_t end = gap->at + all->tasks - gap->index;
-	uint64_t transitions = gap->before;
+	if (!has_threads(all))
+		return;
+	__atomic_store_n(&all->team.pauses, 0, __ATOMIC_RELAXED);
+	for (struct core *core = all->core; core < all->core + all->cores; core++)
+		if (core->is_apart)
+			pthread_mutex_unlock(&core->at_work);
+}
 
-	for (uint32_t i = 0; i <= chunk->block_at; i++) {
-		const struct block *block = chunk->block + i;
-		uint32_t last = i == chunk->block_at ? end : block->first + block->count;
-
-		for (uint32_t at = block->first; at < last; at++)
-			if (chunk->kind[at] == LED_TO)
-				put_number(all, chunk, at, all->states.count++);
-		if (i < chunk->block_at)
-			transitions += block->transitions;
-	}
-	all->transitions += transitions;
-	all->seen.before += transitions;
-	all->seen.met = all->states.count;
-	return end;
+/* Meet what the gap at hand and the states before it in its chunk lead to. */
+static int meet_begun(struct levels *all, const struct chunk *chunk)
+{
+	all->transitions += chunk->gap[chunk->block_at * chunk->of_block + chunk->gap_at].before;
+	for (uint32_t i = 0; i < chunk->block_at; i++)
+		if (meet_block(all, chunk, i, chunk->block[i].count))
+			return NO_MEMORY;
+	return meet_block(all, chunk, chunk->block_at, chunk->put);
 }
 
 /*
- * Meet what the states before the one at hand lead to, if a chunk is open. The states after it are
+ * Meet what the states before the one at hand lead to. Those after it that others have explored are
  * explored once more.
  */
-void levels_settle(struct levels *all)
+int levels_settle(struct levels *all)
 {
-	struct chunk *chunk = all->chunk;
+	struct team *team = &all->team;
+	int failed = DONE;
 
-	if (!chunk)
-		return;
-	stop_exploring(all);
-	if (all->states.slots)
-		forget_words(all, chunk, chunk->is_begun ? settle_first(all, chunk) : 0);
-	if (all->next)
-		forget_words(all, all->next, 0);
-	all->chunk = all->next = NULL;
+	if (!has_threads(all) || !has_chunks(team)) {
+		all->seen.met = all->words.count;
+		return DONE;
+	}
+	pthread_mutex_lock(&team->lock);
+	for (uint64_t number = team->filled; number < team->opened; number++) {
+		struct chunk *chunk = chunk_of(all, number);
+
+		chunk->done += chunk->blocks - chunk->taken;
+		chunk->taken = chunk->blocks;
+	}
+	team->until = team->next = 0;
+	while (team->exploring || team->is_meeting)
+		wait_for_news(team);
+	while (team->met < team->filled && !failed)
+		failed = meet_chunk(all, chunk_of(all, team->met++));
+	if (!failed && team->filled < team->opened && chunk_of(all, team->filled)->is_begun)
+		failed = meet_begun(all, chunk_of(all, team->filled));
+	team->opened = team->filled = team->met;
+	team->there = all->seen.met = all->words.count;
+	team->has_failed |= failed != DONE;
+	pthread_mutex_unlock(&team->lock);
 	forget_recent(all);
+	return team->has_failed ? NO_MEMORY : DONE;
 }
 
-/* Go on with the states that need one thread. */
-static int fill_gaps(struct levels *all)
+/* Go on with those states of a chunk that need the caller's thread. */
+static int fill_gaps(struct levels *all, struct chunk *chunk)
 {
-	struct chunk *chunk = all->chunk;
-
 	for (; chunk->block_at < chunk->blocks; chunk->block_at++, chunk->gap_at = 0) {
 		const struct block *block = chunk->block + chunk->block_at;
+		uint32_t first = chunk->block_at * chunk->of_block;
+		limb *words = chunk->words + (size_t)first * all->tasks;
 
 		for (; chunk->gap_at < block->gaps; chunk->gap_at++) {
-			const struct gap *gap = chunk->gap + block->first_gap + chunk->gap_at;
+			const struct gap *gap = chunk->gap + first + chunk->gap_at;
 			uint64_t state = chunk->first + gap->state;
-			int event;
 
 			if (!chunk->is_begun) {
 				all->seen.at = state;
 				all->seen.index = gap->index;
+				all->seen.before = all->transitions + gap->before;
 				all->stuck = gap->stuck;
 				all->transitions += gap->own;
 				chunk->put = gap->at;
 				chunk->is_begun = 1;
 			}
-			event = go(all, state + 1);
-			if (event)
-				return event;
+			while (all->seen.at == state) {
+				uint32_t count;
+				int event = go_on(all, gap->before, words + chunk->put, &count);
+
+				chunk->put += count;
+				if (event)
+					return event;
+			}
 			chunk->is_begun = 0;
 		}
+		all->transitions += block->transitions;
 	}
+	all->seen.at = chunk->first + chunk->states;
+	all->seen.before = all->transitions;
 	return DONE;
 }
 
-static int has_chunk(struct chunk *chunk, uint32_t states, uint32_t tasks)
+/* One core goes on for a while after a chunk that had many gaps; under the lock. */
+static void count_gaps(struct team *team, const struct chunk *chunk)
 {
-	size_t room = (size_t)states * tasks;
+	uint64_t gaps = 0, end = chunk->first + chunk->states;
 
-	if (states <= chunk->room)
-		return 1;
-	forget_chunk(chunk);
-	chunk->block = malloc(sizeof(*chunk->block) * states);
-	chunk->gap = malloc(sizeof(*chunk->gap) * states);
-	chunk->words = malloc(sizeof(*chunk->words) * room);
-	chunk->slot = malloc(sizeof(*chunk->slot) * room);
-	chunk->kind = malloc(room);
-	if (!chunk->block || !chunk->gap || !chunk->words || !chunk->slot || !chunk->kind)
-		return 0;
-	chunk->room = states;
-	return 1;
-}
-
-/* Have the threads explore the states from `first` up to `until`. */
-static int open_chunk(struct levels *all, uint64_t first, uint64_t until)
-{
-	const struct chunk *before = all->chunk;
-	uint32_t states = until - first, is_second = before == all->chunks;
-	struct chunk *chunk = all->chunks + is_second;
-	uint64_t most = all->states.count + (until - (before ? before->first : first)) * all->tasks;
-	uint32_t bits = bits_for(&all->states, most);
-
-	begin_threads(all);
-	if (!has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
-	    (bits != all->states.bits && !spread_states(all, bits)))
-		return NO_MEMORY;
-	chunk->base = before ? before->base + before->size : 0;
-	chunk->size = states * all->tasks;
-	chunk->first = first;
-	chunk->states = states;
-	chunk->of_block = states / (16 * all->cores) + 1;
-	if (chunk->of_block > BLOCK)
-		chunk->of_block = BLOCK;
-	chunk->blocks = (states + chunk->of_block - 1) / chunk->of_block;
-	memset(chunk->block, 0, sizeof(*chunk->block) * chunk->blocks);
-	chunk->block_at = chunk->gap_at = 0;
-	chunk->is_begun = chunk->is_explored = 0;
-	*(before ? &all->next : &all->chunk) = chunk;
-	all->explored = is_second;
-	begin_each(all, explore_blocks);
-	return DONE;
-}
-
-/* Return whether threads are worth it, and slots and numbers are wide enough for a chunk. */
-static int is_for_all_cores(const struct levels *all, uint64_t first, uint64_t until)
-{
-	uint64_t most = all->states.count + (until - all->seen.at) * all->tasks;
-	uint64_t place = all->chunk ? (uint64_t)all->chunk->base + all->chunk->size : 0;
-
-	return all->cores > 1 && until >= first + all->wide && first >= all->alone_until &&
-	       most < PENDING && bits_for(&all->states, most) <= 32 &&
-	       place + (until - first) * all->tasks < PENDING - 1 &&
-	       (!all->team.process || all->team.process == getpid());
-}
-
-/* Return where a chunk from `first` on ends: of states up to `until` it gets an even part. */
-static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t until)
-{
-	uint64_t most = 3 * (uint64_t)all->wide, left = until - first;
-	uint64_t parts = (left + most - 1) / most;
-
-	return parts ? first + (left + parts - 1) / parts : until;
-}
-
-/* Wait until the chunk at hand is explored, and begin with the next, if that is worth it. */
-static int finish_exploring(struct levels *all, uint64_t until, uint64_t next)
-{
-	struct chunk *chunk = all->chunk;
-	uint64_t end = chunk->first + chunk->states;
-	uint32_t gaps = 0;
-
-	wait_for_each(all);
-	chunk->is_explored = 1;
 	for (uint32_t i = 0; i < chunk->blocks; i++)
 		gaps += chunk->block[i].gaps;
-	if ((uint64_t)gaps * 4 > chunk->states) {
-		all->alone_until = end + ALONE(all->in_a_row) * chunk->states;
-		all->in_a_row += all->in_a_row < 3;
-		return DONE;
+	if (gaps * 4 > chunk->states) {
+		team->alone_until = end + ALONE(team->in_a_row) * chunk->states;
+		team->in_a_row += team->in_a_row < 3;
+	} else {
+		team->in_a_row = 0;
 	}
-	all->in_a_row = 0;
-	if (end < until)
-		next = until;
-	else if (next > all->states.count)
-		next = all->states.count;
-	next = end_of_chunk(all, end, next);
-	return is_for_all_cores(all, end, next) ? open_chunk(all, end, next) : DONE;
+}
+
+/* Return whether chunks up to `until` are left to fill, or others to meet. */
+static int is_due(struct levels *all, uint64_t until)
+{
+	const struct team *team = &all->team;
+
+	return team->met < team->filled ||
+	       (team->filled < team->opened && chunk_of(all, team->filled)->first < until);
+}
+
+/* Fill the chunks up to `until`, and help the others meanwhile; with the lock. */
+static int go_with_others(struct levels *all, uint64_t until)
+{
+	struct team *team = &all->team;
+
+	while (is_due(all, until)) {
+		struct chunk *chunk = chunk_of(all, team->filled);
+		int event;
+
+		if (team->has_failed)
+			return NO_MEMORY;
+		if (team->filled == team->opened || !is_explored(chunk) || chunk->first >= until) {
+			if (!does_some(all->core))
+				wait_for_news(team);
+			continue;
+		}
+		if (!chunk->block_at && !chunk->gap_at && !chunk->is_begun)
+			count_gaps(team, chunk);
+		pthread_mutex_unlock(&team->lock);
+		event = fill_gaps(all, chunk);
+		pthread_mutex_lock(&team->lock);
+		if (event)
+			return event;
+		team->filled++;
+		tell(team);
+	}
+	return team->has_failed ? NO_MEMORY : DONE;
+}
+
+/* Return up to where one core goes on alone: until there are chunks, if other cores may help. */
+static uint64_t end_alone(struct levels *all, uint64_t until)
+{
+	struct team *team = &all->team;
+	int opens;
+
+	if (all->seen.index)
+		return all->seen.at + 1;
+	if (all->cores == 1 || until < all->seen.at + all->wide)
+		return until;
+	begin_threads(all);
+	if (!has_threads(all))
+		return until;
+	pthread_mutex_lock(&team->lock);
+	team->until = until;
+	team->opened_to = all->seen.at;
+	team->there = all->words.count;
+	opens = opens_chunk(all);
+	if (opens)
+		tell(team);
+	pthread_mutex_unlock(&team->lock);
+	if (opens)
+		return all->seen.at;
+	return end_of_chunk(all, all->seen.at, until);
 }
 
 static int go_some(struct levels *all, uint64_t until, uint64_t next)
 {
+	struct team *team = &all->team;
 	int event = DONE;
 
-	if (all->chunk) {
-		if (!all->chunk->is_explored)
-			event = finish_exploring(all, until, next);
-		if (event)
-			return event;
-		event = fill_gaps(all);
-		if (!event)
-			close_chunk(all);
-		return event;
+	if (team->process && !has_threads(all) && team->met < team->opened)
+		return NO_MEMORY;	/* forked amid work of threads that are not here */
+	if (has_threads(all)) {
+		pthread_mutex_lock(&team->lock);
+		if (team->until != until || team->next != next) {
+			team->until = until;
+			team->next = next;
+			tell(team);
+		}
+		event = go_with_others(all, until);
+		pthread_mutex_unlock(&team->lock);
 	}
-	if (all->seen.index)
-		return go(all, all->seen.at + 1);
-	until = end_of_chunk(all, all->seen.at, until);
-	return is_for_all_cores(all, all->seen.at, until) ? open_chunk(all, all->seen.at, until) :
-							    go(all, until);
-}
-
-/* Have the other cores begin with the states up to `until`, which `levels_go` goes on with. */
-int levels_ahead(struct levels *all, uint64_t until)
-{
-	until = end_of_chunk(all, all->seen.at, until);
-	if (all->chunk || !is_for_all_cores(all, all->seen.at, until))
-		return DONE;
-	return open_chunk(all, all->seen.at, until);
+	return event || all->seen.at >= until ? event : go(all, end_alone(all, until));
 }
 
 /*
  * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
  * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
  * From `until` up to `next` is what the next call will be for, as far as there are such states by
- * then; those that have been met may be begun with.
+ * then; others may begin with those that have been met.
  */
 int levels_go(struct levels *all, uint64_t until, uint64_t next)
 {
@@ -1581,36 +1703,51 @@ int levels_go(struct levels *all, uint64_t until, uint64_t next)
 	do
 		event = go_some(all, until, next);
 	while (!event && all->seen.at < until);
-	all->seen.met = all->states.count;
+	if (!event) {
+		all->seen.met = all->words.count;
+		forget_queue(all, all->seen.at);
+	}
 	all->seen.stores = all->stores.count;
 	return event;
 }
 
-/* Write states down, those with the numbers `first` to `last` - 1, one after another. */
+/* Write states of the queue down, those with the numbers `first` to `last` - 1. */
 void levels_show(const struct levels *all, uint64_t first, uint64_t last, limb *states)
 {
 	for (; first < last; first++, states += all->limbs)
-		unpack(all, all->states.keys[first], states);
+		unpack(all, word_at(all, first), states);
+}
+
+/* Write down states that were met, `most` at most, from a slot on; return how many. */
+uint64_t levels_visited(const struct levels *all, uint64_t *slot, uint64_t most, limb *states)
+{
+	uint64_t count = 0;
+
+	for (; all->words.bits && *slot >> all->words.bits == 0 && count < most; ++*slot)
+		if (all->words.slots[*slot]) {
+			unpack(all, all->words.slots[*slot] & ~ODD, states);
+			states += all->limbs;
+			count++;
+		}
+	return count;
 }
 
 /* Return how many bytes more this takes at most while `more` states are met. */
 uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 {
-	const struct pool *pools[] = { &all->states, &all->stores };
-	uint64_t chunks = all->cores > 1 ? 2 : 1, bytes = 0;
+	const struct pool *stores = &all->stores;
+	uint32_t bits = bits_for(all->words.bits, all->words.count + more);
+	uint64_t bytes = more * sizeof(limb) * (1 + stores->width);
 
-	more *= chunks;		/* the second is begun with while the first is at hand */
+	if (bits > all->words.bits)	/* those that there are go on the way, if they are many */
+		bytes += sizeof(limb) << bits;
+	bits = bits_for(stores->bits, stores->count + more);
+	if (bits > stores->bits)
+		bytes += sizeof(uint32_t) << bits;
+	if (all->cores > 1) {	/* whether chunks are there or not */
+		uint64_t states = 3 * (uint64_t)all->wide * CHUNKS;
 
-	for (int i = 0; i < 2; i++) {
-		uint32_t bits = bits_for(pools[i], pools[i]->count + more);
-
-		bytes += more * pools[i]->width * sizeof(limb);
-		if (bits > pools[i]->bits)
-			bytes += sizeof(uint32_t) << bits;
-	}
-	if (all->cores > 1 && !all->chunks[1].room) {
-		bytes += more * (sizeof(limb) + sizeof(uint32_t) + 1);
-		bytes += more / all->tasks * (sizeof(struct gap) + sizeof(struct block));
+		bytes += states * (all->tasks * sizeof(limb) + sizeof(struct gap) + sizeof(struct block));
 		bytes += (uint64_t)(all->cores - 1) * all->tasks * sizeof(struct lately) << LATELY_BITS;
 	}
 	return bytes;

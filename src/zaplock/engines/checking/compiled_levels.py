@@ -49,7 +49,7 @@ WORD_BITS: Final = 63
 """The highest bit of a limb tells C what is no word."""
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
-NUMBER_BITS: Final = 24
+NUMBER_BITS: Final = 20
 """What the numbers of contents get of a word, where positions leave as much."""
 
 _DONE, _ASK, _BREAKS, _STUCK, _FULL, _NO_MEMORY = range(6)
@@ -107,18 +107,18 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, result, arguments in (
         ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths, *[ctypes.c_uint32] * 2)),
         ("free", None, (handle,)),
-        ("settle", None, (handle,)),
-        ("forget", None, (handle,)),
+        ("settle", ctypes.c_int, (handle,)),
+        ("forget", ctypes.c_int, (handle,)),
         ("widen_row", ctypes.c_int, (handle, ctypes.c_uint32, ctypes.c_uint32, limbs)),
         ("lay_out", ctypes.c_int, (handle, widths)),
         ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
-        ("ahead", ctypes.c_int, (handle, number)),
         ("go", ctypes.c_int, (handle, number, number)),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
         ("show", None, (handle, number, number, limbs)),
+        ("visited", number, (handle, ctypes.POINTER(number), number, limbs)),
         ("bytes_to_come", number, (handle, number)),
     ):
         function = getattr(library, f"levels_{name}")
@@ -169,8 +169,6 @@ class CompiledLevels:
         self.transitions = search.transitions
         """Of states that were explored elsewhere."""
         self.met = 0
-        self.is_audit_due = False
-        """Other cores explore the next slice meanwhile."""
         ahead = set(frontier)
         for states in search.all_visited():
             self._take(state for state in states if state not in ahead)
@@ -200,27 +198,16 @@ class CompiledLevels:
         """
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
-                self.library.levels_settle(self.handle)
-                self._audit()
+                _succeeded(self.library.levels_settle(self.handle))
                 return False
             until = min(self.at + SLICE, self.end)
-            if self.is_audit_due:
-                _succeeded(self.library.levels_ahead(self.handle, until))
-                self._audit()
             # After this level's states come those of the next that are met by then.
             is_last = until == self.end
             self._explore(until, until + SLICE if is_last else min(until + SLICE, self.end))
-            is_more = self.met - self.end >= SLICE
-            self.is_audit_due = is_more and self.table.auditor.is_due(self.met)
+            if self.met - self.end >= SLICE:
+                self.table.auditor.look_in(self.met)  # other cores explore the next slice meanwhile
         self.end = self.met
-        if self.at == self.end or self.search.found:
-            self._audit()
         return True
-
-    def _audit(self) -> None:
-        if self.is_audit_due:
-            self.is_audit_due = False
-            self.table.auditor.look_in(self.met)
 
     def _explore(self, until: int, ahead: int) -> None:
         library, search, event = self.library, self.search, -1
@@ -239,7 +226,7 @@ class CompiledLevels:
                 else:
                     _succeeded(event)
         except BaseException:
-            library.levels_settle(self.handle)
+            _succeeded(library.levels_settle(self.handle))
             raise
         finally:
             seen = self._seen
@@ -281,7 +268,7 @@ class CompiledLevels:
         if self.forgotten != table.forgotten:
             self.forgotten = table.forgotten
             self.masks.clear()
-            self.library.levels_forget(self.handle)
+            _succeeded(self.library.levels_forget(self.handle))
         if self.widened != table.widened:
             self.widened = table.widened
             for row, (index, mask, _) in self.masks.items():
@@ -314,13 +301,18 @@ class CompiledLevels:
     def lay_out_anew(self) -> None:
         """Give positions and numbers the bits that they need by now; raises Outgrown."""
         self.widths = self._widths_needed(self._seen.stores.bit_length() + 1)
-        self.masks.clear()
         _succeeded(self.library.levels_lay_out(self.handle, _uint32s(self.widths)))
+        self._write_masks()
 
     def _widen(self) -> None:
         self.limbs, self.room = self._limbs_needed()
-        self.masks.clear()
         _succeeded(self.library.levels_widen(self.handle, self.limbs))
+        self._write_masks()
+
+    def _write_masks(self) -> None:
+        """Have the limbs of masks as C has them by now."""
+        for row, (index, mask, _) in self.masks.items():
+            self.masks[row] = index, mask, self._limbs(mask, self._mask_of_positions(mask))
 
     def _limbs(self, bits: int, positions: int) -> bytes:
         """Return bits of the store as C has them, behind positions as a word has them."""
@@ -379,8 +371,11 @@ class CompiledLevels:
 
     def given_back(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
-        for first in range(0, self.met, SLICE):
-            yield self._shown(first, min(first + SLICE, self.met))
+        slot, size = ctypes.c_uint64(0), 8 * self.limbs
+        shown = ctypes.create_string_buffer(SLICE * size)
+        while count := self.library.levels_visited(self.handle, slot, SLICE, shown):
+            limbs = shown.raw
+            yield [self._state_of(limbs[at : at + size]) for at in range(0, count * size, size)]
 
     def left(self) -> tuple[list[int], list[int]]:
         """Return the states left of this level, and those of the next that were found."""
