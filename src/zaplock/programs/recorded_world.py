@@ -31,6 +31,7 @@ from zaplock.model.vma import (
     overlapping,
     vma_of,
 )
+from zaplock.programs.file_tables import NO_FILES, Facts, FileTables
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
@@ -80,7 +81,7 @@ class Known:
     given: frozenset[str] = frozenset()
     doubt: str = ""
     modes: tuple[tuple[int, int], ...] = ()
-    files: tuple[tuple[int, int], ...] = ()
+    files: FileTables = NO_FILES
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
 
@@ -180,8 +181,8 @@ class StraceWorld:
             space.counters.put("brk", heap[-1].end)
         return live
 
-    def copy_space(self, parent: LiveSpace, traced: TracedSpace) -> LiveSpace:
-        """Fork: the child begins as its parent is."""
+    def copy_space(self, parent: LiveSpace, traced: TracedSpace, maker: int) -> LiveSpace:
+        """Fork: the child begins as its parent is, with its maker's descriptors."""
         mm, task = traced.number, Task(1, parent.mm)
         self.use(parent)
         run_protocol(self.machine, task, fork.fork(self.cx(parent), mm))
@@ -191,7 +192,8 @@ class StraceWorld:
             if vma.file in self.drivers
         )
         doubt = parent.known.doubt or traced.doubt
-        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden), doubt=doubt)
+        clouds, files = (*parent.known.clouds, *hidden), parent.known.files.forked(maker)
+        known = replace(parent.known, clouds=clouds, doubt=doubt, files=files)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
 
     def use(self, live: LiveSpace) -> None:
@@ -252,6 +254,17 @@ class StraceWorld:
         """Note how a file was opened (O_ACCMODE)."""
         backing = self.machine.files[file]
         changed = msgspec.structs.replace(backing, writable=mode == 2, readable=mode != 1)
+        self.machine.files.put(file, changed)
+
+    def see(self, file: int, facts: Facts) -> None:
+        """Note what the recorder saw of a file that is about to be mapped."""
+        self.set_mode(file, facts.mode)
+        backing = self.machine.files[file]
+        kind, size = ("hugetlb", facts.huge) if facts.huge else (backing.kind, backing.huge_size)
+        changed = msgspec.structs.replace(
+            backing, kind=kind, huge_size=size, noexec=backing.noexec or facts.noexec,
+            seals=backing.seals if facts.seals is None else facts.seals,
+        )  # fmt: skip
         self.machine.files.put(file, changed)
 
     def set_seals(self, file: int, seals: int) -> None:

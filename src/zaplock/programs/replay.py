@@ -31,6 +31,7 @@ from zaplock.programs.calls import (
     unknown_target,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
+from zaplock.programs.file_tables import FileTables, facts_of
 from zaplock.programs.filters import UNSEEN, SeccompFilters, asks_listener
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
@@ -53,6 +54,13 @@ UNMODELLED = {
     "map_shadow_stack", "uselib", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
+
+
+TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
+"""What becomes of the descriptors of a child that shares memory, by the kind of its note."""
+
+
+UNSEEN_RING = "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
 
 
 @dataclass(slots=True)
@@ -176,7 +184,7 @@ class StraceReplay:
             self._note(live, item)
             return self._seen(live, item) if item.kind == "end" else None
         if isinstance(item, Fork):
-            self._forked[item.child] = self.world.copy_space(live, item.child)
+            self._forked[item.child] = self.world.copy_space(live, item.child, item.call.pid)
             return None
         ruling = self._judge(live, item)
         guest = live.traced.guests.get(item.pid, "")
@@ -191,6 +199,12 @@ class StraceReplay:
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "file":
+            files = live.known.files.seen(note.pid, facts_of(note.name))
+            live.known = replace(live.known, files=files)
+        elif note.kind in TABLES:
+            made = TABLES[note.kind](live.known.files, note.pid, note.value)
+            live.known = replace(live.known, files=made)
         elif note.kind == "length":
             self.world.set_length(live, int(note.name, 16), note.value)
         elif note.kind == "limit" and note.name in MACHINES:
@@ -202,6 +216,8 @@ class StraceReplay:
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
             self.world.limit(live, implies_exec=True)
+        elif note.kind == "capable" and note.name == "bottom_up" and note.value:
+            unrecorded.go_up(self.world, live)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -219,13 +235,13 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
-        if call.name == "close":
-            monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
         if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
             live.known = replace(live.known, doubt=UNSEEN)
+        if call.name == "io_uring_setup" and call.result >= 0 and not live.known.doubt:
+            live.known = replace(live.known, doubt=UNSEEN_RING)
         if call.name == "personality":
             implies = implies_exec(call)
             if implies is not None:
@@ -271,7 +287,7 @@ class StraceReplay:
         mark = self.world.mark(live)
         try:
             got = CALLS[call.name](self.world, live, call)
-            if taken and got == call.result:
+            if taken and got == call.result and not unrecorded.may_begin_there(live):
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
             if unknown_target(call) and call.result >= 0:
                 if got != call.result:

@@ -20,21 +20,24 @@ from pathlib import Path
 from zaplock.model import flags as f
 from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
-from zaplock.programs.text import READ_IMPLIES_EXEC
+from zaplock.programs.file_tables import Facts, facts_text
+from zaplock.programs.text import ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
 CHANGES_PRIVILEGES = ("setuid", "setreuid", "setresuid", "capset", "unshare", "setns")
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
-    "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
+    "shmdt", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
+    "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
     "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
-    "clone", "clone3", "io_setup", "execve", "execveat", "mbind", "open", "openat", "creat",
+    "clone", "clone3", "io_setup", "execve", "execveat", "mbind", "open", "openat", "openat2",
+    "creat",
     "memfd_create", "prctl", "setrlimit", "prlimit64", "process_madvise",
 )  # fmt: skip
 COMMANDS = {
@@ -67,7 +70,7 @@ def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
     return f"{name}({', '.join(told)})"
 
 
-OPENS = ("userfaultfd", "open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
+OPENS = ("userfaultfd", "open", "openat", "openat2", "creat", "memfd_create", "dup", "dup2", "dup3")
 
 
 def result_text(tid: int, name: str, result: int) -> str:
@@ -89,6 +92,80 @@ def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
+
+
+def file_lines(tid: int, arguments: tuple[int, ...]) -> list[str]:
+    """Write what stands behind the descriptor that an mmap is given, if it maps a file.
+
+    Only what the kernel has at hand is asked for: a file system may be served by a process that
+    waits for the recorder.
+    """
+    number = arguments[4] & 0xFFFF_FFFF
+    if arguments[3] & f.MAP_ANONYMOUS or number >> 31:
+        return []
+    try:
+        told = read_text(f"/proc/{tid}/fdinfo/{number}")
+        path = os.readlink(f"/proc/{tid}/fd/{number}")
+        fields = dict(line.split(":\t", 1) for line in told.splitlines() if ":\t" in line)
+        flags = int(fields["flags"], 8)
+        mount, inode = fields["mnt_id"], fields["ino"]
+    except (OSError, KeyError, ValueError):
+        return []
+    mode = 3 if flags & _O_PATH else flags & 3
+    options, kind, page = _mount(tid, mount)
+    noexec = "noexec" in options
+    seals, huge = None, _bytes(page) if kind == "hugetlbfs" else 0
+    if path.startswith("/memfd:"):
+        seals, huge = _of_memory(tid, number)
+    facts = Facts(number, mode, f"{mount}:{inode}", seals, huge, noexec)
+    return [f"# file: {facts_text(facts)}"]
+
+
+_O_PATH, _PIDFD_GETFD, _F_GET_SEALS = 0o10000000, 438, 1034
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _of_memory(tid: int, number: int) -> tuple[int | None, int]:
+    """Return the seals of a file in memory, and the size of its huge pages."""
+    try:
+        pidfd = os.pidfd_open(leader(tid))
+    except OSError:
+        return None, 0
+    try:
+        copy = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        if copy < 0:
+            return None, 0
+        try:
+            size = os.fstat(copy).st_blksize
+            return fcntl.fcntl(copy, _F_GET_SEALS), size if size >= f.PMD_SIZE else 0
+        except OSError:
+            return None, 0
+        finally:
+            os.close(copy)
+    finally:
+        os.close(pidfd)
+
+
+def _mount(tid: int, number: str) -> tuple[list[str], str, str]:
+    """Return a mount's options, its file system and that one's page size, as mountinfo has them.
+
+    Empty for one that no process can see.
+    """
+    for line in read_text(f"/proc/{tid}/mountinfo").splitlines():
+        mount, _, system = line.partition(" - ")
+        fields = mount.split()
+        if fields[0] == number:
+            page = _PAGE.search(system)
+            return fields[5].split(","), system.split()[0], page[1] if page else ""
+    return [], "", ""
+
+
+_PAGE = re.compile(r"\bpagesize=(\d+[KMG])")
+
+
+def _bytes(text: str) -> int:
+    """Return how many bytes 2M is."""
+    return int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]] if text else 0
 
 
 def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
@@ -217,8 +294,11 @@ def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
     found = [*limits(tid), *capabilities(tid)]
-    if int(read_text(f"/proc/{tid}/personality"), 16) & READ_IMPLIES_EXEC:
+    persona = int(read_text(f"/proc/{tid}/personality"), 16)
+    if persona & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
+    if persona & ADDR_COMPAT_LAYOUT or _sysctl("legacy_va_layout"):
+        found.append("# capable: bottom_up yes")
     return found + machine_limits()
 
 
@@ -326,6 +406,13 @@ def _openat(tid: int, a: tuple[int, ...]) -> list[str]:
     return [hex(a[0]), _string(tid, a[1]), _ACCESS[a[2] & 3]]
 
 
+def _openat2(tid: int, a: tuple[int, ...]) -> list[str]:
+    """Write how a file is opened as far as it decides about mappings."""
+    held = _read(tid, a[2], 8)
+    flags = struct.unpack("<Q", held)[0] if len(held) == 8 else 0
+    return [hex(a[0]), _string(tid, a[1]), f"{{flags={_ACCESS[flags & 3]}}}", str(a[3])]
+
+
 def _prctl(tid: int, a: tuple[int, ...]) -> list[str]:
     told = [hex(value) for value in a[:5]]
     if a[0] == 0x53564D41 and a[4]:
@@ -396,6 +483,7 @@ _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "execveat": lambda tid, a: [hex(a[0]), _string(tid, a[1])],
     "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],
     "openat": _openat,
+    "openat2": _openat2,
     "creat": lambda tid, a: [_string(tid, a[0]), "O_WRONLY"],
     "fcntl": _fcntl,
     "ioctl": _ioctl,

@@ -42,11 +42,14 @@ _QUIET = frozenset(
         "userfaultfd",
         "open",
         "openat",
+        "openat2",
         "creat",
         "dup",
         "dup2",
         "dup3",
         "close",
+        "close_range",
+        "io_uring_setup",
         "shmget",
         "seccomp",
         "ptrace",
@@ -96,7 +99,6 @@ class Tracer:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
         first = start(command)
         self.threads[first] = _Thread(first, first, self._new_mm())
-        p.ptrace(p.CONT, first)
         with handing_on(self._hand_on):
             self._follow(first)
         return self.status
@@ -189,11 +191,14 @@ class Tracer:
         name = thread.name = BY_NUMBER[regs.number]
         thread.arguments = regs.arguments
         thread.told = text.call_text(thread.tid, name, regs.arguments)
-        thread.shares = _shares(thread.told)
+        thread.shares = name in CLONES and _shares(thread.told)
         thread.is_written = False
         self.in_flight[thread.mm] = thread.tid
         if self.recording and name not in _QUIET:
             self._write_written(thread)
+            if name == "mmap":
+                lines = text.file_lines(thread.tid, regs.arguments)
+                self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
             self._write_lengths(thread)
             if text.hangs_on_pool(thread.tid, name, regs.arguments):
                 self._write(f"# pid: {thread.tid}", text.pool_line())
@@ -418,6 +423,8 @@ def start(command: Sequence[str]) -> int:
         try:
             os.close(writing)
             os.read(reading, 1)
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, not by who started it
+                signal.signal(ignored, signal.SIG_DFL)
             p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
         except OSError as error:
@@ -426,9 +433,6 @@ def start(command: Sequence[str]) -> int:
             os._exit(127)
     os.close(reading)
     p.ptrace(p.SEIZE, pid, 0, p.OPTIONS)
-    os.kill(pid, signal.SIGSTOP)
-    os.waitpid(pid, p.WALL)
-    os.kill(pid, signal.SIGCONT)
     os.write(writing, b"x")
     os.close(writing)
     return pid
