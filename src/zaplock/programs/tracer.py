@@ -31,6 +31,7 @@ from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
+from zaplock.programs import untraced
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.recording import EXECS
 from zaplock.system_calls import BY_NUMBER, CLONES
@@ -82,6 +83,7 @@ class Tracer:
 
     out: TextIO
     threads: dict[int, _Thread] = field(default_factory=dict)
+    unasked: dict[int, untraced.Flags] = field(default_factory=dict)
     early: set[int] = field(default_factory=set)
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
@@ -158,6 +160,7 @@ class Tracer:
         elif event == p.EVENT_EXIT:
             self._exits(thread)
         elif event == p.EVENT_STOP:
+            self._give_back_flags(tid)
             p.ptrace(p.LISTEN if number in _STOPS else p.CONT, tid)
         else:
             p.ptrace(p.CONT, tid, 0, number)
@@ -193,6 +196,10 @@ class Tracer:
         thread.told = text.call_text(thread.tid, name, regs.arguments)
         thread.shares = name in CLONES and _shares(thread.told)
         thread.is_written = False
+        flags = untraced.asked(thread.tid, name, regs.arguments)
+        if flags is not None:
+            self.unasked[thread.tid] = flags
+            untraced.take_away(thread.tid, flags)
         self.in_flight[thread.mm] = thread.tid
         if self.recording and name not in _QUIET:
             self._write_written(thread)
@@ -203,6 +210,11 @@ class Tracer:
             if text.hangs_on_pool(thread.tid, name, regs.arguments):
                 self._write(f"# pid: {thread.tid}", text.pool_line())
         p.ptrace(p.SYSCALL, thread.tid)
+
+    def _give_back_flags(self, tid: int) -> None:
+        flags = self.unasked.pop(tid, None)
+        if flags is not None:
+            untraced.give_back(tid, flags)
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
@@ -239,6 +251,7 @@ class Tracer:
 
     def _leave(self, thread: _Thread) -> None:
         self.last_maps.pop(thread.mm, None)
+        self._give_back_flags(thread.tid)
         self.owed.pop(thread.tid, None)
         result = p.registers(thread.tid).result
         thread.has_failed_to_exec = thread.name in EXECS and result < 0
@@ -320,11 +333,15 @@ class Tracer:
         if _flags(thread.told) & _CLONE_NEWUSER:
             self._write(f"# pid: {child}", *text.capabilities(child))
         self._done(thread)
+        if thread.tid in self.unasked:
+            self.unasked[child] = self.unasked[thread.tid]
+            self._give_back_flags(thread.tid)
         if signal_owed := self.owed.pop(thread.tid, 0):
             send(child, signal_owed)
         p.ptrace(p.SYSCALL, thread.tid)
         if child in self.early:
             self.early.discard(child)
+            self._give_back_flags(child)
             p.ptrace(p.CONT, child)
 
     def _executed(self, thread: _Thread, former: int) -> None:
