@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import subprocess
 from pathlib import Path
 
@@ -244,6 +245,22 @@ def test_one_page_tells_of_its_mapping(tmp_path: Path) -> None:
         assert high - low == 64 << 12
         known.set(low, high, True)
         assert not told()
+
+
+def test_what_is_not_known_yet_is_found_among_many_parts() -> None:
+    random_ = random.Random(3)
+
+    def spans() -> list[tuple[int, int]]:
+        cuts = sorted(random_.sample(range(30), 2 * random_.randrange(7)))
+        return list(zip(cuts[::2], cuts[1::2], strict=True))
+
+    def within(parts: list[tuple[int, int]]) -> list[int]:
+        return [page for low, high in parts for page in range(low, high)]
+
+    for _ in range(2000):
+        found, known = spans(), spans()
+        wanted = sorted({*within(found)}.difference(within(known)))
+        assert within(spelling.beyond(found, known)) == wanted
 
 
 ODD = r"""

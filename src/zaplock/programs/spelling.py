@@ -227,16 +227,16 @@ def written_ranges(tid: int, known: RangeMap[bool]) -> list[tuple[int, int]]:
     Source: PAGEMAP_SCAN (6.7), PROCMAP_QUERY (6.11).
     """
     with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
-        runs = known.overlapping(0, ring.TASK_SIZE)
+        runs = [(low, high) for low, high, _ in known.overlapping(0, ring.TASK_SIZE)]
         if len(runs) <= _MOST_HOLES:
             with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
-                return _written_mappings(pagemap, maps, holes(known, 0, ring.TASK_SIZE))
-        found: list[tuple[int, int]] = []
+                return _written_mappings(pagemap, maps, beyond([(0, ring.TASK_SIZE)], runs))
+        pages: list[tuple[int, int]] = []
         begin = 0
         while begin < ring.TASK_SIZE:
             begin, parts = _scan(pagemap, begin, ring.TASK_SIZE, _REGIONS)
-            found += [part for span in parts for part in holes(known, *span)]
-        return found
+            pages += parts
+        return beyond(pages, runs)
 
 
 def _written_mappings(
@@ -281,13 +281,22 @@ def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
     return start, end
 
 
-def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
-    """List the parts of a range that are not known yet."""
+def beyond(spans: list[tuple[int, int]], known: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what of sorted spans lies in none of the known ones, which are sorted, too."""
     found = []
-    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
-        if low < start:
-            found.append((low, start))
-        low = end
+    k = 0
+    for begin, end in spans:
+        low = begin
+        while k < len(known) and known[k][1] <= low:
+            k += 1
+        at = k
+        while at < len(known) and known[at][0] < end:
+            if low < known[at][0]:
+                found.append((low, known[at][0]))
+            low = max(low, known[at][1])
+            at += 1
+        if low < end:
+            found.append((low, end))
     return found
 
 
