@@ -266,8 +266,6 @@ class Tracer:
             self._tell_of_tracer(thread)
         if thread.name in text.CHANGES_PRIVILEGES and not result:
             self._write(f"# pid: {thread.tid}", *text.capabilities(thread.tid))
-        if thread.name == "prlimit64" and thread.arguments[2] and not result:
-            self._limited(thread.arguments[0])
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
@@ -276,12 +274,14 @@ class Tracer:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
                 self._write(f"{thread.tid} {thread.told} = {shown}")
+        if thread.name == "prlimit64" and all(thread.arguments[0:3:2]) and not result:
+            self._write_limits()
 
-    def _limited(self, tid: int) -> None:
-        """Write the limits of another process, which a recorded one has set."""
-        if tid in self.threads:
+    def _write_limits(self) -> None:
+        """Write everybody's: whose they are is told by a number that may be a namespace's own."""
+        for pid in {thread.pid for thread in self.threads.values()}:
             with contextlib.suppress(OSError):
-                self._write(f"# pid: {tid}", *text.limits(tid))
+                self._write(f"# pid: {pid}", *text.limits(pid))
 
     def _tell_of_tracer(self, thread: _Thread) -> None:
         """Say once that the program can't trace what is traced already."""

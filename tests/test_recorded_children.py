@@ -1,4 +1,4 @@
-"""A recorded program that makes children without a tracer goes on as it does by itself."""
+"""A recorded program that makes children in odd ways goes on as it does by itself."""
 
 from __future__ import annotations
 
@@ -71,3 +71,42 @@ def test_children_that_ask_for_no_tracer_are_recorded_and_find_what_they_asked_f
     verdict = StraceReplay(recording.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert len([line for line in path.read_text().splitlines() if "clone" in line]) == 5
+
+
+LIMITED = r"""
+#define _GNU_SOURCE
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static int has_room(int megabytes) {
+    return mmap(0, megabytes << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+}
+int main(void) {
+    int status, ready[2];
+    if (unshare(CLONE_NEWPID) && unshare(CLONE_NEWUSER | CLONE_NEWPID)) return 1;
+    if (fork()) return wait(&status), WEXITSTATUS(status);
+    struct rlimit limit = {80 << 20, 80 << 20};
+    if (prlimit(getpid(), RLIMIT_AS, &limit, 0) || getpid() != 1 || has_room(200)) return 2;
+    pipe(ready);
+    int child = fork();
+    if (!child) return read(ready[0], &status, 1), has_room(40) ? 3 : 0;
+    limit.rlim_cur = 20 << 20;
+    prlimit(child, RLIMIT_AS, &limit, 0);
+    write(ready[1], "x", 1);
+    return wait(&status), WEXITSTATUS(status);
+}
+"""
+
+
+@needs_kernel
+def test_limits_are_known_of_processes_whose_numbers_are_a_namespaces_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program, path = built(tmp_path, LIMITED), tmp_path / "limited.trace"
+    assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
+    assert "ended with 0" in capfd.readouterr().err
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
+    assert path.read_text().count("-1 ENOMEM") == 2
