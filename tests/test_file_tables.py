@@ -373,3 +373,28 @@ def test_a_signal_that_zaplock_was_started_to_ignore_ends_no_recording(tmp_path:
         time.sleep(0.2)
         _, errors = zaplock.communicate("go on\n", timeout=80)
     assert "sh ended with 7" in errors
+
+
+BIG = """\
+# pid: 100
+# begin: 7f5a41600000-7f5a4206f000 r-xp 00000000 fe:00 1 /usr/bin/big-static-pie
+# begin: {0:x}-{1:x} r-xp 00000000 00:00 0 [vdso]
+# begin: 7ffe45d63000-7ffe45d84000 rw-p 00000000 00:00 0 [stack]
+"""
+
+
+@pytest.mark.parametrize(
+    ("vdso", "placed", "ruling"),
+    [
+        (0x7F5A4210D000, "0x7f5a4210b000", (1, 0, 0)),
+        (0x7F5A4210D000, "0x7f5a41500000", (0, 1, 0)),
+        (0x7F5A415FE000, "0x7f5a415fc000", (1, 0, 0)),  # no room for it above the program
+        (0x7FFE45DF9000, "0x7f5a415fe000", (0, 0, 1)),
+    ],
+)
+def test_the_vdso_tells_where_a_static_program_begins_to_map(
+    tmp_path: Path, vdso: int, placed: str, ruling: tuple[int, int, int]
+) -> None:
+    """A program of 2 MiB begins at a multiple of that; the vdso, mapped next, may go above it."""
+    begin = BIG.format(vdso, vdso + 0x2000)
+    assert ruled(tmp_path, f"100 {PAGES.format(placed)}\n", begin) == ruling

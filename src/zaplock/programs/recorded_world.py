@@ -149,13 +149,13 @@ class StraceWorld:
             mmap_base=mmap_base(traced.begin, linker),
             mmap_min_addr=0x1000,
             can_ipc_lock=True,
-            legacy_base=f.TASK_SIZE_4_LEVELS // 3,
+            legacy_base=LEGACY_BASE,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(
             limits,
             traced.unknown or foreign(traced.begin),
-            base=linker is not None,
+            base=bool(linker or without_linker(traced.begin)),
             doubt=traced.doubt,
         )
         live = LiveSpace(traced, traced.number, known, stack)
@@ -411,8 +411,30 @@ def linker_of(begin: tuple[Area, ...]) -> tuple[int, int] | None:
     return (parts[0].start, max(a.end for a in parts)) if parts else None
 
 
+def without_linker(begin: tuple[Area, ...]) -> tuple[int, int] | None:
+    """Return between which addresses lies what the kernel has mapped first of a static program.
+
+    That is the program, if it can be anywhere, and the vdso, unless it lies above the stack, as
+    older kernels have it. A program of 2 MiB is placed for huge pages, and the vdso above it.
+    """
+    stack = next((a.start for a in begin if a.name == "[stack]"), 0)
+    below = [a for a in begin if a.end <= stack]
+    special = [a.start for a in below if a.name in SPECIAL]
+    if not special or linker_of(begin):
+        return None
+    lowest = min(a.start for a in below if a.start >= min(special[0], LEGACY_BASE))
+    return lowest, max(a.end for a in below)
+
+
+LEGACY_BASE = f.TASK_SIZE_4_LEVELS // 3
+"""Above it mappings begin that go up."""
+
+
 def mmap_base(begin: tuple[Area, ...], linker: tuple[int, int] | None) -> int:
     """Return where mappings that go down begin."""
+    first = without_linker(begin)
+    if first is not None:
+        return first[1]
     below = [a for a in begin if a.start > 1 << 46 and a.name not in (*SPECIAL, "[stack]")]
     if linker and linker[0] < 1 << 46:
         below = [a for a in begin if a.end <= linker[1]]

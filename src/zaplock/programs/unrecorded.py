@@ -41,7 +41,15 @@ from zaplock.programs.calls import (
     shmat_call,
 )
 from zaplock.programs.ranges import ranges_of
-from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
+from zaplock.programs.recorded_world import (
+    LEGACY_BASE,
+    WIDE,
+    LiveSpace,
+    StraceWorld,
+    is_driver,
+    linker_of,
+    without_linker,
+)
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 from zaplock.system_calls import CLONES
@@ -366,9 +374,9 @@ def _bottom_up(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 
 
 def go_up(world: StraceWorld, live: LiveSpace) -> None:
-    """The legacy layout: mappings go up from where the dynamic linker begins, if there is one."""
-    linker = linker_of(live.traced.begin)
-    base = linker[0] if linker else live.known.limits.mmap_base
+    """The legacy layout: mappings go up from where the kernel has begun, if that is known."""
+    first = linker_of(live.traced.begin) or without_linker(live.traced.begin)
+    base = first[0] if first else live.known.limits.mmap_base
     world.limit(live, bottom_up=True, mmap_base=base)
 
 
@@ -417,7 +425,7 @@ def may_begin_there(live: LiveSpace) -> bool:
     """
     limits = live.known.limits
     if limits.bottom_up:
-        above = limits.mmap_base - f.page_align(f.TASK_SIZE_4_LEVELS // 3)
+        above = limits.mmap_base - f.page_align(LEGACY_BASE)
         return 0 <= above < _MMAP_RANDOM << f.PAGE_SHIFT
     if "rlimit_stack" not in live.known.given:
         return False
