@@ -176,6 +176,19 @@ def test_what_an_io_uring_was_asked_to_do_is_not_known(tmp_path: Path) -> None:
     assert ruled(tmp_path, ring.replace("3<anon_inode:[io_uring]>", "-1 EPERM (x)") + text)[1] == 1
 
 
+@pytest.mark.parametrize("told", ["PR_SET_MM, PR_SET_MM_BRK", "0x23, 0x7"])
+def test_a_heap_that_somebody_has_put_elsewhere_is_not_known(tmp_path: Path, told: str) -> None:
+    """CRIU does, and so does who has CAP_SYS_RESOURCE."""
+    grown = "100 brk(NULL) = 0x555555556000\n100 brk(0x555555558000) = 0x555555557000\n"
+    set_ = f"100 prctl({told}, 0x555555557000, 0, 0) = "
+    assert ruled(tmp_path, grown + SEES_WRITES)[2] == 1  # limits are not known here
+    limits = "# pid: 100\n# limit: as unlimited\n# limit: data unlimited\n"
+    limits += "# limit: memory unlimited\n# limit: mappings 65530\n"
+    assert ruled(tmp_path, limits + grown + SEES_WRITES) == (1, 1, 0)
+    assert ruled(tmp_path, f"{limits}{set_}0\n{grown}{SEES_WRITES}") == (1, 0, 1)
+    assert ruled(tmp_path, f"{limits}{set_}-1 EPERM (x)\n{grown}{SEES_WRITES}") == (1, 1, 0)
+
+
 DESCRIPTORS = r"""
 #define _GNU_SOURCE
 #include <fcntl.h>

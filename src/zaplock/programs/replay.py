@@ -60,9 +60,6 @@ TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
 
-UNSEEN_RING = "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
-
-
 @dataclass(slots=True)
 class StraceVerdict:
     """What a replay showed: counts, and in words what differs or was refused."""
@@ -240,8 +237,9 @@ class StraceReplay:
             return Ruling("silent", call)
         if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
             live.known = replace(live.known, doubt=UNSEEN)
-        if call.name == "io_uring_setup" and call.result >= 0 and not live.known.doubt:
-            live.known = replace(live.known, doubt=UNSEEN_RING)
+        unseen = _unseen(call)
+        if unseen and not live.known.doubt:
+            live.known = replace(live.known, doubt=unseen)
         if call.name == "personality":
             implies = implies_exec(call)
             if implies is not None:
@@ -450,13 +448,24 @@ def implies_exec(call: TracedCall) -> bool | None:
     return "READ_IMPLIES_EXEC" in told
 
 
+def _unseen(call: TracedCall) -> str:
+    """Return why what differs from here on may come of what a call has set up, "" for others."""
+    if call.name == "io_uring_setup" and 0 <= call.result < UNKNOWN:
+        return "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
+    with suppress(ValueError, IndexError):  # most options have no number here
+        of_mm = call.name == "prctl" and number(call.arguments[0]) == CONSTANTS["PR_SET_MM"]
+        if of_mm and call.result == 0:
+            return "the model has no PR_SET_MM, which says where the heap is"
+    return ""
+
+
 def is_about_memory(call: TracedCall) -> bool:
     """Return whether a call is about mappings at all."""
     if call.name == "prctl":
         try:
             option = number(call.arguments[0])
         except (ValueError, IndexError):
-            return any(a.startswith((*_PRCTLS, "PR_SET_MM")) for a in call.arguments[:1])
+            return any(a.startswith(_PRCTLS) for a in call.arguments[:1])
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
         return is_of_monitor(call)
