@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import random
 import subprocess
 from pathlib import Path
 
@@ -267,6 +269,50 @@ def test_one_page_tells_of_its_mapping(tmp_path: Path) -> None:
         assert high - low == 64 << 12
         known.set(low, high, True)
         assert not told()
+
+
+@needs_kernel
+@pytest.mark.parametrize("holes", [0, 20, 300])
+def test_every_mapping_with_a_page_is_told_once_among_many(holes: int) -> None:
+    """Neighbours that are one run of pages are two mappings; few, some, and too many are known."""
+    pages = 2 * holes + 8
+    with mmap.mmap(-1, pages << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        first = ctypes.addressof(ctypes.c_char.from_buffer(area))
+        known: RangeMap[bool] = RangeMap(Store(), "known")
+        for page in range(pages - 8):
+            area[page << 12] = 1
+            if page % 2:
+                known.set(first + (page << 12), first + (page + 1 << 12), True)
+        at = first + (pages - 8 << 12)
+        ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + (4 << 12)), 4 << 12, mmap.PROT_READ)
+        area[pages - 6 << 12] = 1
+        new = [part for part in spelling.written_ranges(os.getpid(), known) if part[1] > first]
+        here = [part for part in new if part[0] < first + (pages << 12)]
+        for low, high in here:
+            known.set(low, high, True)
+        covered = {page for low, high in here for page in range(low, high, 4096)}
+        wanted = {first + (page << 12) for page in range(0, pages - 8, 2)} | {at + (2 << 12)}
+        assert wanted <= covered
+        assert not covered & {first + (page << 12) for page in range(1, pages - 8, 2)}
+        assert at + (4 << 12) not in covered  # another mapping, without a page
+        again = spelling.written_ranges(os.getpid(), known)
+        assert not [part for part in again if first <= part[0] < first + (pages << 12)]
+
+
+def test_what_is_not_known_yet_is_found_among_many_parts() -> None:
+    random_ = random.Random(3)
+
+    def spans() -> list[tuple[int, int]]:
+        cuts = sorted(random_.sample(range(30), 2 * random_.randrange(7)))
+        return list(zip(cuts[::2], cuts[1::2], strict=True))
+
+    def within(parts: list[tuple[int, int]]) -> list[int]:
+        return [page for low, high in parts for page in range(low, high)]
+
+    for _ in range(2000):
+        found, known = spans(), spans()
+        wanted = sorted({*within(found)}.difference(within(known)))
+        assert within(spelling.beyond(found, known)) == wanted
 
 
 ODD = r"""

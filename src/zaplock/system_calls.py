@@ -143,6 +143,8 @@ _CALLS = (
     # Calls that a recording of the lock has no use for.
     _call("open", 2, "path flags mode", traced=False),
     _call("close", 3, "file", traced=False),
+    _call("close_range", 436, "first last flags", traced=False),
+    _call("io_uring_setup", 425, "entries parameters", traced=False),
     _call("ioctl", 16, "file command argument", traced=False),
     _call("userfaultfd", 323, "flags", traced=False),
     _call("pread64", 17, "file addr length offset", traced=False, judged=True),

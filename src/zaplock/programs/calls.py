@@ -14,6 +14,7 @@ from dataclasses import replace
 from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.file_tables import Facts
 from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
@@ -57,7 +58,12 @@ def _by_its_numbers(name: str) -> Handler:
 def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """Return the file that an mmap maps, 0 where its descriptor stands for none."""
     path, number_ = file_of(call.arguments[4]), descriptor(call.arguments[4])
-    known = dict(live.known.files).get(number_)
+    if world.is_closed(call.arguments[4]):
+        return 0
+    facts = live.known.files.facts_for(call.pid, number_)
+    if facts is not None:
+        return _seen_file(world, live, call, path, facts)
+    known = live.known.files.file(call.pid, number_)
     if known is not None and (not path or label(path) == world.machine.files[known].name):
         return known
     if known is not None and path and world.sees_closes:
@@ -68,6 +74,34 @@ def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
             raise NotRecorded("which file a descriptor stands for is not in the recording")
         path = UNKNOWN_NAME
     return world.file(path) if path else 0
+
+
+def _seen_file(
+    world: StraceWorld, live: LiveSpace, call: TracedCall, path: str, facts: Facts
+) -> int:
+    """Return the file that the recorder saw behind a descriptor.
+
+    It is the one that was seen opened unless that has another inode, or another name and was never
+    mapped; else somebody has put it there unseen (SCM_RIGHTS, pidfd_getfd, an execve, io_uring).
+    """
+    if facts.mode > 2:
+        return 0
+    tables = live.known.files
+    file = tables.file(call.pid, facts.descriptor)
+    if file is not None:
+        inode, name = tables.inodes.get(file), world.machine.files[file].name
+        if (inode or facts.inode) != facts.inode or (inode is None and label(path) != name):
+            file = None
+        elif label(path) != name:
+            world.rename(file, path)
+    if file is None:
+        file = world.new_file(path)
+        tables = tables.put(call.pid, facts.descriptor, file)
+    world.see(file, facts)
+    modes = {**dict(live.known.modes), file: facts.mode}
+    tables = tables.of_inode(file, facts.inode)
+    live.known = replace(live.known, files=tables, modes=tuple(modes.items()))
+    return file
 
 
 def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | None = None) -> int:
@@ -147,7 +181,7 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
 
 def pidfd_owner(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """Return whose process a pidfd stands for: 0 where that is not known, -1 where it is gone."""
-    file = dict(live.known.files).get(descriptor(call.arguments[0]))
+    file = live.known.files.file(call.pid, descriptor(call.arguments[0]))
     told = file_of(call.arguments[0]), world.machine.files[file].name if file else ""
     found = (path.removeprefix("pid:") for path in told if path.startswith("pid:"))
     return next((int(pid) for pid in found if pid.isdigit() or pid == "-1"), 0)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from zaplock.model.files import SEAL_EXEC, SEAL_SEAL
 from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.file_tables import FileTables
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, field, number, quoted, without_comments
@@ -32,9 +33,9 @@ def opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     if name == "memfd_create":
         world.set_seals(file, _seals_of_new(call))
     world.set_mode(file, mode)
-    files = {**dict(live.known.files), call.result: file}
+    files = live.known.files.put(call.pid, call.result, file)
     modes = {**dict(live.known.modes), file: mode}
-    live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
+    live.known = replace(live.known, files=files, modes=tuple(modes.items()))
     if name == "userfaultfd":
         monitors.opened(live, file)
 
@@ -86,33 +87,57 @@ def _controlled(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
         if command in (CONSTANTS["F_DUPFD"], CONSTANTS["F_DUPFD_CLOEXEC"]):
             _duplicated(world, live, call)
         elif command == CONSTANTS["F_ADD_SEALS"] and call.result == 0:
-            file = dict(live.known.files).get(descriptor(call.arguments[0]))
+            file = live.known.files.file(call.pid, descriptor(call.arguments[0]))
             if file is not None:
                 world.add_seals(file, number(call.arguments[2]))
 
 
-def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    files = dict(live.known.files)
-    try:
-        old = files.get(descriptor(call.arguments[0]))
-    except (ValueError, IndexError):
+def _duplicated(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """A new descriptor stands for what an old one does; what it stood for before is closed."""
+    if not 0 <= call.result < UNKNOWN:
         return
-    if old is not None and 0 <= call.result < UNKNOWN:
-        files[call.result] = old
-        live.known = replace(live.known, files=tuple(files.items()))
+    try:
+        old = live.known.files.file(call.pid, descriptor(call.arguments[0]))
+    except (ValueError, IndexError):
+        old = None
+    _change(world, live, live.known.files.put(call.pid, call.result, old))
 
 
-def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    files = dict(live.known.files)
-    try:
-        files.pop(descriptor(call.arguments[0]), None)
-    except (ValueError, IndexError):
-        return
-    live.known = replace(live.known, files=tuple(files.items()))
+def _closed(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    with suppress(ValueError, IndexError):
+        fd = descriptor(call.arguments[0])
+        _change(world, live, live.known.files.closed(call.pid, fd, fd))
+
+
+def _closed_range(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    with suppress(ValueError, IndexError):
+        first, last = (number(argument) & 0xFFFF_FFFF for argument in call.arguments[:2])
+        flags = number(call.arguments[2])
+        files = live.known.files
+        if call.result == 0 and flags & CONSTANTS["CLOSE_RANGE_UNSHARE"]:
+            files = files.copied(call.pid, call.pid)
+        if call.result == 0 and not flags & CONSTANTS["CLOSE_RANGE_CLOEXEC"]:
+            files = files.closed(call.pid, first, last)
+        _change(world, live, files)
+
+
+def _unshared(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    with suppress(ValueError, IndexError):
+        if call.result == 0 and number(call.arguments[0]) & CONSTANTS["CLONE_FILES"]:
+            _change(world, live, live.known.files.copied(call.pid, call.pid))
+
+
+def _change(world: StraceWorld, live: LiveSpace, files: FileTables) -> None:
+    """Have other descriptors, and let go of what nobody can ask any more."""
+    before = set(live.known.files.files.values())
+    live.known = replace(live.known, files=files)
+    for file in before.difference(files.files.values()):
+        monitors.release(world, live, file)
 
 
 DESCRIPTORS = {
     "pidfd_open": opened, "open": opened, "openat": opened, "openat2": opened, "creat": opened,
     "memfd_create": opened, "userfaultfd": opened, "dup": _duplicated, "dup2": _duplicated,
-    "dup3": _duplicated, "close": _closed, "fcntl": _controlled,
+    "dup3": _duplicated, "close": _closed, "close_range": _closed_range, "unshare": _unshared,
+    "fcntl": _controlled,
 }  # fmt: skip

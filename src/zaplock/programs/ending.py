@@ -31,7 +31,8 @@ def handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
         came.append(number)
         hand_on(signal.SIGKILL if len(came) > 1 else number)
 
-    before = {one: signal.signal(one, handler) for one in _WHICH}
+    heard = [one for one in _WHICH if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
+    before = {one: signal.signal(one, handler) for one in heard}
     try:
         yield
     finally:

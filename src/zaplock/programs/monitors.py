@@ -63,20 +63,16 @@ def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bo
 def _monitor_of(live: LiveSpace, call: TracedCall) -> int:
     """Return which userfaultfd a call is about: another process has it by a number of its own."""
     if call.pid in live.traced.pids:
-        return dict(live.known.files).get(descriptor(call.arguments[0]), 0)
+        return live.known.files.file(call.pid, descriptor(call.arguments[0])) or 0
     made = [file for file, mm in live.known.monitors if mm == live.mm]
     if len(made) != 1:
         raise ValueError("which userfaultfd of several another process uses")
     return made[0]
 
 
-def release(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    """Let go of what a userfaultfd watches when it is closed."""
-    try:
-        file = dict(live.known.files).get(descriptor(call.arguments[0]), 0)
-    except (ValueError, IndexError):
-        return
-    if dict(live.known.monitors).get(file) != live.mm or call.result:
+def release(world: StraceWorld, live: LiveSpace, file: int) -> None:
+    """Let go of what a userfaultfd watches when its last descriptor of this space is closed."""
+    if dict(live.known.monitors).get(file) != live.mm or live.known.files.has(file):
         return
     if live.traced.has_foreign_monitor:
         told = "whether another process still has the userfaultfd that is closed is not recorded"

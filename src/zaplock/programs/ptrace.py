@@ -117,7 +117,15 @@ def skip(tid: int, error: int) -> None:
     ptrace(SETREGS, tid, 0, ctypes.addressof(buffer))
 
 
-_RAX, _ORIG_RAX = 10, 15  # words of struct user_regs_struct
+def set_first_argument(tid: int, value: int) -> None:
+    """Give a stopped thread another first argument than it has."""
+    buffer = ctypes.create_string_buffer(27 * 8)
+    ptrace(GETREGS, tid, 0, ctypes.addressof(buffer))
+    struct.pack_into("<Q", buffer, _RDI * 8, value)
+    ptrace(SETREGS, tid, 0, ctypes.addressof(buffer))
+
+
+_RAX, _RDI, _ORIG_RAX = 10, 14, 15  # words of struct user_regs_struct
 
 
 def event_message(tid: int) -> int:

@@ -33,6 +33,7 @@ from zaplock.model.vma import (
     vma_of,
     zero_name,
 )
+from zaplock.programs.file_tables import NO_FILES, Facts, FileTables
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
@@ -82,7 +83,7 @@ class Known:
     given: frozenset[str] = frozenset()
     doubt: str = ""
     modes: tuple[tuple[int, int], ...] = ()
-    files: tuple[tuple[int, int], ...] = ()
+    files: FileTables = NO_FILES
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
 
@@ -160,7 +161,7 @@ class StraceWorld:
         known = Known(
             limits,
             traced.unknown or foreign(traced.begin, sees_narrow=not self.is_own),
-            base=linker is not None,
+            base=bool(linker or without_linker(traced.begin)),
             doubt=traced.doubt,
         )
         live = LiveSpace(traced, traced.number, known, stack)
@@ -186,8 +187,8 @@ class StraceWorld:
             space.counters.put("brk", heap[-1].end)
         return live
 
-    def copy_space(self, parent: LiveSpace, traced: TracedSpace) -> LiveSpace:
-        """Fork: the child begins as its parent is."""
+    def copy_space(self, parent: LiveSpace, traced: TracedSpace, maker: int) -> LiveSpace:
+        """Fork: the child begins as its parent is, with its maker's descriptors."""
         mm, task = traced.number, Task(1, parent.mm)
         self.use(parent)
         run_protocol(self.machine, task, fork.fork(self.cx(parent), mm))
@@ -197,7 +198,8 @@ class StraceWorld:
             if vma.file in self.drivers
         )
         doubt = parent.known.doubt or traced.doubt
-        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden), doubt=doubt)
+        clouds, files = (*parent.known.clouds, *hidden), parent.known.files.forked(maker)
+        known = replace(parent.known, clouds=clouds, doubt=doubt, files=files)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
 
     def use(self, live: LiveSpace) -> None:
@@ -258,6 +260,17 @@ class StraceWorld:
         """Note how a file was opened (O_ACCMODE)."""
         backing = self.machine.files[file]
         changed = msgspec.structs.replace(backing, writable=mode == 2, readable=mode != 1)
+        self.machine.files.put(file, changed)
+
+    def see(self, file: int, facts: Facts) -> None:
+        """Note what the recorder saw of a file that is about to be mapped."""
+        self.set_mode(file, facts.mode)
+        backing = self.machine.files[file]
+        kind, size = ("hugetlb", facts.huge) if facts.huge else (backing.kind, backing.huge_size)
+        changed = msgspec.structs.replace(
+            backing, kind=kind, huge_size=size, noexec=backing.noexec or facts.noexec,
+            seals=backing.seals if facts.seals is None else facts.seals,
+        )  # fmt: skip
         self.machine.files.put(file, changed)
 
     def set_seals(self, file: int, seals: int) -> None:
@@ -413,8 +426,30 @@ def linker_of(begin: tuple[Area, ...]) -> tuple[int, int] | None:
     return (parts[0].start, max(a.end for a in parts)) if parts else None
 
 
+def without_linker(begin: tuple[Area, ...]) -> tuple[int, int] | None:
+    """Return between which addresses lies what the kernel has mapped first of a static program.
+
+    That is the program, if it can be anywhere, and the vdso, unless it lies above the stack, as
+    older kernels have it. A program of 2 MiB is placed for huge pages, and the vdso above it.
+    """
+    stack = next((a.start for a in begin if a.name == "[stack]"), 0)
+    below = [a for a in begin if a.end <= stack]
+    special = [a.start for a in below if a.name in SPECIAL]
+    if not special or linker_of(begin):
+        return None
+    lowest = min(a.start for a in below if a.start >= min(special[0], LEGACY_BASE))
+    return lowest, max(a.end for a in below)
+
+
+LEGACY_BASE = f.TASK_SIZE_4_LEVELS // 3
+"""Above it mappings begin that go up."""
+
+
 def mmap_base(begin: tuple[Area, ...], linker: tuple[int, int] | None) -> int:
     """Return where mappings that go down begin."""
+    first = without_linker(begin)
+    if first is not None:
+        return first[1]
     below = [a for a in begin if a.start > 1 << 46 and a.name not in (*SPECIAL, "[stack]")]
     if linker and linker[0] < 1 << 46:
         below = [a for a in begin if a.end <= linker[1]]

@@ -9,7 +9,8 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
     # limit: NAME BYTES        as, data, memlock, stack; mappings, memory, huge_pages, lowest
-    # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
+    # capable: NAME yes|no     whether it has ipc_lock, sys_rawio; read_implies_exec, bottom_up
+    # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
     # untold: WHY              what the process does from here on is not in the recording
 
@@ -36,6 +37,7 @@ from typing import NamedTuple
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain
 from zaplock.programs.dialects import as_strace
+from zaplock.programs.file_tables import facts_of
 from zaplock.programs.files_of_ff import by_thread, by_time, has_times
 from zaplock.programs.prefix import NAME, PREFIX, name_of
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
@@ -92,8 +94,10 @@ class Note(NamedTuple):
 
     `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
     "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
-    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so), "untold"
-    (no more lines come of it, `name` says why), "narrow" (from here on its calls are 32-bit ones).
+    "file" (`name` is what `file_tables.facts_of` reads), "copies files" or "shares files" (a child
+    `value` in the memory of its maker), "exit" (the process ended here), "lost" (a thread of it has
+    no lines: `name` says so), "untold" (no more lines come of it, `name` says why), "narrow" (from
+    here on its calls are 32-bit ones).
     """
 
     pid: int
@@ -354,6 +358,13 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
     elif key == "untold":
         _close_block(state, state.pid)
         state.notes.append(Note(state.pid, number, key, (), value))
+    elif key == "file":
+        _close_block(state, state.pid)
+        try:
+            facts_of(value.rstrip())
+            state.notes.append(Note(state.pid, number, key, (), value.rstrip()))
+        except ValueError as error:
+            state.unreadable.append(f"line {number}: {error}")
     elif key == "length":
         _close_block(state, state.pid)
         matched = _LENGTH.match(value)

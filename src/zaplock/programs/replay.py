@@ -31,6 +31,7 @@ from zaplock.programs.calls import (
     unknown_target,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
+from zaplock.programs.file_tables import FileTables, facts_of
 from zaplock.programs.filters import UNSEEN, SeccompFilters, asks_listener
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
@@ -54,6 +55,10 @@ UNMODELLED = {
     "map_shadow_stack", "uselib", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
+
+
+TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
+"""What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
 
 @dataclass(slots=True)
@@ -178,7 +183,7 @@ class StraceReplay:
             told = item.kind == "untold"
             return self._seen(live, item) if told or item.kind == "end" else None
         if isinstance(item, Fork):
-            self._forked[item.child] = self.world.copy_space(live, item.child)
+            self._forked[item.child] = self.world.copy_space(live, item.child, item.call.pid)
             return None
         ruling = self._judge(live, item)
         guest = live.traced.guests.get(item.pid, "")
@@ -195,6 +200,12 @@ class StraceReplay:
             live.known = replace(live.known, unknown=note.name)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "file":
+            files = live.known.files.seen(note.pid, facts_of(note.name))
+            live.known = replace(live.known, files=files)
+        elif note.kind in TABLES:
+            made = TABLES[note.kind](live.known.files, note.pid, note.value)
+            live.known = replace(live.known, files=made)
         elif note.kind == "length":
             self.world.set_length(live, int(note.name, 16), note.value)
         elif note.kind == "limit" and note.name in MACHINES:
@@ -206,6 +217,8 @@ class StraceReplay:
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
             self.world.limit(live, implies_exec=True)
+        elif note.kind == "capable" and note.name == "bottom_up" and note.value:
+            unrecorded.go_up(self.world, live)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -225,13 +238,14 @@ class StraceReplay:
             return Ruling("refused", call, call.cut)
         if call.name == "mmap2" and live.known.limits.is_narrow:  # strace shows bytes in it, too
             call = call._replace(name="mmap")
-        if call.name == "close":
-            monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
         if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
             live.known = replace(live.known, doubt=UNSEEN)
+        unseen = _unseen(call)
+        if unseen and not live.known.doubt:
+            live.known = replace(live.known, doubt=unseen)
         if call.name == "personality":
             implies = implies_exec(call)
             if implies is not None:
@@ -279,7 +293,7 @@ class StraceReplay:
         mark = self.world.mark(live)
         try:
             got = CALLS[call.name](self.world, live, call)
-            if taken and got == call.result:
+            if taken and got == call.result and not unrecorded.may_begin_there(live):
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
             if unknown_target(call) and call.result >= 0:
                 if got != call.result:
@@ -442,13 +456,24 @@ def implies_exec(call: TracedCall) -> bool | None:
     return "READ_IMPLIES_EXEC" in told
 
 
+def _unseen(call: TracedCall) -> str:
+    """Return why what differs from here on may come of what a call has set up, "" for others."""
+    if call.name == "io_uring_setup" and 0 <= call.result < UNKNOWN:
+        return "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
+    with suppress(ValueError, IndexError):  # most options have no number here
+        of_mm = call.name == "prctl" and number(call.arguments[0]) == CONSTANTS["PR_SET_MM"]
+        if of_mm and call.result == 0:
+            return "the model has no PR_SET_MM, which says where the heap is"
+    return ""
+
+
 def is_about_memory(call: TracedCall) -> bool:
     """Return whether a call is about mappings at all."""
     if call.name == "prctl":
         try:
             option = number(call.arguments[0])
         except (ValueError, IndexError):
-            return any(a.startswith((*_PRCTLS, "PR_SET_MM")) for a in call.arguments[:1])
+            return any(a.startswith(_PRCTLS) for a in call.arguments[:1])
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
         return is_of_monitor(call)

@@ -223,6 +223,8 @@ class _Sorter:
         """
         is_new = call.result not in space.pids
         self._enter(call.result, space)
+        kind = "shares files" if shares_files(call) else "copies files"
+        space.items.append(Note(call.pid, call.line, kind, (), "", call.result))
         if not is_new:
             return
         if waits_for_child(call):
@@ -332,6 +334,12 @@ def shares_memory(call: TracedCall) -> bool:
         return True
     flags = flags_of(call)
     return flags is None or bool(flags & CONSTANTS["CLONE_VM"])
+
+
+def shares_files(call: TracedCall) -> bool:
+    """Return whether a child in its maker's memory has its maker's descriptors, as threads do."""
+    flags = flags_of(call)
+    return call.name != "vfork" and (flags is None or bool(flags & CONSTANTS["CLONE_FILES"]))
 
 
 def flags_of(call: TracedCall) -> int | None:

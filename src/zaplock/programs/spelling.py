@@ -20,21 +20,24 @@ from pathlib import Path
 from zaplock.model import flags as f
 from zaplock.model.store import RangeMap
 from zaplock.oracle import real, ring
-from zaplock.programs.text import READ_IMPLIES_EXEC
+from zaplock.programs.file_tables import Facts, facts_text
+from zaplock.programs.text import ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
 CHANGES_PRIVILEGES = ("setuid", "setreuid", "setresuid", "capset", "unshare", "setns")
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
-    "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
+    "shmdt", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
+    "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
     "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
-    "clone", "clone3", "io_setup", "execve", "execveat", "mbind", "open", "openat", "creat",
+    "clone", "clone3", "io_setup", "execve", "execveat", "mbind", "open", "openat", "openat2",
+    "creat",
     "memfd_create", "prctl", "setrlimit", "prlimit64", "process_madvise",
 )  # fmt: skip
 COMMANDS = {
@@ -45,7 +48,7 @@ COMMANDS = {
 NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 _PAGEMAP_SCAN, _PROCMAP_QUERY = 0xC060_6610, 0xC068_6611
-_REGIONS, _MOST_HOLES = 2048, 128
+_REGIONS, _FEW, _MOST_HOLES, _SMALL = 2048, 64, 128, 1 << 20
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
 _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
@@ -77,7 +80,7 @@ def is_recorded(number: int, arguments: tuple[int, ...]) -> bool:
 _IOCTL, _FCNTL = SYSTEM_CALLS["ioctl"].number, SYSTEM_CALLS["fcntl"].number
 _RECORDED = frozenset(NUMBERS.values())
 
-OPENS = ("userfaultfd", "open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
+OPENS = ("userfaultfd", "open", "openat", "openat2", "creat", "memfd_create", "dup", "dup2", "dup3")
 
 
 def result_text(tid: int, name: str, result: int) -> str:
@@ -115,6 +118,80 @@ def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
+
+
+def file_lines(tid: int, arguments: tuple[int, ...]) -> list[str]:
+    """Write what stands behind the descriptor that an mmap is given, if it maps a file.
+
+    Only what the kernel has at hand is asked for: a file system may be served by a process that
+    waits for the recorder.
+    """
+    number = arguments[4] & 0xFFFF_FFFF
+    if arguments[3] & f.MAP_ANONYMOUS or number >> 31:
+        return []
+    try:
+        told = read_text(f"/proc/{tid}/fdinfo/{number}")
+        path = os.readlink(f"/proc/{tid}/fd/{number}")
+        fields = dict(line.split(":\t", 1) for line in told.splitlines() if ":\t" in line)
+        flags = int(fields["flags"], 8)
+        mount, inode = fields["mnt_id"], fields["ino"]
+    except (OSError, KeyError, ValueError):
+        return []
+    mode = 3 if flags & _O_PATH else flags & 3
+    options, kind, page = _mount(tid, mount)
+    noexec = "noexec" in options
+    seals, huge = None, _bytes(page) if kind == "hugetlbfs" else 0
+    if path.startswith("/memfd:"):
+        seals, huge = _of_memory(tid, number)
+    facts = Facts(number, mode, f"{mount}:{inode}", seals, huge, noexec)
+    return [f"# file: {facts_text(facts)}"]
+
+
+_O_PATH, _PIDFD_GETFD, _F_GET_SEALS = 0o10000000, 438, 1034
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _of_memory(tid: int, number: int) -> tuple[int | None, int]:
+    """Return the seals of a file in memory, and the size of its huge pages."""
+    try:
+        pidfd = os.pidfd_open(leader(tid))
+    except OSError:
+        return None, 0
+    try:
+        copy = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        if copy < 0:
+            return None, 0
+        try:
+            size = os.fstat(copy).st_blksize
+            return fcntl.fcntl(copy, _F_GET_SEALS), size if size >= f.PMD_SIZE else 0
+        except OSError:
+            return None, 0
+        finally:
+            os.close(copy)
+    finally:
+        os.close(pidfd)
+
+
+def _mount(tid: int, number: str) -> tuple[list[str], str, str]:
+    """Return a mount's options, its file system and that one's page size, as mountinfo has them.
+
+    Empty for one that no process can see.
+    """
+    for line in read_text(f"/proc/{tid}/mountinfo").splitlines():
+        mount, _, system = line.partition(" - ")
+        fields = mount.split()
+        if fields[0] == number:
+            page = _PAGE.search(system)
+            return fields[5].split(","), system.split()[0], page[1] if page else ""
+    return [], "", ""
+
+
+_PAGE = re.compile(r"\bpagesize=(\d+[KMG])")
+
+
+def _bytes(text: str) -> int:
+    """Return how many bytes 2M is."""
+    return int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]] if text else 0
 
 
 def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
@@ -176,31 +253,36 @@ def written_ranges(tid: int, known: RangeMap[bool]) -> list[tuple[int, int]]:
     Source: PAGEMAP_SCAN (6.7), PROCMAP_QUERY (6.11).
     """
     with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
-        runs = known.overlapping(0, ring.TASK_SIZE)
+        runs = [(low, high) for low, high, _ in known.overlapping(0, ring.TASK_SIZE)]
         if len(runs) <= _MOST_HOLES:
             with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
-                return _written_mappings(pagemap, maps, holes(known, 0, ring.TASK_SIZE))
-        found: list[tuple[int, int]] = []
+                return _written_mappings(pagemap, maps, runs)
+        pages: list[tuple[int, int]] = []
         begin = 0
         while begin < ring.TASK_SIZE:
             begin, parts = _scan(pagemap, begin, ring.TASK_SIZE, _REGIONS)
-            found += [part for span in parts for part in holes(known, *span)]
-        return found
+            pages += parts
+        return beyond(pages, runs)
 
 
 def _written_mappings(
-    pagemap: FileIO, maps: FileIO, unknown: list[tuple[int, int]]
+    pagemap: FileIO, maps: FileIO, known: list[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """List the mappings that have a page of their own in one of these ranges."""
+    """List where mappings have pages of their own outside of known ranges, by their first page.
+
+    Small known ranges are walked with what lies around them: that costs less than one more ioctl.
+    """
     found: list[tuple[int, int]] = []
-    for low, high in unknown:
-        begin = low
+    big = [span for span in known if span[1] - span[0] > _SMALL]
+    for low, high in beyond([(0, ring.TASK_SIZE)], big):
+        begin = done = low
         while begin < high:
-            begin, parts = _scan(pagemap, begin, high, 1)
-            if parts:
-                start, end = _mapping_at(maps, parts[0][0])
-                begin = max(end, begin)
-                found.append((max(start, low), min(end, high)))
+            begin, parts = _scan(pagemap, begin, high, _FEW)
+            for start, stop in beyond(parts, known):
+                while max(start, done) < stop:  # it may lie in several mappings
+                    first, last = _mapping_at(maps, max(start, done))
+                    found += beyond([(max(first, done), min(last, high))], known)
+                    done = last
     return found
 
 
@@ -230,21 +312,33 @@ def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
     return start, end
 
 
-def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
-    """List the parts of a range that are not known yet."""
+def beyond(spans: list[tuple[int, int]], known: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what of sorted spans lies in none of the known ones, which are sorted, too."""
     found = []
-    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
-        if low < start:
-            found.append((low, start))
-        low = end
+    k = 0
+    for begin, end in spans:
+        low = begin
+        while k < len(known) and known[k][1] <= low:
+            k += 1
+        at = k
+        while at < len(known) and known[at][0] < end:
+            if low < known[at][0]:
+                found.append((low, known[at][0]))
+            low = max(low, known[at][1])
+            at += 1
+        if low < end:
+            found.append((low, end))
     return found
 
 
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
     found = [*limits(tid), *capabilities(tid)]
-    if int(read_text(f"/proc/{tid}/personality"), 16) & READ_IMPLIES_EXEC:
+    persona = int(read_text(f"/proc/{tid}/personality"), 16)
+    if persona & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
+    if persona & ADDR_COMPAT_LAYOUT or _sysctl("legacy_va_layout"):
+        found.append("# capable: bottom_up yes")
     return found + machine_limits()
 
 
@@ -352,6 +446,13 @@ def _openat(tid: int, a: tuple[int, ...]) -> list[str]:
     return [hex(a[0]), _string(tid, a[1]), _ACCESS[a[2] & 3]]
 
 
+def _openat2(tid: int, a: tuple[int, ...]) -> list[str]:
+    """Write how a file is opened as far as it decides about mappings."""
+    held = _read(tid, a[2], 8)
+    flags = struct.unpack("<Q", held)[0] if len(held) == 8 else 0
+    return [hex(a[0]), _string(tid, a[1]), f"{{flags={_ACCESS[flags & 3]}}}", str(a[3])]
+
+
 def _prctl(tid: int, a: tuple[int, ...]) -> list[str]:
     told = [hex(value) for value in a[:5]]
     if a[0] == 0x53564D41 and a[4]:
@@ -422,6 +523,7 @@ _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "execveat": lambda tid, a: [hex(a[0]), _string(tid, a[1])],
     "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],
     "openat": _openat,
+    "openat2": _openat2,
     "creat": lambda tid, a: [_string(tid, a[0]), "O_WRONLY"],
     "fcntl": _fcntl,
     "ioctl": _ioctl,

@@ -27,6 +27,7 @@ CONSTANTS = {
     "PR_SET_VMA": 0x53564D41, "PR_SET_VMA_ANON_NAME": 0, "PR_SET_MDWE": 65, "PR_SET_MM": 35,
     "PR_MDWE_REFUSE_EXEC_GAIN": 1, "PR_MDWE_NO_INHERIT": 2, "PR_SET_THP_DISABLE": 41,
     "PR_SET_MEMORY_MERGE": 67, "PR_SET_SECCOMP": 22,
+    "CLOSE_RANGE_UNSHARE": 2, "CLOSE_RANGE_CLOEXEC": 4, "CLONE_FILES": 0x400,
     "CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_VFORK": 0x4000,
     "MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
     "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6, "MPOL_F_STATIC_NODES": 1 << 15,
@@ -45,6 +46,8 @@ CONSTANTS = {
 
 READ_IMPLIES_EXEC = 0x40_0000
 """The personality in which what can be read can be executed."""
+ADDR_COMPAT_LAYOUT = 0x20_0000
+"""The personality in which mappings go up, as they did before 2.6."""
 
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 

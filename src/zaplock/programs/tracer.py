@@ -31,6 +31,7 @@ from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
+from zaplock.programs import untraced
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.recording import EXECS
 from zaplock.system_calls import BY_NUMBER, CLONES
@@ -45,11 +46,14 @@ _QUIET = frozenset(
         "userfaultfd",
         "open",
         "openat",
+        "openat2",
         "creat",
         "dup",
         "dup2",
         "dup3",
         "close",
+        "close_range",
+        "io_uring_setup",
         "shmget",
         "seccomp",
         "ptrace",
@@ -88,6 +92,7 @@ class Tracer:
     out: TextIO
     every_call: bool = False
     threads: dict[int, _Thread] = field(default_factory=dict)
+    unasked: dict[int, untraced.Flags] = field(default_factory=dict)
     early: set[int] = field(default_factory=set)
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
@@ -107,7 +112,6 @@ class Tracer:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
         first, failed = start(command, filtered=not self.every_call)
         self.threads[first] = _Thread(first, first, self._new_mm())
-        self._go_on(first)
         with handing_on(self._hand_on):
             self._follow(first)
         with os.fdopen(failed) as told:
@@ -189,6 +193,7 @@ class Tracer:
         elif event == p.EVENT_EXIT:
             self._exits(thread)
         elif event == p.EVENT_STOP:
+            self._give_back_flags(tid)
             if number in _STOPS:
                 p.ptrace(p.LISTEN, tid)
             else:
@@ -241,15 +246,27 @@ class Tracer:
         if self.every_call and name == "ptrace" and self._leave_to_another(thread):
             return
         thread.told = text.call_text(thread.tid, name, regs.arguments)
-        thread.shares = _shares(thread.told)
+        thread.shares = name in CLONES and _shares(thread.told)
         thread.is_written = False
+        flags = untraced.asked(thread.tid, name, regs.arguments)
+        if flags is not None:
+            self.unasked[thread.tid] = flags
+            untraced.take_away(thread.tid, flags)
         self.in_flight[thread.mm] = thread.tid
         if self.recording and name not in _QUIET:
             self._write_written(thread)
+            if name == "mmap":
+                lines = text.file_lines(thread.tid, regs.arguments)
+                self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
             self._write_lengths(thread)
             if text.hangs_on_pool(thread.tid, name, regs.arguments):
                 self._write(f"# pid: {thread.tid}", text.pool_line())
         p.ptrace(p.SYSCALL, thread.tid)
+
+    def _give_back_flags(self, tid: int) -> None:
+        flags = self.unasked.pop(tid, None)
+        if flags is not None:
+            untraced.give_back(tid, flags)
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
@@ -286,6 +303,7 @@ class Tracer:
 
     def _leave(self, thread: _Thread) -> None:
         self.last_maps.pop(thread.mm, None)
+        self._give_back_flags(thread.tid)
         self.owed.pop(thread.tid, None)
         result = p.registers(thread.tid).result
         thread.has_failed_to_exec = thread.name in EXECS and result < 0
@@ -300,8 +318,6 @@ class Tracer:
             self._tell_of_tracer(thread)
         if thread.name in text.CHANGES_PRIVILEGES and not result:
             self._write(f"# pid: {thread.tid}", *text.capabilities(thread.tid))
-        if thread.name == "prlimit64" and thread.arguments[2] and not result:
-            self._limited(thread.arguments[0])
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
@@ -310,12 +326,14 @@ class Tracer:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
                 self._write(f"{thread.tid} {thread.told} = {shown}")
+        if thread.name == "prlimit64" and all(thread.arguments[0:3:2]) and not result:
+            self._write_limits()
 
-    def _limited(self, tid: int) -> None:
-        """Write the limits of another process, which a recorded one has set."""
-        if tid in self.threads:
+    def _write_limits(self) -> None:
+        """Write everybody's: whose they are is told by a number that may be a namespace's own."""
+        for pid in {thread.pid for thread in self.threads.values()}:
             with contextlib.suppress(OSError):
-                self._write(f"# pid: {tid}", *text.limits(tid))
+                self._write(f"# pid: {pid}", *text.limits(pid))
 
     def _tell_of_tracer(self, thread: _Thread) -> None:
         """Say once that the program can't trace what is traced already."""
@@ -395,11 +413,15 @@ class Tracer:
         if _flags(thread.told) & _CLONE_NEWUSER:
             self._write(f"# pid: {child}", *text.capabilities(child))
         self._done(thread)
+        if thread.tid in self.unasked:
+            self.unasked[child] = self.unasked[thread.tid]
+            self._give_back_flags(thread.tid)
         if signal_owed := self.owed.pop(thread.tid, 0):
             send(child, signal_owed)
         p.ptrace(p.SYSCALL, thread.tid)
         if child in self.early:
             self.early.discard(child)
+            self._give_back_flags(child)
             self._go_on(child)
 
     def _executed(self, thread: _Thread, former: int) -> None:
@@ -503,6 +525,8 @@ def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
         try:
             os.close(writing)
             os.read(reading, 1)
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, not by who started it
+                signal.signal(ignored, signal.SIG_DFL)
             if filtered:
                 p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
@@ -514,9 +538,6 @@ def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
     os.close(reading)
     os.close(failing)
     p.ptrace(p.SEIZE, pid, 0, p.OPTIONS)
-    os.kill(pid, signal.SIGSTOP)
-    os.waitpid(pid, p.WALL)
-    os.kill(pid, signal.SIGCONT)
     os.write(writing, b"x")
     os.close(writing)
     return pid, failed

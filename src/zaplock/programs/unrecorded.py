@@ -41,7 +41,15 @@ from zaplock.programs.calls import (
     shmat_call,
 )
 from zaplock.programs.ranges import ranges_of
-from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
+from zaplock.programs.recorded_world import (
+    LEGACY_BASE,
+    WIDE,
+    LiveSpace,
+    StraceWorld,
+    is_driver,
+    linker_of,
+    without_linker,
+)
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 from zaplock.system_calls import CLONES
@@ -158,7 +166,8 @@ def _of_file(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     if flags & f.MAP_ANONYMOUS:
         return ""
     path = file_of(call.arguments[4])
-    mode = dict(live.known.modes).get(dict(live.known.files).get(descriptor(call.arguments[4]), 0))
+    file = live.known.files.file(call.pid, descriptor(call.arguments[4]))
+    mode = dict(live.known.modes).get(file or 0)
     if mode is not None and call.result == -EACCES and not is_driver(path):
         return ""
     told = path or "the file"
@@ -374,11 +383,15 @@ def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 
 
 def _bottom_up(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """The legacy layout: mappings go up from where the dynamic linker begins."""
-    linker = linker_of(live.traced.begin)
-    assert linker is not None
-    world.limit(live, bottom_up=True, mmap_base=linker[0])
+    go_up(world, live)
     return mmap_call(world, live, call)
+
+
+def go_up(world: StraceWorld, live: LiveSpace) -> None:
+    """The legacy layout: mappings go up from where the kernel has begun, if that is known."""
+    first = linker_of(live.traced.begin) or without_linker(live.traced.begin)
+    base = first[0] if first else live.known.limits.mmap_base
+    world.limit(live, bottom_up=True, mmap_base=base)
 
 
 def _without_names(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
@@ -410,7 +423,30 @@ def take_base(live: LiveSpace, call: TracedCall) -> bool:
     address, length, _, flags = numbers(call, 4)
     if address or flags & (f.MAP_FIXED | f.MAP_FIXED_NOREPLACE | f.MAP_32BIT):
         return False
-    base = call.result + f.page_align(length)
+    goes_up = live.known.limits.bottom_up
+    base = call.result if goes_up else call.result + f.page_align(length)
     limits = msgspec.structs.replace(live.known.limits, mmap_base=base)
     live.known = replace(live.known, base=True, limits=limits)
     return True
+
+
+def may_begin_there(live: LiveSpace) -> bool:
+    """Return whether the kernel may have drawn the place where mappings begin.
+
+    Of a static program nothing else tells it: below the stack's gap lies a random number of pages.
+    In the legacy layout it lies that far above a third of all. Source: arch/x86/mm/mmap.c
+    mmap_base, mmap_legacy_base, with CONFIG_ARCH_MMAP_RND_BITS' default of 28.
+    """
+    limits = live.known.limits
+    if limits.bottom_up:
+        above = limits.mmap_base - f.page_align(LEGACY_BASE)
+        return 0 <= above < _MMAP_RANDOM << f.PAGE_SHIFT
+    if "rlimit_stack" not in live.known.given:
+        return False
+    gaps = (limits.rlimit_stack + _STACK_GUARD, limits.rlimit_stack + _STACK_GUARD + _STACK_RANDOM)
+    least, most = (max(128 << 20, min(gap, f.TASK_SIZE_4_LEVELS // 6 * 5)) for gap in gaps)
+    lowest = f.TASK_SIZE_4_LEVELS - most - ((_MMAP_RANDOM - 1) << f.PAGE_SHIFT)
+    return lowest - f.PAGE_SIZE < limits.mmap_base <= f.TASK_SIZE_4_LEVELS - least
+
+
+_STACK_GUARD, _STACK_RANDOM, _MMAP_RANDOM = 256 << 12, 0x3F_FFFF << 12, 1 << 28
