@@ -69,6 +69,10 @@ class FileTables:
     inodes: Mapping[int, str]
     facts: Mapping[int, Facts]
 
+    def __hash__(self) -> int:
+        parts = (self.files, self.of, self.inodes, self.facts)
+        return hash(tuple(frozenset(part.items()) for part in parts))
+
     def file(self, pid: int, descriptor: int) -> int | None:
         """Return which file a descriptor stands for; None where nobody has seen it opened."""
         return self.files.get((self.of.get(pid, OWN), descriptor))
