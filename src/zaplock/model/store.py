@@ -312,31 +312,39 @@ class RangeMap(OrderedCells[tuple[int, V]]):
     def overlapping(self, low: int, high: int) -> list[tuple[int, int, V]]:
         """List the ranges inside [low, high) as (start, end, value), clipped to it."""
         order, data = self.order, self.data
-        i = bisect_right(order, low)
         found: list[tuple[int, int, V]] = []
+        if low >= high:
+            return found
+        i = bisect_right(order, low)
         if i:
             end, value = data[order[i - 1]]
             if end > low:
-                found.append((low, min(end, high), value))
-        while i < len(order) and order[i] < high:
-            start = order[i]
-            if start > low:
-                end, value = data[start]
-                found.append((start, min(end, high), value))
-            i += 1
-        return found if low < high else []
+                if end >= high:
+                    return [(low, high, value)]
+                found.append((low, end, value))
+        for k in range(i, len(order)):
+            start = order[k]
+            if start >= high:
+                break
+            end, value = data[start]
+            found.append((start, end if end < high else high, value))
+        return found
 
     def covers(self, low: int, high: int) -> bool:
         """Return whether every point of [low, high) has a value."""
-        order = self.order
-        i = max(bisect_right(order, low) - 1, 0)
-        while low < high:
-            if i == len(order) or order[i] > low:
+        order, data = self.order, self.data
+        if low >= high:
+            return True
+        i = bisect_right(order, low)
+        if not i:
+            return False
+        end, _ = data[order[i - 1]]
+        if end <= low:
+            return False
+        while end < high:
+            if i == len(order) or order[i] > end:
                 return False
-            end, _ = self.data[order[i]]
-            if end <= low:
-                return False
-            low = end
+            end, _ = data[order[i]]
             i += 1
         return True
 
@@ -374,21 +382,30 @@ class RangeMap(OrderedCells[tuple[int, V]]):
         assert low < high, (self.name, low, high)
         order, data = self.order, self.data
         i = bisect_left(order, low)
-        is_hole = i == len(order) or order[i] >= high
-        if not is_hole or (i and data[order[i - 1]][0] > low):
+        behind = i  # the first range that starts at or above `high`, once there is a hole
+        if i < len(order) and order[i] < high:
+            if order[i] == low and data[low][0] == high:
+                behind = i + 1  # another value for what is a range already
+            else:
+                self.clear(low, high)
+                behind = i = bisect_left(order, low)
+        elif i and data[order[i - 1]][0] > low:
             self.clear(low, high)
-            i = bisect_left(order, low)
+            behind = i = bisect_left(order, low)
+        first = low
         if i:
             start = order[i - 1]
             end, left = data[start]
             if end == low and (left is value or (left == value and same(left, value))):
-                low = start
-        if i < len(order) and order[i] == high:
+                first = start
+        if behind < len(order) and order[behind] == high:
             end, right = data[high]
             if right is value or (right == value and same(right, value)):
                 self.drop(high)
                 high = end
-        self.put(low, (high, value))
+        if first != low and behind != i:
+            self.drop(low)
+        self.put(first, (high, value))
 
     def check(self) -> None:
         """Assert order, disjointness and canonical form."""
