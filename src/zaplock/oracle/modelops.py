@@ -6,7 +6,7 @@ vector of ranges, looking at a protection key) is here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
@@ -323,7 +323,7 @@ def _into_child(w: World, calls: Any) -> CallOutcome:
 
 
 def apply(
-    w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
+    w: World, index: int, name: str, arguments: Sequence[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
     """Run one operation; lock operations are appended to `calls` where that is given."""
     if name in ops.WRITERS:

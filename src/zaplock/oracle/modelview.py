@@ -6,7 +6,7 @@ The view is a reader only. It walks the VMAs once and their page-table runs with
 from __future__ import annotations
 
 import struct
-from operator import sub
+from operator import itemgetter, sub
 from signal import SIGSEGV
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from zaplock.model import vma as model_vma
 from zaplock.model.huge_pool import POOLED
 from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Pte
+from zaplock.model.mm import Counter, Pte
 from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
@@ -380,17 +380,21 @@ class ModelView:
         return name
 
     def _counters(self) -> tuple[int, ...]:
-        get = self._space.counters.data.get
-        total = get("total_vm", 0)
-        anon, file, shmem = get("rss_anon", 0), get("rss_file", 0), get("rss_shmem", 0)
+        counts = _COUNTS({**_AT_FIRST, **self._space.counters.data})
+        total, hiwater, anon, file, shmem, locked, data, stack, text, tables, swap, huge = counts
         return (
-            max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
-            0, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
-            shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
-            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10,
-            get("swap_ents", 0) * _KB,
-            get("hugetlb_usage", 0) * _KB,
+            (total if total > hiwater else hiwater) * _KB, total * _KB, locked * _KB,
+            0, (anon + file + shmem) * _KB, anon * _KB, file * _KB, shmem * _KB, data * _KB,
+            stack * _KB, text * _KB, tables >> 10, swap * _KB, huge * _KB,
         )  # fmt: skip
+
+
+_AT_FIRST: dict[Counter, int] = {
+    "total_vm": 0, "hiwater_vm": 0, "rss_anon": 0, "rss_file": 0, "rss_shmem": 0, "locked_vm": 0,
+    "data_vm": 0, "stack_vm": 0, "exec_vm": 0, "pgtables_bytes": 0, "swap_ents": 0,
+    "hugetlb_usage": 0,
+}  # fmt: skip
+_COUNTS = itemgetter(*_AT_FIRST)
 
 
 def _is_long(start: int, end: int) -> bool:
