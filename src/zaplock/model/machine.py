@@ -116,6 +116,8 @@ class Machine:
         self.mms: OnDemand[int, Mm] = OnDemand(
             self.store, "mm", lambda mm: Mm(self.store, mm, self.limits, self.levels), Mm.is_empty
         )
+        self.mm: Callable[[int], Mm] = self.mms.made.__getitem__
+        """Return the address space of a number; one that nobody used yet is empty."""
         self._caches: OnDemand[int, RangeMap[int]] = self._on_demand("cache", RangeMap)
         self._i_mmaps: OnDemand[int, OrderedCells[bool]] = self._on_demand("i_mmap", OrderedCells)
         self._tlbs: OnDemand[int, RangeMap[Translation]] = self._on_demand("tlb", RangeMap)
@@ -149,13 +151,9 @@ class Machine:
 
         return OnDemand(self.store, family, make, lambda cells: not cells)
 
-    def mm(self, mm: int) -> Mm:
-        """Return the address space `mm`; one that nobody used yet is empty."""
-        return self.mms.made.get(mm) or self.mms[mm]
-
     def page_cache(self, file: int) -> RangeMap[int]:
         """Return the page cache of a file: page offset -> frame number less page offset."""
-        return self._caches[file]
+        return self._caches.made[file]
 
     def page_caches(self) -> list[RangeMap[int]]:
         """List the page caches that hold pages."""
@@ -163,7 +161,7 @@ class Machine:
 
     def i_mmap(self, file: int) -> Cells[int, bool]:
         """Return the rmap of a file: the VMAs that map it."""
-        return self._i_mmaps[file]
+        return self._i_mmaps.made[file]
 
     def tlb(self, cpu: int) -> RangeMap[Translation]:
         """Return the translations that a CPU holds, by virtual page number."""

@@ -331,7 +331,7 @@ def _at_once(
         done = hand_over(sem, task.tid, to)
     else:
         done = downgrade(sem, task.tid)
-    machine.locks.put(lock, done)
+    machine.locks.put(lock, FREE if done == FREE else done)  # itself, by which it is known at once
     return 0
 
 

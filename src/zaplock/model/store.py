@@ -421,6 +421,24 @@ class RangeMap(OrderedCells[tuple[int, V]]):
             previous = end, value
 
 
+class _Made(dict[K, V]):
+    """What was made on demand, by key; asked for another it makes that."""
+
+    __slots__ = ("_family", "_make", "_store")
+
+    def __init__(self, store: Store, family: str, make: Callable[[K], V]) -> None:
+        super().__init__()
+        self._store, self._family, self._make = store, family, make
+
+    def __missing__(self, key: K) -> V:
+        self._store.making = (self._family, key)
+        try:
+            found = self[key] = self._make(key)
+        finally:
+            self._store.making = None
+        return found
+
+
 class OnDemand(Generic[K, V]):
     """Things made of containers that are made when they are first asked for, by key.
 
@@ -428,27 +446,17 @@ class OnDemand(Generic[K, V]):
     can be told from who asked before.
     """
 
-    __slots__ = ("_family", "_is_empty", "_make", "_store", "made")
+    __slots__ = ("_is_empty", "made")
 
     def __init__(
         self, store: Store, family: str, make: Callable[[K], V], is_empty: Callable[[V], bool]
     ) -> None:
-        self._store = store
-        self._family = family
-        self._make = make
         self._is_empty = is_empty
-        self.made: dict[K, V] = {}
+        self.made = _Made(store, family, make)
         store.families[family] = self
 
     def __getitem__(self, key: K) -> V:
-        found = self.made.get(key)
-        if found is None:
-            self._store.making = (self._family, key)
-            try:
-                found = self.made[key] = self._make(key)
-            finally:
-                self._store.making = None
-        return found
+        return self.made[key]
 
     def items(self) -> list[tuple[K, V]]:
         """List those that hold something, in order of their keys."""

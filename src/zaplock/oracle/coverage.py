@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 
 from zaplock.oracle import ops
 from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot
@@ -90,7 +91,10 @@ _CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "AD
           (7, 4): "MCEERR_AR"}  # fmt: skip
 
 
+_START = itemgetter(0)  # of an ObservedVma
+
+
 def vma_at(vmas: tuple[ObservedVma, ...], address: int) -> ObservedVma | None:
     """Return the VMA that contains an address."""
-    index = bisect_right(vmas, address, key=lambda vma: vma.start) - 1
+    index = bisect_right(vmas, address, key=_START) - 1
     return vmas[index] if index >= 0 and address < vmas[index].end else None
