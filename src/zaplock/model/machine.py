@@ -116,8 +116,6 @@ class Machine:
         self.mms: OnDemand[int, Mm] = OnDemand(
             self.store, "mm", lambda mm: Mm(self.store, mm, self.limits, self.levels), Mm.is_empty
         )
-        self.mm: Callable[[int], Mm] = self.mms.made.__getitem__
-        """Return the address space of a number; one that nobody used yet is empty."""
         self._caches: OnDemand[int, RangeMap[int]] = self._on_demand("cache", RangeMap)
         self._i_mmaps: OnDemand[int, OrderedCells[bool]] = self._on_demand("i_mmap", OrderedCells)
         self._tlbs: OnDemand[int, RangeMap[Translation]] = self._on_demand("tlb", RangeMap)
@@ -150,6 +148,10 @@ class Machine:
             return kind(self.store, f"{family}:{key}")
 
         return OnDemand(self.store, family, make, lambda cells: not cells)
+
+    def mm(self, mm: int) -> Mm:
+        """Return the address space `mm`; one that nobody used yet is empty."""
+        return self.mms.made[mm]
 
     def page_cache(self, file: int) -> RangeMap[int]:
         """Return the page cache of a file: page offset -> frame number less page offset."""
