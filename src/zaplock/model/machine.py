@@ -180,9 +180,9 @@ class Machine:
 
     def next_serial(self, task: Task, kind: str, count: int = 1) -> int:
         """Number what a task makes, from 0, in a series of its own."""
-        key = (task.tid, kind)
-        first: int = self.serials.get(key, 0)
-        self.serials.put(key, first + count)
+        key, serials = (task.tid, kind), self.serials
+        first: int = serials.data.get(key, 0)
+        serials.put(key, first + count)
         return first
 
     def new_handle(self, task: Task, kind: str) -> int:

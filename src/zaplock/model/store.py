@@ -294,10 +294,11 @@ class RangeMap(OrderedCells[tuple[int, V]]):
 
     def at(self, point: int) -> V | None:
         """Return the value at `point`, or None in a hole."""
-        i = bisect_right(self.order, point)
+        order = self.order
+        i = bisect_right(order, point)
         if not i:
             return None
-        end, value = self.data[self.order[i - 1]]
+        end, value = self.data[order[i - 1]]
         return value if point < end else None
 
     def run_at(self, point: int) -> tuple[int, int, V] | None:

@@ -11,7 +11,7 @@ from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
-from zaplock.engines.sequential import LockCall, run
+from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert
@@ -332,7 +332,12 @@ def apply(
 
 
 def _simple(make: Callable[..., Any]) -> Operation:
-    return lambda w, calls, *arguments: CallOutcome(w.run(calls, make, *arguments))
+    def operation(w: World, calls: Any, *arguments: Any) -> CallOutcome:
+        if calls is None:
+            return CallOutcome(call(w.machine, w.task, make, w.cx, *arguments))
+        return CallOutcome(w.run(calls, make, *arguments))
+
+    return operation
 
 
 async def _start_mmap(
