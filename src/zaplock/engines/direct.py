@@ -6,7 +6,8 @@ through all of them at each step. So a protocol's own source is compiled once mo
 `await f(...)` turned into a call: of a step's body with the machine and the task before its
 arguments, of another protocol's plain form, or of whatever makes steps, which are then taken. It is
 the same source, line by line, and names are looked up where the protocol looks them up, so what is
-replaced in a module is replaced here too.
+replaced in a module is replaced here too: what a name meant when its caller was compiled is called
+at once where it still means that, anything else is asked for.
 
 A protocol that awaits within `try` or `with` stays as it is (the engine's steps raise outside of
 it, a call would raise inside), as one does whose source is not what it was compiled from. One that
@@ -20,7 +21,9 @@ import __future__
 
 import ast
 import linecache
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from copy import deepcopy
 from inspect import CO_COROUTINE, CO_NESTED, CO_VARARGS, CO_VARKEYWORDS
 from types import CellType, CodeType, CoroutineType, FunctionType
 from typing import Any
@@ -34,9 +37,24 @@ Take = Callable[[Machine, Task, Any], Any]
 """Take one step, or run a protocol, and return its result."""
 
 WORTH_AFTER = 10_000
-_MACHINE, _TASK, _PLAIN, _TAKE, _KIND = "_machine_", "_task_", "_plain_", "_take_", "_kind_"
+_MACHINE, _TASK = "_machine_", "_task_"
 _NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With, ast.GeneratorExp)
 _NOT_AT_ALL = (ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
+
+
+class _Form:
+    """The plain form of what makes steps: `run` it as a step's body. It is made at the first."""
+
+    __slots__ = ("run",)
+
+    run: Plain
+
+    def __init__(self, forms: PlainForms, called: Any) -> None:
+        def first(machine: Machine, task: Task, *args: Any, **kwargs: Any) -> Any:
+            self.run = forms[called]
+            return self.run(machine, task, *args, **kwargs)
+
+        self.run = first
 
 
 class PlainForms(dict[Any, Plain]):
@@ -50,8 +68,9 @@ class PlainForms(dict[Any, Plain]):
         super().__init__()
         self[MarkStep] = _passed_over
         self.runs_left = WORTH_AFTER
-        self._take = take
-        self._own = {_PLAIN: self, _TAKE: take, _KIND: StepKind}
+        self.take = take
+        self.form_now: Callable[[Any], Plain] = self.__getitem__
+        self._forms: dict[Any, _Form] = {}
         self._codes: dict[CodeType, CodeType | None] = {}
         self._begun: dict[tuple[CodeType, int], Plain | None] = {}
         self._sources: dict[str, _Source] = {}
@@ -62,15 +81,14 @@ class PlainForms(dict[Any, Plain]):
         if (alone := TAKEN_ALONE.get(called)) is not None:
             self[called] = alone
             return alone
-        take = self._take
+        take = self.take
         lasts = isinstance(called, FunctionType) and not called.__code__.co_flags & CO_NESTED
         if isinstance(called, FunctionType) and called.__code__.co_flags & CO_COROUTINE:
             code, closure = called.__code__, called.__closure__
             plain = self._plain(code, called.__globals__, closure)
             if plain is not None:
                 plain.__defaults__ = called.__defaults__
-                if called.__kwdefaults__:
-                    plain.__kwdefaults__ = {**called.__kwdefaults__, **self._own}
+                plain.__kwdefaults__ = called.__kwdefaults__
                 if lasts:
                     self[called] = plain
                 return plain
@@ -81,6 +99,20 @@ class PlainForms(dict[Any, Plain]):
         if lasts:
             self[called] = made_and_taken
         return made_and_taken
+
+    def form_of(self, called: Any) -> Any:
+        """Return what has the plain form as its `run`, for as long as nothing is replaced; or None.
+
+        Of a step that is the step, whose body may change.
+        """
+        if type(called) is StepKind:
+            return called
+        is_function = isinstance(called, FunctionType) and not called.__code__.co_flags & CO_NESTED
+        if not is_function and called is not MarkStep and not _is_alone(called):
+            return None
+        if called not in self._forms:
+            self._forms[called] = _Form(self, called)
+        return self._forms[called]
 
     def call_of(self, program: Coroutine[Any, Any, Any]) -> tuple[Plain, dict[str, Any]] | None:
         """Return the plain form of a protocol that has not begun, and its arguments by name."""
@@ -110,9 +142,7 @@ class PlainForms(dict[Any, Plain]):
         compiled = self._codes[code]
         if compiled is None:
             return None
-        plain = FunctionType(compiled, names, closure=closure)
-        plain.__kwdefaults__ = self._own
-        return plain
+        return FunctionType(compiled, names, closure=closure)
 
     def _compiled(self, code: CodeType, names: dict[str, Any]) -> CodeType | None:
         if code.co_flags & (CO_VARARGS | CO_VARKEYWORDS):
@@ -123,7 +153,7 @@ class PlainForms(dict[Any, Plain]):
         node = source.of(code)
         if node is None or not _may_be_plain(node):
             return None
-        plain = _plain_code(node, code, names)
+        plain = _plain_code(node, code, _Calls(names, self))
         return plain if plain.co_freevars == code.co_freevars else None
 
 
@@ -183,9 +213,15 @@ def _may_be_plain(node: ast.AsyncFunctionDef) -> bool:
     return True
 
 
-def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any]) -> CodeType:
+def _is_alone(called: Any) -> bool:
+    """Tell whether it is known how a task that is alone takes what is made so."""
+    return isinstance(called, FunctionType) and called in TAKEN_ALONE
+
+
+def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, calls: _Calls) -> CodeType:
     """Compile a protocol's source with calls in the place of its awaits."""
-    calls, arguments = _Calls(names), node.args
+    node = deepcopy(node)
+    arguments = node.args
     plain = ast.FunctionDef(
         name=node.name,
         args=ast.arguments(
@@ -194,11 +230,8 @@ def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any
                 *(ast.arg(name) for name in (_MACHINE, _TASK)),
                 *(ast.arg(one.arg) for one in (*arguments.posonlyargs, *arguments.args)),
             ],
-            kwonlyargs=[
-                *(ast.arg(one.arg) for one in arguments.kwonlyargs),
-                *(ast.arg(name) for name in (_PLAIN, _TAKE, _KIND)),
-            ],
-            kw_defaults=[None] * (len(arguments.kwonlyargs) + 3),
+            kwonlyargs=[ast.arg(one.arg) for one in arguments.kwonlyargs],
+            kw_defaults=[None] * len(arguments.kwonlyargs),
             defaults=[],
         ),
         body=[calls.visit(statement) for statement in node.body],
@@ -214,15 +247,36 @@ def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any
     )
     tree = ast.fix_missing_locations(ast.Module([around if code.co_freevars else plain], []))
     flags = __future__.annotations.compiler_flag
-    module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
-    return next(one for one in _codes_in(module) if one.co_name == node.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", SyntaxWarning
+        )  # of the strings that are called and compared
+        module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
+    return calls.filled(next(one for one in _codes_in(module) if one.co_name == node.name))
 
 
 class _Calls(ast.NodeTransformer):
-    """Turn `await f(a)` into a call of f's plain form, and `await x` into taking x."""
+    """Turn `await f(a)` into a call of f's plain form, and `await x` into taking x.
 
-    def __init__(self, names: dict[str, Any]) -> None:
-        self._names = names
+    What is called is a constant of the code; while it is compiled, a string stands for each.
+    """
+
+    def __init__(self, names: dict[str, Any], forms: PlainForms) -> None:
+        self._names, self._forms = names, forms
+        self._constants: dict[str, Any] = {}
+
+    def filled(self, code: CodeType) -> CodeType:
+        """Put what the strings stand for in their places."""
+        return code.replace(
+            co_consts=tuple(
+                self.filled(one)
+                if isinstance(one, CodeType)
+                else self._constants.get(one, one)
+                if isinstance(one, str)
+                else one
+                for one in code.co_consts
+            )
+        )
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
         return node  # a function within: whoever awaits it runs it as it is
@@ -232,17 +286,25 @@ class _Calls(ast.NodeTransformer):
         awaited = node.value
         alone: list[ast.expr] = [_name(_MACHINE), _name(_TASK)]
         if not isinstance(awaited, ast.Call):
-            return ast.copy_location(ast.Call(_name(_TAKE), [*alone, awaited], []), node)
+            take = self._constant(self._forms.take)
+            return ast.copy_location(ast.Call(take, [*alone, awaited], []), node)
         call = ast.Call(self._plain(awaited.func), [*alone, *awaited.args], awaited.keywords)
         return ast.copy_location(call, node)
 
     def _plain(self, called: ast.expr) -> ast.expr:
-        """Name the plain form: of what is a step now, the body that the step has when it is run."""
-        form: ast.expr = ast.Subscript(_name(_PLAIN), called, ast.Load())
-        if isinstance(called, ast.Name) and type(self._names.get(called.id)) is StepKind:
-            is_step = ast.Compare(ast.Call(_name("type"), [called], []), [ast.Is()], [_name(_KIND)])
-            return ast.IfExp(is_step, ast.Attribute(called, "run", ast.Load()), form)
-        return form
+        """Name the plain form: at once where the name still means what it means now."""
+        asked: ast.expr = ast.Call(self._constant(self._forms.form_now), [called], [])
+        meant = self._names.get(called.id) if isinstance(called, ast.Name) else None
+        form = self._forms.form_of(meant)
+        if form is None:
+            return asked
+        is_meant = ast.Compare(called, [ast.Is()], [self._constant(meant)])
+        return ast.IfExp(is_meant, ast.Attribute(self._constant(form), "run", ast.Load()), asked)
+
+    def _constant(self, value: Any) -> ast.Constant:
+        stands = f"\0{id(value)}"
+        self._constants[stands] = value
+        return ast.Constant(stands)
 
 
 def _name(name: str) -> ast.Name:

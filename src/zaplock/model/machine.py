@@ -151,11 +151,11 @@ class Machine:
 
     def mm(self, mm: int) -> Mm:
         """Return the address space `mm`; one that nobody used yet is empty."""
-        return self.mms.made.get(mm) or self.mms[mm]
+        return self.mms.made[mm]
 
     def page_cache(self, file: int) -> RangeMap[int]:
         """Return the page cache of a file: page offset -> frame number less page offset."""
-        return self._caches[file]
+        return self._caches.made[file]
 
     def page_caches(self) -> list[RangeMap[int]]:
         """List the page caches that hold pages."""
@@ -163,7 +163,7 @@ class Machine:
 
     def i_mmap(self, file: int) -> Cells[int, bool]:
         """Return the rmap of a file: the VMAs that map it."""
-        return self._i_mmaps[file]
+        return self._i_mmaps.made[file]
 
     def tlb(self, cpu: int) -> RangeMap[Translation]:
         """Return the translations that a CPU holds, by virtual page number."""
@@ -180,9 +180,9 @@ class Machine:
 
     def next_serial(self, task: Task, kind: str, count: int = 1) -> int:
         """Number what a task makes, from 0, in a series of its own."""
-        key = (task.tid, kind)
-        first: int = self.serials.get(key, 0)
-        self.serials.put(key, first + count)
+        key, serials = (task.tid, kind), self.serials
+        first: int = serials.data.get(key, 0)
+        serials.put(key, first + count)
         return first
 
     def new_handle(self, task: Task, kind: str) -> int:

@@ -191,7 +191,9 @@ class Mm:
     def add(self, counter: Counter, amount: int) -> None:
         """Change a counter. Raises KeyError where there is none of that name."""
         if amount:
-            self.counters.put(counter, self.count(counter) + amount)
+            counters = self.counters
+            value = counters.data.get(counter)
+            counters.put(counter, (self.count(counter) if value is None else value) + amount)
 
     def count(self, counter: Counter) -> int:
         """Return a counter. Raises KeyError where there is none of that name."""

@@ -331,7 +331,7 @@ def _at_once(
         done = hand_over(sem, task.tid, to)
     else:
         done = downgrade(sem, task.tid)
-    machine.locks.put(lock, done)
+    machine.locks.put(lock, FREE if done == FREE else done)  # itself, by which it is known at once
     return 0
 
 
@@ -344,6 +344,14 @@ def _kept(make: Callable[[Lock], LockStep]) -> Callable[[Lock], LockStep]:
     action, write, killable = one.action, one.write, one.killable
 
     def at_once(machine: Machine, task: Task, lock: Lock) -> int:
+        locks = machine.locks
+        sem = locks.data.get(lock, FREE)
+        if sem is FREE and action == "down":
+            locks.put(lock, _only_holder(task.tid, write))
+            return 0
+        if action == "up" and sem is _only_holder(task.tid, write):
+            locks.put(lock, FREE)
+            return 0
         if killable and ends_wait(machine, task, lock, write):
             return EINTR_RESULT
         return _at_once(machine, task, action, lock, write)

@@ -304,10 +304,11 @@ class RangeMap(OrderedCells[tuple[int, V]]):
 
     def at(self, point: int) -> V | None:
         """Return the value at `point`, or None in a hole."""
-        i = bisect_right(self.order, point)
+        order = self.order
+        i = bisect_right(order, point)
         if not i:
             return None
-        end, value = self.data[self.order[i - 1]]
+        end, value = self.data[order[i - 1]]
         return value if point < end else None
 
     def run_at(self, point: int) -> tuple[int, int, V] | None:
@@ -322,29 +323,39 @@ class RangeMap(OrderedCells[tuple[int, V]]):
     def overlapping(self, low: int, high: int) -> list[tuple[int, int, V]]:
         """List the ranges inside [low, high) as (start, end, value), clipped to it."""
         order, data = self.order, self.data
-        i = bisect_right(order, low)
         found: list[tuple[int, int, V]] = []
+        if low >= high:
+            return found
+        i = bisect_right(order, low)
         if i:
             end, value = data[order[i - 1]]
             if end > low:
-                found.append((low, min(end, high), value))
-        for start in order[i : bisect_left(order, high)]:
-            if start > low:
-                end, value = data[start]
-                found.append((start, min(end, high), value))
-        return found if low < high else []
+                if end >= high:
+                    return [(low, high, value)]
+                found.append((low, end, value))
+        for k in range(i, len(order)):
+            start = order[k]
+            if start >= high:
+                break
+            end, value = data[start]
+            found.append((start, end if end < high else high, value))
+        return found
 
     def covers(self, low: int, high: int) -> bool:
         """Return whether every point of [low, high) has a value."""
-        order = self.order
-        i = max(bisect_right(order, low) - 1, 0)
-        while low < high:
-            if i == len(order) or order[i] > low:
+        order, data = self.order, self.data
+        if low >= high:
+            return True
+        i = bisect_right(order, low)
+        if not i:
+            return False
+        end, _ = data[order[i - 1]]
+        if end <= low:
+            return False
+        while end < high:
+            if i == len(order) or order[i] > end:
                 return False
-            end, _ = self.data[order[i]]
-            if end <= low:
-                return False
-            low = end
+            end, _ = data[order[i]]
             i += 1
         return True
 
@@ -382,21 +393,30 @@ class RangeMap(OrderedCells[tuple[int, V]]):
         assert low < high, (self.name, low, high)
         order, data = self.order, self.data
         i = bisect_left(order, low)
-        is_hole = i == len(order) or order[i] >= high
-        if not is_hole or (i and data[order[i - 1]][0] > low):
+        behind = i  # the first range that starts at or above `high`, once there is a hole
+        if i < len(order) and order[i] < high:
+            if order[i] == low and data[low][0] == high:
+                behind = i + 1  # another value for what is a range already
+            else:
+                self.clear(low, high)
+                behind = i = bisect_left(order, low)
+        elif i and data[order[i - 1]][0] > low:
             self.clear(low, high)
-            i = bisect_left(order, low)
+            behind = i = bisect_left(order, low)
+        first = low
         if i:
             start = order[i - 1]
             end, left = data[start]
             if end == low and (left is value or (left == value and same(left, value))):
-                low = start
-        if i < len(order) and order[i] == high:
+                first = start
+        if behind < len(order) and order[behind] == high:
             end, right = data[high]
             if right is value or (right == value and same(right, value)):
                 self.drop(high)
                 high = end
-        self.put(low, (high, value))
+        if first != low and behind != i:
+            self.drop(low)
+        self.put(first, (high, value))
 
     def check(self) -> None:
         """Assert order, disjointness and canonical form."""
@@ -412,6 +432,24 @@ class RangeMap(OrderedCells[tuple[int, V]]):
             previous = end, value
 
 
+class _Made(dict[K, V]):
+    """What was made on demand, by key; asked for another it makes that."""
+
+    __slots__ = ("_family", "_make", "_store")
+
+    def __init__(self, store: Store, family: str, make: Callable[[K], V]) -> None:
+        super().__init__()
+        self._store, self._family, self._make = store, family, make
+
+    def __missing__(self, key: K) -> V:
+        self._store.making = (self._family, key)
+        try:
+            found = self[key] = self._make(key)
+        finally:
+            self._store.making = None
+        return found
+
+
 class OnDemand(Generic[K, V]):
     """Things made of containers that are made when they are first asked for, by key.
 
@@ -419,27 +457,17 @@ class OnDemand(Generic[K, V]):
     can be told from who asked before.
     """
 
-    __slots__ = ("_family", "_is_empty", "_make", "_store", "made")
+    __slots__ = ("_is_empty", "made")
 
     def __init__(
         self, store: Store, family: str, make: Callable[[K], V], is_empty: Callable[[V], bool]
     ) -> None:
-        self._store = store
-        self._family = family
-        self._make = make
         self._is_empty = is_empty
-        self.made: dict[K, V] = {}
+        self.made = _Made(store, family, make)
         store.families[family] = self
 
     def __getitem__(self, key: K) -> V:
-        found = self.made.get(key)
-        if found is None:
-            self._store.making = (self._family, key)
-            try:
-                found = self.made[key] = self._make(key)
-            finally:
-                self._store.making = None
-        return found
+        return self.made[key]
 
     def items(self) -> list[tuple[K, V]]:
         """List those that hold something, in order of their keys."""

@@ -10,6 +10,7 @@ sees the difference (the one bug that lives below that grain, CVE-2023-3269, has
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING, Literal, final
 
@@ -149,33 +150,36 @@ def walked_vma(m: Machine, task: Task, handle: int, address: int) -> Vma:
 def lookup(m: Machine, space: Mm, address: int) -> int:
     """Return the handle of the first VMA that ends above `address`, or 0."""
     tree = space.tree
-    start = tree.at_or_before(address)
-    if start is not None:
-        handle = tree.data[start]
+    order = tree.order
+    i = bisect_right(order, address)
+    if i:
+        handle = tree.data[order[i - 1]]
         if m.vmas.data[handle].end > address:
             return handle
-    start = tree.at_or_after(address)
-    return 0 if start is None else tree.data[start]
+    return tree.data[order[i]] if i < len(order) else 0
 
 
 def previous(space: Mm, start: int) -> int:
     """Return the handle of the VMA before address `start`, or 0."""
-    before = space.tree.before(start)
-    return 0 if before is None else space.tree.data[before]
+    tree = space.tree
+    i = bisect_left(tree.order, start)
+    return tree.data[tree.order[i - 1]] if i else 0
 
 
 def following(space: Mm, start: int) -> int:
     """Return the handle of the first VMA that starts at or above `start`, or 0."""
-    after = space.tree.at_or_after(start)
-    return 0 if after is None else space.tree.data[after]
+    tree = space.tree
+    i = bisect_left(tree.order, start)
+    return tree.data[tree.order[i]] if i < len(tree.order) else 0
 
 
 def overlapping(m: Machine, space: Mm, start: int, end: int) -> list[int]:
     """List the handles of the VMAs that overlap [start, end), in order."""
-    handles = [space.tree.data[at] for at in space.tree.between(start + 1, end)]
-    first = space.tree.at_or_before(start)
-    if first is not None and m.vmas.data[space.tree.data[first]].end > start:
-        handles.insert(0, space.tree.data[first])
+    order, data = space.tree.order, space.tree.data
+    i = bisect_right(order, start)
+    handles = [data[at] for at in order[i : bisect_left(order, end)]]
+    if i and m.vmas.data[first := data[order[i - 1]]].end > start:
+        handles.insert(0, first)
     return handles
 
 

@@ -6,12 +6,12 @@ vector of ranges, looking at a protection key) is here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
-from zaplock.engines.sequential import LockCall, run
+from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert
@@ -323,7 +323,7 @@ def _into_child(w: World, calls: Any) -> CallOutcome:
 
 
 def apply(
-    w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
+    w: World, index: int, name: str, arguments: Sequence[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
     """Run one operation; lock operations are appended to `calls` where that is given."""
     if name in ops.WRITERS:
@@ -332,7 +332,12 @@ def apply(
 
 
 def _simple(make: Callable[..., Any]) -> Operation:
-    return lambda w, calls, *arguments: CallOutcome(w.run(calls, make, *arguments))
+    def operation(w: World, calls: Any, *arguments: Any) -> CallOutcome:
+        if calls is None:
+            return CallOutcome(call(w.machine, w.task, make, w.cx, *arguments))
+        return CallOutcome(w.run(calls, make, *arguments))
+
+    return operation
 
 
 async def _start_mmap(

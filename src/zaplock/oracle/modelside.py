@@ -11,6 +11,7 @@ import platform
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import LockCall
@@ -90,17 +91,19 @@ class ModelSide:
         steps: list[OracleStep] = []
         if self.promised is not None:
             self.promised.append(_promised(world))
-        for index, op in enumerate(sequence):
-            arguments = [
-                (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in op.args
-            ]
+        for index, (name, asked) in enumerate(sequence):
+            arguments: Any = asked
+            if Ref in map(type, asked):
+                arguments = [
+                    (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in asked
+                ]
             calls: list[LockCall] | None = None if self.lock_calls is None else []
             try:
                 if self.limit_s:
                     with at_most(self.limit_s):
-                        outcome = apply(world, index, op.name, arguments, calls)
+                        outcome = apply(world, index, name, arguments, calls)
                 else:
-                    outcome = apply(world, index, op.name, arguments, calls)
+                    outcome = apply(world, index, name, arguments, calls)
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
                 steps.append(OracleStep(CallOutcome(ops.BROKEN, told.encode()), NOTHING))

@@ -6,7 +6,7 @@ The view is a reader only. It walks the VMAs once and their page-table runs with
 from __future__ import annotations
 
 import struct
-from operator import sub
+from operator import attrgetter, itemgetter, sub
 from signal import SIGSEGV
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from zaplock.model import vma as model_vma
 from zaplock.model.huge_pool import POOLED
 from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Pte
+from zaplock.model.mm import Counter, Pte
 from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
@@ -54,8 +54,12 @@ _NO_FIGURES = {
 _PSS_PAGE = 4096 << 12
 
 
+_VISIBLE = attrgetter("start", "end", "flags", "pgoff", "file", "name", "huge_size")
+"""What is looked at of a VMA."""
+
+
 class _Seen(NamedTuple):
-    """What a VMA looked like when last seen: valid while the VMA and its runs are the same."""
+    """What a VMA looked like when last seen: valid while what is visible and its runs are so."""
 
     vma: model_vma.Vma
     runs: list[tuple[int, int, Pte]]
@@ -124,6 +128,8 @@ class ModelView:
         self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
         self._content, self._aging = _Copy(machine.content), _Copy(machine.aging)
         self._counts = _Copy(self._space.counters)
+        self._regions: list[int] = []
+        self._packed = b""
         self._last: Snapshot | None = None
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
@@ -193,38 +199,46 @@ class ModelView:
         regions: list[int] = []
         tags: list[bytes] = []
         self._ring_locked = False
-        tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
-        page_runs = _Walk(self._space.ptes)
+        tree, known = self._space.tree, self._seen
+        handles, ring, end, swaps = tree.data, self._ring, self.end, self._swaps
+        all_vmas: dict[int, Any] = self._machine.vmas.data
+        within = _Walk(self._space.ptes).within
         for start in tree.order:
-            if start >= self.end:
+            if start >= end:
                 break
-            handle = tree.data[start]
+            handle = handles[start]
             vma = all_vmas[handle]
-            assert isinstance(vma, model_vma.Vma)
-            if start == self._ring:
+            if start == ring:
                 self._ring_locked = bool(vma.flags & f.VM_LOCKED)
                 continue
             seen = known.get(handle)
-            if paged or seen is None or seen.vma is not vma:
-                runs = page_runs.within(start >> 12, vma.end >> 12)
+            is_other = seen is None or (seen.vma is not vma and _VISIBLE(seen.vma) != _VISIBLE(vma))
+            if paged or seen is None or is_other:
+                runs = within(start >> 12, vma.end >> 12)
                 if (
                     seen is None
-                    or seen.vma is not vma
+                    or is_other
                     or seen.runs != runs
                     or (runs and (marked or vma.flags & f.VM_LOCKED))
-                    or (self._swaps and vma.file)
+                    or (swaps and vma.file)
                 ):
                     seen = known[handle] = self._see(vma, runs)
                 elif runs and written:
                     seen = known[handle] = seen._replace(tags=self._all_tags(vma, runs))
             vmas.append(seen.shown)
-            if seen.runs and start < self._ring:
+            if seen.runs and start < ring:
                 _append(regions, seen.regions)
                 tags.append(seen.tags)
-        if any(map(_is_long, regions[::3], regions[1::3])):
+        if (
+            regions
+            and _is_long(regions[0], regions[-2])  # all of them together: else none is
+            and any(map(_is_long, regions[::3], regions[1::3]))
+        ):
             tags = [self._sampled(regions)]
-        packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
-        return tuple(vmas), packed, b"".join(tags)
+        if regions != self._regions:
+            self._regions = regions
+            self._packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
+        return tuple(vmas), self._packed, b"".join(tags)
 
     def _sampled(self, regions: list[int]) -> bytes:
         """Read the present pages of all regions: of a long one the first of each 2 MiB."""
@@ -250,31 +264,35 @@ class ModelView:
         return ring.length >> 10
 
     def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
-        figures, regions, tags = _NO_FIGURES[_page_kb(vma)], list[int](), b""
-        if runs or (self._swaps and vma.file):
-            figures = self._figures(vma, runs)
+        start, end, flags, pgoff, file, name, _ = _VISIBLE(vma)
+        spelled, perms = _SPELLED.get(flags) or _spelled(flags)
+        offset = pgoff << 12 if file or name else 0
+        name = self._name(file) if file else model_vma.device_of(name)
+        regions, tags = list[int](), b""
         if runs:
             tags = self._all_tags(vma, runs)
-            protection = self.shows_protection or vma.flags & f.VM_UFFD_WP
+            protection = self.shows_protection or flags & f.VM_UFFD_WP
             for low, high, pte in runs:
-                category = _CATEGORIES[pte.kind]
-                if protection and not pte.wp and pte.kind != "uffd_wp":
+                kind = pte.kind
+                category = _CATEGORIES[kind]
+                if protection and not pte.wp and kind != "uffd_wp":
                     category |= WRITTEN
-                if self._is_soft_dirty(vma, pte):
-                    category |= SOFT_DIRTY
-                if pte.kind in POOLED and self._is_of_file(vma, low, pte):
-                    category |= FILE
                 if self.untouched:
                     category &= ~PRESENT
+                    if self._is_soft_dirty(vma, pte):
+                        category |= SOFT_DIRTY
+                if kind in POOLED and self._is_of_file(vma, low, pte):
+                    category |= FILE
                 _append(regions, [low << 12, high << 12, category])
-        flags, perms = _spelled(vma.flags)
-        shown = ObservedVma(
-            vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
-        )
+        if runs or (self._swaps and file):
+            figures = self._figures(vma, runs)
+        else:
+            figures = _NO_FIGURES[_page_kb(vma)]
+        shown = ObservedVma(start, end, perms, offset, name, spelled, figures)
         return _Seen(vma, runs, shown, regions, tags)
 
     def _is_soft_dirty(self, vma: model_vma.Vma, pte: Pte) -> bool:
-        if not self.untouched or not tracks_writes(self._machine):
+        if not tracks_writes(self._machine):
             return False
         return bool(vma.flags & f.VM_SOFTDIRTY) or not pte.soft_clean
 
@@ -285,27 +303,34 @@ class ModelView:
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
         rss = anonymous = huge = pss = swap_pss = pooled = 0
         swap = self._swapped_cache(vma, runs) if self._swaps and vma.file else 0
+        locked = vma.flags & f.VM_LOCKED
         for low, high, pte in runs:
             pages, kind = high - low, pte.kind
-            if kind == "swap":
-                swap += pages
-                swap_pss += self._swap_pss(low, high, pte)
             if kind in _RESIDENT:
                 rss += pages
-                if vma.flags & f.VM_LOCKED:
+                if locked:
                     pss += self._pss(low, high, pte)
-            if kind in ("anon", "thp"):
-                anonymous += pages
-            if kind == "thp":
-                huge += pages
-            if kind in POOLED:
+                if kind == "anon":
+                    anonymous += pages
+                elif kind == "thp":
+                    anonymous += pages
+                    huge += pages
+            elif kind == "swap":
+                swap += pages
+                swap_pss += self._swap_pss(low, high, pte)
+            elif kind in POOLED:
                 pooled += pages
-        shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
-        merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
-        lazy = self._lazily_free(runs) if runs and self.shows_lazyfree else 0
-        used = self._referenced(runs) if self.shows_references else 0
-        of_pool = (pooled * _KB, _page_kb(vma))
-        return (*shown, pss >> 22, merged * _KB, lazy * _KB, used * _KB, *of_pool)
+        merged = lazy = used = 0
+        if runs and has_merged(self._machine):
+            merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1]))
+        if runs and self.shows_lazyfree:
+            lazy = self._lazily_free(runs)
+        if self.shows_references:
+            used = self._referenced(runs)
+        return (
+            rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22, pss >> 22,
+            merged * _KB, lazy * _KB, used * _KB, pooled * _KB, _page_kb(vma),
+        )  # fmt: skip
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:
         resident = [run for run in runs if run[2].kind in _RESIDENT]
@@ -343,9 +368,6 @@ class ModelView:
             swapped_pages(m, vma.file, low + shift, high + shift) for low, high, _ in runs
         )
 
-    def _offset(self, vma: model_vma.Vma) -> int:
-        return vma.pgoff << 12 if vma.file or vma.name else 0
-
     def _pss(self, low: int, high: int, pte: Pte) -> int:
         frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
         return sum(
@@ -364,33 +386,37 @@ class ModelView:
         )
 
     def _tags(self, low: int, high: int, pte: Pte) -> bytes:
-        held = bytearray(8 * (high - low))
         if pte.kind not in ("zero", "zero_thp"):
             first = low + pte.delta
-            for start, end, tag in self._machine.content.overlapping(first, high + pte.delta):
-                held[8 * (start - first) : 8 * (end - first)] = _QWORD(tag) * (end - start)
-        return bytes(held)
+            if found := self._machine.content.overlapping(first, high + pte.delta):
+                held = bytearray(8 * (high - low))
+                for start, end, tag in found:
+                    held[8 * (start - first) : 8 * (end - first)] = _QWORD(tag) * (end - start)
+                return bytes(held)
+        return bytes(8 * (high - low))
 
-    def _name(self, vma: model_vma.Vma) -> str:
-        if not vma.file:
-            return model_vma.device_of(vma.name)
-        name = self._machine.files[vma.file].name
+    def _name(self, file: int) -> str:
+        name = self._machine.files.data[file].name
         if name == "/dev/zero":
-            return self._shared.setdefault(vma.file, f"shared{len(self._shared)}")
+            return self._shared.setdefault(file, f"shared{len(self._shared)}")
         return name
 
     def _counters(self) -> tuple[int, ...]:
-        get = self._space.counters.data.get
-        total = get("total_vm", 0)
-        anon, file, shmem = get("rss_anon", 0), get("rss_file", 0), get("rss_shmem", 0)
+        counts = _COUNTS({**_AT_FIRST, **self._space.counters.data})
+        total, hiwater, anon, file, shmem, locked, data, stack, text, tables, swap, huge = counts
         return (
-            max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
-            0, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
-            shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
-            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10,
-            get("swap_ents", 0) * _KB,
-            get("hugetlb_usage", 0) * _KB,
+            (total if total > hiwater else hiwater) * _KB, total * _KB, locked * _KB,
+            0, (anon + file + shmem) * _KB, anon * _KB, file * _KB, shmem * _KB, data * _KB,
+            stack * _KB, text * _KB, tables >> 10, swap * _KB, huge * _KB,
         )  # fmt: skip
+
+
+_AT_FIRST: dict[Counter, int] = {
+    "total_vm": 0, "hiwater_vm": 0, "rss_anon": 0, "rss_file": 0, "rss_shmem": 0, "locked_vm": 0,
+    "data_vm": 0, "stack_vm": 0, "exec_vm": 0, "pgtables_bytes": 0, "swap_ents": 0,
+    "hugetlb_usage": 0,
+}  # fmt: skip
+_COUNTS = itemgetter(*_AT_FIRST)
 
 
 def _is_long(start: int, end: int) -> bool:

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from zaplock import advice
@@ -44,6 +45,7 @@ def _number(value: int) -> str:
 
 
 Sequence = tuple[Op, ...]
+_NAME = itemgetter(0)
 
 _ORACLE_NAMES = {"pread64": "pread", "pwrite64": "pwrite"}
 _ORACLE_ARGUMENTS = {  # where they differ from the call's: the bare process adds what is missing
@@ -191,7 +193,7 @@ def shows_references(sequence: Many[Op]) -> bool:
 
     Looking at contents uses every page; they are seen by loads only then.
     """
-    return any(op.name == "clear_refs" for op in sequence)
+    return "clear_refs" in map(_NAME, sequence)
 
 
 _MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
@@ -199,7 +201,7 @@ _MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
 
 def is_crowded(sequence: Many[Op]) -> bool:
     """Return whether a sequence fills the address space with mappings."""
-    return any(op.name == "crowd" for op in sequence)
+    return "crowd" in map(_NAME, sequence)
 
 
 ERRNO_NAMES = {**errno.errorcode, EHWPOISON: "EHWPOISON"}

@@ -119,7 +119,7 @@ def _readers_of(handle: int) -> tuple[str, int]:
 
 
 def _start_write_alone(m: Machine, task: Task, handle: int) -> None:
-    if not _no_other_reader(m, task, handle):
+    if m.vma_readers.data and not _no_other_reader(m, task, handle):
         raise Violation(
             Invariant.NO_DEADLOCK, f"{task} waits for {_readers_of(handle)}, and nobody reads on"
         )
