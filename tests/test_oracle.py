@@ -46,12 +46,14 @@ from zaplock.oracle import (
 )
 from zaplock.oracle.bare_process import BareProcess, Lost, check_machine, has_swap
 from zaplock.oracle.campaign import Bench
-from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelops import OPERATIONS
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.themes import THEMES
+from zaplock.oracle.windows import MOST_FILLED, UNMAP_ALL
 
 CORPUS_AT = Path(__file__).parent / "corpus"
 CORPUS = sorted(CORPUS_AT.glob("*.json"))

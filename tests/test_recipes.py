@@ -114,7 +114,7 @@ def test_a_system_call(copy: Copy) -> None:
         "from zaplock.protocols.design",
         "from zaplock.protocols.touch_vma import touch_vma\n",
     )
-    copy.before("oracle/generate.py", '    "mlock": _range,', '    "touch_vma": _range,\n')
+    copy.before("oracle/draw_arguments.py", '    "mlock": _range,', '    "touch_vma": _range,\n')
     program = (
         "from zaplock import AddressSpace\n"
         "from zaplock.check.operations import KINDS\n"

@@ -154,7 +154,8 @@ def _other_side(args: argparse.Namespace) -> SideMaker:
 def _scope(args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
-    from zaplock.oracle.generate import EVERYTHING, THEMES
+    from zaplock.oracle.scope import EVERYTHING
+    from zaplock.oracle.themes import THEMES
 
     scope = EVERYTHING
     if not args.against_itself:

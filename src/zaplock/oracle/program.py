@@ -201,7 +201,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     if names.cpu >= 0:
         _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
-    filled = slots_used(sequence)
+    filled = ops.slots_used(sequence)
     needed = {fd for name, fd in _ON_DESCRIPTOR.items() if name in used}
     if filled or needed:
         build_into.add(_open_files(names.files, names.filled, filled))
@@ -290,27 +290,6 @@ def _number_as(b: Builder, opened: int, fd: int) -> None:
     target = address(b.here + _E + 8)
     b.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
     b.add(stub.syscall(_DUP2, 0, fd))
-
-
-def arguments_of(name: str) -> tuple[str, ...]:
-    """Name the arguments of an operation, in order."""
-    return ops.CALLS[name][1] if name in ops.CALLS else ops.ACCESSES[name]
-
-
-_TAKES_FILE = {
-    name: arguments_of(name).index("file")
-    for name in (*ops.CALLS, *ops.ACCESSES)
-    if "file" in arguments_of(name)
-}
-
-
-def slots_used(sequence: Sequence[Op]) -> frozenset[int]:
-    """Return the slots of the files that operations name: of what can be mapped, and no others."""
-    named = (op.args[_TAKES_FILE[op.name]] for op in sequence if op.name in _TAKES_FILE)
-    return frozenset(slot for slot in named if slot in _SLOTS and isinstance(slot, int))
-
-
-_SLOTS = {*range(len(ops.FILES)), *ops.HUGE_FILES}
 
 
 _KEEP_NUMBER = stub.syscall(_DUP, ring.OUT_FD)
@@ -413,8 +392,8 @@ def _one(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
 def _arguments(index: int, op: Op) -> list[int]:
     """Return an operation's arguments as words, 0 in the place of what is not known yet."""
     arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
-    if op.name in _TAKES_FILE:
-        at = _TAKES_FILE[op.name]
+    if op.name in ops.TAKES_FILE:
+        at = ops.TAKES_FILE[op.name]
         arguments[at] = _descriptor(op.args[at])
     if op.name in ops.WRITERS:
         arguments.append(ops.store_tag(index))

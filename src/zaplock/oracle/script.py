@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 
 from zaplock.oracle import ops
 from zaplock.oracle.compare import Divergence
-from zaplock.oracle.ops import Argument, Op, Ref
-from zaplock.oracle.program import OPTIONS, slots_used
+from zaplock.oracle.ops import Argument, Op, Ref, slots_used
+from zaplock.oracle.program import OPTIONS
 
 # peek(address), poke(address, value), a handler that resumes at r13, and its restorer:
 #   push r13; lea r13,[rip+1f]; mov rax,[rdi]; 1: pop r13; ret
