@@ -107,13 +107,12 @@ class Draw:
 
     def add(self, op: Op) -> None:
         """Append an operation to the sequence."""
-        self._remember(op)
+        if op.name in ("mmap", "mremap", "brk", "shmat"):
+            self._remember(op)
         self.made.append(op)
 
     def _remember(self, op: Op) -> None:
         """Keep in mind where mappings may now be."""
-        if op.name not in ("mmap", "mremap", "brk", "shmat"):
-            return
         start, length = op.args[0], op.args[1] if op.name == "mmap" else 0
         if op.name == "mmap" and isinstance(start, int) and isinstance(length, int) and start:
             if PAGE <= length < 1 << 31 and not start % PAGE and start < 1 << 40:
