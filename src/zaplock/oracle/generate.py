@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from zaplock.oracle import ops
 from zaplock.oracle.beginnings import beginning
 from zaplock.oracle.draw import Draw
-from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES
+from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES, TO_WATCHED, WEIGHTS
 from zaplock.oracle.ops import Op
 from zaplock.oracle.scope import EVERYTHING, Scope
-from zaplock.oracle.themes import FIRST, PAGING_OUT, THEMES, TO_WATCHED
+from zaplock.oracle.themes import FIRST, PAGING_OUT
 from zaplock.oracle.windows import UNMAP_ALL, away_from_ring
 
 
@@ -37,7 +37,8 @@ class Generator:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        mixes = {theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES}
+        themes = (theme for theme in self.scope.themes if theme in WEIGHTS)
+        mixes = {theme: self._mix(WEIGHTS[theme]) for theme in themes}
         self._watching = {  # a userfaultfd watches the process that has made it, not its child
             theme: [name for name in names if name != "into_child"]
             for theme, names in mixes.items()
