@@ -46,12 +46,15 @@ from zaplock.oracle import (
 )
 from zaplock.oracle.bare_process import BareProcess, Lost, check_machine, has_swap
 from zaplock.oracle.campaign import Bench
-from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
+from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES, WEIGHTS
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelops import OPERATIONS
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.themes import THEMES
+from zaplock.oracle.windows import MOST_FILLED, UNMAP_ALL
 
 CORPUS_AT = Path(__file__).parent / "corpus"
 CORPUS = sorted(CORPUS_AT.glob("*.json"))
@@ -678,6 +681,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_every_theme_says_how_often_an_operation_comes() -> None:
+    assert tuple(WEIGHTS) == THEMES
+    for theme, weights in WEIGHTS.items():
+        assert MAKERS.keys() | MAKERS_OF_THEMES.get(theme, {}).keys() >= weights.keys()
 
 
 def test_no_sequence_fills_gigabytes() -> None:

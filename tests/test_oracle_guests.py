@@ -14,7 +14,7 @@ from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
 from zaplock.oracle import compare, corpus, ops
 from zaplock.oracle.campaign import Bench, Report
-from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.guest_side import (
     GuestModel,
     GuestSide,
@@ -27,6 +27,7 @@ from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
+from zaplock.oracle.windows import BELOW_RING, UNMAP_ALL, away_from_ring
 
 KERNEL = "debian:6.12"
 CORPUS = Path(__file__).parent / "corpus"

@@ -8,9 +8,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from test_oracle import WINDOW, needs_kernel
 
 from zaplock.oracle.campaign import Bench
-from zaplock.oracle.generate import ADVICE, UNMAP_ALL
 from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.scope import ADVICE
+from zaplock.oracle.windows import UNMAP_ALL
 
 PAGE = 4096
 pages = st.integers(1, 12)

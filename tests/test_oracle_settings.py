@@ -17,7 +17,7 @@ from zaplock.cli._oracle_text import print_report
 from zaplock.errors import UserError
 from zaplock.oracle import ksm
 from zaplock.oracle.campaign import Bench, Report
-from zaplock.oracle.generate import Generator, Scope
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.machine_settings import (
     FOLDERS,
     changes,
@@ -27,6 +27,7 @@ from zaplock.oracle.machine_settings import (
 )
 from zaplock.oracle.modelside import model_side
 from zaplock.oracle.ops import Op
+from zaplock.oracle.scope import Scope
 from zaplock.oracle.seeded_faults import FAULTS, inject
 
 HARMLESS = FOLDERS[0] / "khugepaged/max_ptes_swap"  # here khugepaged collapses nothing from swap

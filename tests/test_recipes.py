@@ -114,7 +114,9 @@ def test_a_system_call(copy: Copy) -> None:
         "from zaplock.protocols.design",
         "from zaplock.protocols.touch_vma import touch_vma\n",
     )
-    copy.before("oracle/generate.py", '    "mlock": _range,', '    "touch_vma": _range,\n')
+    drawn = "oracle/draw_arguments.py"
+    copy.before(drawn, '    "mlock": any_range,', '    "touch_vma": any_range,\n')
+    copy.before(drawn, '"mremap": 40, "madvise": 4, "mlock": 2},', '"touch_vma": 9, ')
     program = (
         "from zaplock import AddressSpace\n"
         "from zaplock.check.operations import KINDS\n"
@@ -125,10 +127,14 @@ def test_a_system_call(copy: Copy) -> None:
         "print(KINDS['touch_vma'].arguments, ops.CALLS['touch_vma'][0], "
         "'touch_vma' in modelops.OPERATIONS, manual.WANTED['touch_vma'], "
         "'syscalls:sys_enter_touch_vma' in SYSCALLS)\n"
+        "from zaplock.oracle.generate import Generator, Scope\n"
+        "drawn = Generator(1, Scope(themes=('move',))).sequence()\n"
+        "print('touch_vma' in {op.name for op in drawn})\n"
     )
     assert copy.run("-c", program).splitlines() == [
         "0 ['down_read', 'up_read']",
         "('page', 'pages', 'flags') 999 True ('ENOMEM',) True",
+        "True",
     ]
 
 

@@ -31,9 +31,10 @@ from zaplock.oracle import compare
 from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.coverage import Coverage, Key
-from zaplock.oracle.generate import EVERYTHING, Generator, Scope
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.scope import EVERYTHING, Scope
 from zaplock.oracle.shrink import shrink
 from zaplock.workers import pool
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from zaplock.model.flags import MAP_HUGETLB
-from zaplock.oracle.generate import Generator, Scope
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.lock_sequences import BATCH, Difference
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import HUGE_FILES, Op, Promised
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.scope import Scope
 
 RUNS = 3  # in which a difference must show
 

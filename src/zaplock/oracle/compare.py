@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zaplock.oracle import ops
-from zaplock.oracle.generate import UNMAP_ALL
 from zaplock.oracle.ops import COUNTERS, FIGURES, CallOutcome, ObservedVma, Op, OracleStep, Snapshot
+from zaplock.oracle.windows import UNMAP_ALL
 
 SIDES = ("kernel", "model")
 MOST = 12  # lines of differences that are worth showing

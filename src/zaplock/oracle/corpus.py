@@ -15,9 +15,9 @@ import msgspec
 
 from zaplock.errors import UserError, no_such
 from zaplock.inputs import read_text
-from zaplock.oracle import ops, program
-from zaplock.oracle.generate import THEMES
+from zaplock.oracle import ops
 from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.themes import THEMES
 from zaplock.untrusted_names import visible
 
 MOST_OPERATIONS = 1000
@@ -79,7 +79,7 @@ def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op
     if not isinstance(name, str) or name not in {**ops.CALLS, **ops.ACCESSES}:
         lack = no_such("operation", str(name), [*ops.CALLS, *ops.ACCESSES])
         raise UserError(f"{path}: operation {index}: {lack}")
-    wanted = program.arguments_of(name)
+    wanted = ops.arguments_of(name)
     if len(line) - 1 != len(wanted):
         raise UserError(
             f"{path}: operation {index}, {name}, has {len(line) - 1} arguments "

@@ -14,8 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 
 from zaplock.oracle import ops
-from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot
-from zaplock.oracle.program import arguments_of
+from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot, arguments_of
 
 TELLING = ("lo", "gd", "hg", "sl", "um", "uw", "ui", "dc", "wf", "dp", "dd", "nh")
 Key = tuple[str, str, str]

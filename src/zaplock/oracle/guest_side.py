@@ -33,7 +33,6 @@ from zaplock.model import flags as f
 from zaplock.oracle import memory_group, ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
-from zaplock.oracle.generate import Scope
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
 from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
@@ -41,6 +40,7 @@ from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
+from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
 
 DRIVER = Path(__file__).with_name("guest_driver.c")

@@ -8,43 +8,40 @@ ones reserve nothing then: a kernel loses for good what the rest of a moved mapp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from zaplock.oracle.draw import Draw
 from zaplock.oracle.ops import Argument
 
-if TYPE_CHECKING:
-    from zaplock.oracle.generate import Generator
-
-Maker = Callable[["Generator"], tuple[Argument, ...]]
+Maker = Callable[[Draw], tuple[Argument, ...]]
 """Choose the arguments of an operation."""
 
 
 def makers(
-    address: Callable[[Generator], Argument],
-    length: Callable[[Generator], int],
-    touched: Callable[[Generator], Argument],
+    address: Callable[[Draw], Argument],
+    length: Callable[[Draw], int],
+    touched: Callable[[Draw], Argument],
 ) -> dict[str, Maker]:
     """Return the makers of operations on a range, and of touches; operations not here have none."""
 
-    def of_range(g: Generator) -> tuple[Argument, int]:
-        return address(g), length(g)
+    def of_range(d: Draw) -> tuple[Argument, int]:
+        return address(d), length(d)
 
-    def mremap(g: Generator) -> tuple[Argument, ...]:
-        if not g.moves:  # in its place
-            return address(g), length(g), length(g), 0, 0
-        flags = g.random.choice((0, 1, 1, 3, 3, 3, 5, 7, 2))
-        old, new = length(g), length(g)
-        new = old if g.chance(55) else new
-        return address(g), old, new, flags, address(g) if flags & 6 else 0
+    def mremap(d: Draw) -> tuple[Argument, ...]:
+        if not d.moves:  # in its place
+            return address(d), length(d), length(d), 0, 0
+        flags = d.random.choice((0, 1, 1, 3, 3, 3, 5, 7, 2))
+        old, new = length(d), length(d)
+        new = old if d.chance(55) else new
+        return address(d), old, new, flags, address(d) if flags & 6 else 0
 
     return {
         "mremap": mremap,
         "munmap": of_range,
-        "mprotect": lambda g: (*of_range(g), g.prot()),
+        "mprotect": lambda d: (*of_range(d), d.prot()),
         "mlock": of_range,
         "munlock": of_range,
-        "msync": lambda g: (*of_range(g), g.random.choice((1, 2, 4))),
-        "mseal": lambda g: (*of_range(g), 0),
-        "load": lambda g: (touched(g),),
-        "store": lambda g: (touched(g),),
+        "msync": lambda d: (*of_range(d), d.random.choice((1, 2, 4))),
+        "mseal": lambda d: (*of_range(d), 0),
+        "load": lambda d: (touched(d),),
+        "store": lambda d: (touched(d),),
     }

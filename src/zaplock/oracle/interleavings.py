@@ -31,8 +31,7 @@ from zaplock.model.violations import Invariant, Violation
 from zaplock.oracle import ops
 from zaplock.oracle.compare import result_text
 from zaplock.oracle.modelops import PROTOCOLS, apply
-from zaplock.oracle.ops import Environment, Op
-from zaplock.oracle.program import slots_used
+from zaplock.oracle.ops import Environment, Op, slots_used
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
 from zaplock.oracle.world import MM, World, limits_of
 from zaplock.protocols import user_access

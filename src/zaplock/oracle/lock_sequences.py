@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from zaplock.engines.sequential import LockCall
 from zaplock.errors import UserError
-from zaplock.oracle.generate import Generator, Scope
+from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import Op
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.scope import Scope
 from zaplock.trace.events import EventKind, Events
 
 PRELUDE = "RrWw"  # the ring populated and sealed

@@ -16,9 +16,9 @@ from zaplock.model import flags as f
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert
 from zaplock.oracle import ops, ring
+from zaplock.oracle.composed_calls import MOST_COPIED
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome
-from zaplock.oracle.program import MOST_COPIED
 from zaplock.oracle.world import (
     MM,
     RLIMITS,

@@ -16,7 +16,6 @@ from typing import Any
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import LockCall
 from zaplock.oracle import ops
-from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import (
     CallOutcome,
@@ -26,9 +25,10 @@ from zaplock.oracle.ops import (
     Promised,
     Ref,
     Snapshot,
+    slots_used,
 )
-from zaplock.oracle.program import slots_used
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.scope import Scope
 from zaplock.oracle.world import World
 from zaplock.protocols.design import Design
 

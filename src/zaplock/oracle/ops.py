@@ -98,6 +98,12 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "shmdt": ("addr",),
 }
 
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """Name the arguments of an operation, in order."""
+    return CALLS[name][1] if name in CALLS else ACCESSES[name]
+
+
 # The files that a sequence can map, by slot. Page i of a file begins with `file_tag(slot, i)`.
 CROWD = 0x2_0000_0000
 """From here on lie the many mappings of `crowd`: maps are compared only below it then."""
@@ -135,6 +141,20 @@ LIMITED = (RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS)
 def is_slot(file: int) -> bool:
     """Return whether there is a file in a slot."""
     return 0 <= file < len(FILES) or file in HUGE_FILES
+
+
+TAKES_FILE = {
+    name: arguments_of(name).index("file")
+    for name in (*CALLS, *ACCESSES)
+    if "file" in arguments_of(name)
+}
+"""Operations on a file, and which of their arguments it is."""
+
+
+def slots_used(sequence: Many[Op]) -> frozenset[int]:
+    """Return the slots of the files that operations name: of what can be mapped, and no others."""
+    named = (op.args[TAKES_FILE[op.name]] for op in sequence if op.name in TAKES_FILE)
+    return frozenset(slot for slot in named if isinstance(slot, int) and is_slot(slot))
 
 
 def written_pages(slot: int) -> list[int]:

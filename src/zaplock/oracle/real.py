@@ -21,6 +21,7 @@ from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM, MergingTurn
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
+from zaplock.oracle.program_setup import KsmNames, ProgramNames
 from zaplock.oracle.surroundings import MachineWatch
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
@@ -301,7 +302,7 @@ class RealSide:
         self._surroundings.close()
 
 
-def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, bytes]:
+def file_names(disk: int, max_map_count: int) -> tuple[ProgramNames, bytes]:
     """Lay out the names of the files for the ring, `disk` being open under that number."""
     data, where = ring.strings(
         {
@@ -319,11 +320,11 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
         ring.FILE_STRINGS,
     )
     files = tuple(where[name] for name in ops.FILES)
-    return program.ProgramNames(
+    return ProgramNames(
         files,
         where["filled"],
         where["meminfo"],
-        program.KsmNames(*(where[f"ksm_{name}"] for name in program.KsmNames._fields)),
+        KsmNames(*(where[f"ksm_{name}"] for name in KsmNames._fields)),
         max_map_count,
         {slot: where[name] for slot, (name, _) in ops.HUGE_FILES.items()},
     ), data

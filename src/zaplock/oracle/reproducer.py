@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.oracle import ops
-from zaplock.oracle.ops import Argument, Op, Ref
-from zaplock.oracle.program import slots_used
+from zaplock.oracle.ops import Argument, Op, Ref, slots_used
 
 ROUNDS = 16
 _FLAGS = {

@@ -64,9 +64,14 @@ FILE, ZERO, HUGE, SOFT_DIRTY = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 REPORTED = WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | GUARD
 
 _SYS = {
-    "open": 2, "close": 3, "lseek": 8, "munmap": 11, "brk": 12, "rt_sigaction": 13, "ioctl": 16,
-    "madvise": 28, "clone": 56, "wait4": 61, "capset": 126, "sigaltstack": 131, "prctl": 157,
-    "futex": 202, "exit_group": 231, "close_range": 436, "mseal": 462,
+    "write": 1, "open": 2, "close": 3, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11,
+    "brk": 12, "rt_sigaction": 13, "ioctl": 16, "pread64": 17, "pwrite64": 18, "mincore": 27,
+    "madvise": 28, "shmget": 29, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39, "clone": 56,
+    "wait4": 61, "shmdt": 67, "fcntl": 72, "ftruncate": 77, "capset": 126, "sigaltstack": 131,
+    "fstatfs": 138, "prctl": 157, "futex": 202, "sched_setaffinity": 203, "exit_group": 231,
+    "openat": 257, "unlinkat": 263, "move_pages": 279, "fallocate": 285, "prlimit64": 302,
+    "memfd_create": 319, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_register": 427,
+    "pidfd_open": 434, "close_range": 436, "mseal": 462,
 }  # fmt: skip
 
 

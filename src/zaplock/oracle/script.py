@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 
 from zaplock.oracle import ops
 from zaplock.oracle.compare import Divergence
-from zaplock.oracle.ops import Argument, Op, Ref
-from zaplock.oracle.program import OPTIONS, slots_used
+from zaplock.oracle.composed_calls import OPTIONS
+from zaplock.oracle.ops import Argument, Op, Ref, slots_used
 
 # peek(address), poke(address, value), a handler that resumes at r13, and its restorer:
 #   push r13; lea r13,[rip+1f]; mov rax,[rdi]; 1: pop r13; ret
@@ -266,7 +266,7 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
     if op.name == "clear_refs":
         return f"clear_refs({inside})"
     if op.name == "crowd":
-        return "0  # fills the address space: see program._crowd"
+        return "0  # fills the address space: see composed_calls.crowd"
     if op.name == "fork":
         return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
     if op.name == "into_child":

@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zaplock.oracle import ops, program, ring, stub
+from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Snapshot
-from zaplock.oracle.program import BareProgram, Builder, Look, Place, ProgramNames, address
+from zaplock.oracle.program import BareProgram, Place
+from zaplock.oracle.program_builder import Builder, address
+from zaplock.oracle.program_operations import operation
+from zaplock.oracle.program_setup import ProgramNames, begin
 
 _E = stub.ENTRY
 _CLONE, _EXIT, _SIGALTSTACK, _SCHED_YIELD = 56, 60, 131, 24
@@ -72,11 +75,9 @@ def build(
     assert len(threaded.threads) <= ring.MOST_THREADS
     everything = [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
     b = Builder()
-    program.begin(b, everything, names, Look(b"", b""))
+    begin(b, everything, names)
     baseline = b.add(ring.OBSERVE)
-    setup = [
-        program.operation(b, index, op, [], names)[0] for index, op in enumerate(threaded.setup)
-    ]
+    setup = [operation(b, index, op, [], names)[0] for index, op in enumerate(threaded.setup)]
     b.add(stub.entry(stub.STORE, ring.RING + ring.MEETING, len(threaded.threads)))
     places: list[tuple[int, ...]] = [()]
     for number, thread in enumerate(threaded.threads[1:], start=1):
@@ -102,7 +103,7 @@ def _run(
     for index, (op, delay) in enumerate(zip(operations, delays, strict=True)):
         b.add(stub.entry(stub.MEET, word, delay))
         word = _NOBODY
-        places.append(program.operation(b, number_of(thread, index), op, [], names)[0])
+        places.append(operation(b, number_of(thread, index), op, [], names)[0])
     return tuple(places)
 
 

@@ -1,0 +1,136 @@
+"""Campaigns of `zaplock oracle`: here, on a cluster, or in a guest; what they found is saved."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock import outputs
+from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._oracle_sides import (
+    CHANGES_MACHINE,
+    checks_of_themes,
+    lent,
+    other_side,
+    refuse_in_guests,
+    scope_of,
+    sides_text,
+)
+from zaplock.cli._oracle_text import progress as progress_text
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.oracle.campaign import Report
+    from zaplock.oracle.compare import Divergence
+
+
+def run_campaign(args: argparse.Namespace) -> Report:
+    """Run sequences for --seconds where it is asked for; UserError where that can't be."""
+    from zaplock.oracle.bare_process import check_machine, check_overcommit
+
+    if args.kernel:
+        return _guest_campaign(args)
+    if args.cluster:
+        return _cluster_campaign(args)
+    check_machine()
+    check_overcommit()
+    with lent(args.theme or ()):
+        return _campaign_here(args)
+
+
+def _campaign_here(args: argparse.Namespace) -> Report:
+    from zaplock.oracle import campaign
+
+    other, scope = other_side(args), scope_of(args)
+    reports = campaign.run(other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope)
+    return _watched(reports, args)
+
+
+def _cluster_campaign(args: argparse.Namespace) -> Report:
+    """Run a campaign on the workers of a cluster."""
+    from zaplock.executors import cluster_at
+    from zaplock.oracle.campaign import run_on
+
+    other, scope = other_side(args), scope_of(args)
+    with cluster_at(args.cluster, args.jobs) as cluster:
+        for check in checks_of_themes(args.theme or ()):
+            cluster.each(check)
+        return _watched(
+            run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope), args
+        )
+
+
+def _guest_campaign(args: argparse.Namespace) -> Report:
+    """Run a campaign on a guest's kernel."""
+    from dataclasses import replace
+
+    from zaplock.oracle.guest_side import booted, guest_scope, run_in
+
+    themes = scope_of(args).themes
+    refuse_in_guests(args.kernel, args.theme or ())
+    with booted(args.kernel, args.theme or ()) as side:
+        print(f"{args.kernel} is {side.release}", file=sys.stderr)
+        scope = guest_scope(side.release)
+        scope = replace(scope, themes=themes) if args.theme else scope
+        return _watched(run_in(side, seconds=args.seconds, seed=args.seed, scope=scope), args)
+
+
+def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
+    """Show the reports as they come; return the last, saved where that is asked for."""
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from zaplock.oracle import campaign
+    from zaplock.views.console import Screen
+
+    report = campaign.Report()
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting")
+        for report in reports:
+            progress.update(task, description=progress_text(report))
+    if args.save:
+        lent = {theme for theme in args.theme or () if theme in CHANGES_MACHINE}
+        save(report, Path(args.save), lent, aside=args.json)
+    return report
+
+
+def save(report: Report, directory: Path, lent: Collection[str], *, aside: bool) -> None:
+    from zaplock.oracle import corpus, script
+
+    try:
+        with outputs.walk(directory, make=True) as folder:
+            for number, found in enumerate([*report.divergences, *report.kernel_faults]):
+                name = _saved_as(found, number)
+                sequence = found.sequence[: found.at + 1]
+                text = corpus.dump(sequence, "; ".join(found.differences), lent)
+                folder.write(f"{name}.json", text.encode(), 0o666)
+                folder.write(f"{name}.py", script.write(found).encode(), 0o666)
+                for kind in ("json", "py"):
+                    wrote(directory / f"{name}.{kind}", aside=aside)
+    except OSError as error:
+        raise UserError(
+            f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
+        ) from None
+
+
+def _saved_as(found: Divergence, number: int) -> str:
+    """Name the files of a divergence, the `number`-th of its report."""
+    return f"{found.signature.split(':')[0]}-{number}"
+
+
+def say_next(report: Report, args: argparse.Namespace) -> None:
+    """Print what to type next, for what has been found and where it is."""
+    found = [*report.divergences, *report.kernel_faults]
+    sides, themes = sides_text(args), "".join(f" --theme {theme}" for theme in args.theme or ())
+    if found and not args.save:
+        what = f"--seed {args.seed}{themes}{sides} --save out/oracle"
+    elif found:
+        first = Path(args.save) / f"{_saved_as(found[0], 0)}.json"
+        what = f"--replay {shlex.quote(str(first))}{sides}"
+    else:
+        what = f"--seed {args.seed + 1} --seconds 60 --coverage{themes}{sides}"
+    next_step(f"zaplock oracle {what}", aside=args.json)

@@ -1,0 +1,77 @@
+"""What three in four sequences of a theme begin with, so that there is something to work on."""
+
+from __future__ import annotations
+
+from zaplock import advice
+from zaplock.oracle import ops
+from zaplock.oracle.draw import Draw
+from zaplock.oracle.ops import Op
+from zaplock.oracle.windows import (
+    HUGE_SOURCE,
+    HUGE_WINDOW,
+    PAGE,
+    PMD,
+    SOURCE,
+    WATCHED_PAGES,
+    WINDOW,
+)
+
+_HUGE_PAGES = (  # of the theme "huge"
+    Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, 14)),
+)
+_TO_MOVE = (  # of the theme "uffd-move"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("uffd_register", (WINDOW, WATCHED_PAGES * PAGE, 3)),
+    Op("mmap", (SOURCE, 8 * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (SOURCE, 6 * PAGE, 23)),
+)
+_HUGE_TO_MOVE = (  # of the theme "uffd-huge"
+    Op("mmap", (HUGE_WINDOW, 2 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("uffd_register", (HUGE_WINDOW, 2 * PMD, 3)),
+    Op("mmap", (HUGE_SOURCE, 2 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_SOURCE, 2 * PMD, advice.MADV_HUGEPAGE)),
+    Op("store", (HUGE_SOURCE,)),
+    Op("store", (HUGE_SOURCE + PMD + 7 * PAGE,)),
+)
+_TO_MERGE = (  # of the theme "ksm"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_MERGEABLE)),
+)
+_HUGE_TO_MERGE = (
+    Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, advice.MADV_HUGEPAGE)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, advice.MADV_MERGEABLE)),
+)
+_TO_FREE = (  # of the theme "lazyfree"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_POPULATE_WRITE)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
+)
+
+
+def beginning(d: Draw) -> tuple[Op, ...]:
+    """Make what three in four sequences of a theme begin with."""
+    if d.theme == "uffd-huge":
+        return _HUGE_TO_MOVE
+    if d.merges == "huge":
+        return _HUGE_TO_MERGE
+    if d.is_huge:
+        return _HUGE_PAGES
+    if d.theme == "uffd-move" or (d.theme == "swap" and d.chance(30)):
+        return _TO_MOVE if d.watches else ()
+    if d.theme == "ksm":
+        return _TO_MERGE
+    if d.theme == "lazyfree":
+        return _TO_FREE
+    if not d.watches:
+        return ()
+    flags, slot = d.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
+                                   (0x12, 0), (0x32, ops.NO_FILE)))  # fmt: skip
+    mode = d.random.choice((1, 4, 5) if slot == 0 else (1,))
+    mode |= 2 * d.protects * d.chance(80)
+    length = WATCHED_PAGES * PAGE
+    return (
+        Op("mmap", (WINDOW, length, 3, flags, slot, 0)),
+        Op("uffd_register", (WINDOW, length, mode)),
+    )
