@@ -42,7 +42,8 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define BLOCK 128		/* states that a core takes at a time, at most */
 #define CHUNKS 8
 #define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
-#define LARGE_PAGE ((size_t)2 << 20)
+#define LARGE_PAGE_BITS 18	/* so many limbs */
+#define LARGE_PAGE (sizeof(limb) << LARGE_PAGE_BITS)
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
 #define RANGES 64		/* of slots, which go into others one by one */
 #define PART_BITS 15		/* of the queue: so many states */
@@ -93,7 +94,7 @@ struct levels;
 struct core {
 	limb *now, *after, *key;
 	struct lately *lately;	/* those of the first task, of the second, ... */
-	limb *recent;		/* words that steps lately led to: met, or written down before */
+	limb *recent;		/* behind: words that steps lately led to, met or written down before */
 	int is_unpacked;	/* the state at hand, into `now` */
 	int64_t code;		/* of the rule that a step breaks */
 	struct levels *all;
@@ -510,6 +511,21 @@ static void forget_chunk(struct chunk *chunk)
 	memset(chunk, 0, sizeof(*chunk));
 }
 
+/*
+ * Return what a core remembers with, as a number of limbs in bits. Where there are several cores it
+ * is a large page at least: what stands there is looked up all over, for each state.
+ */
+static uint32_t bits_of_memory(const struct levels *all)
+{
+	size_t size = (all->tasks * sizeof(struct lately)) << LATELY_BITS;
+	uint32_t bits = all->cores > 1 ? LARGE_PAGE_BITS : 0;
+
+	size += sizeof(limb) << RECENT_BITS;
+	while (sizeof(limb) << bits < size)
+		bits++;
+	return bits;
+}
+
 void levels_free(struct levels *all)
 {
 	if (!all)
@@ -526,8 +542,7 @@ void levels_free(struct levels *all)
 		free(all->core[i].now);
 		free(all->core[i].after);
 		free(all->core[i].key);
-		free(all->core[i].lately);
-		free(all->core[i].recent);
+		free_slots((limb *)all->core[i].lately, bits_of_memory(all));
 	}
 	free(all->core);
 	for (struct chunk *chunk = all->team.chunks; chunk < all->team.chunks + CHUNKS; chunk++)
@@ -571,13 +586,13 @@ static void forget_recent(const struct levels *all)
 
 static int has_memory(struct levels *all, struct core *core)
 {
-	size_t size = (all->tasks * sizeof(*core->lately)) << LATELY_BITS;
+	const size_t lately = (size_t)all->tasks << LATELY_BITS;
 
-	core->lately = malloc(size);
-	core->recent = malloc(sizeof(limb) << RECENT_BITS);
-	if (!core->lately || !core->recent)
+	core->lately = (struct lately *)new_slots(bits_of_memory(all));
+	if (!core->lately)
 		return 0;
-	memset(core->lately, 0xff, size);
+	core->recent = (limb *)(core->lately + lately);
+	memset(core->lately, 0xff, lately * sizeof(struct lately));
 	memset(core->recent, 0xff, sizeof(limb) << RECENT_BITS);
 	return 1;
 }
@@ -1748,7 +1763,7 @@ uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 		uint64_t states = 3 * (uint64_t)all->wide * CHUNKS;
 
 		bytes += states * (all->tasks * sizeof(limb) + sizeof(struct gap) + sizeof(struct block));
-		bytes += (uint64_t)(all->cores - 1) * all->tasks * sizeof(struct lately) << LATELY_BITS;
+		bytes += (uint64_t)(all->cores - 1) * sizeof(limb) << bits_of_memory(all);
 	}
 	return bytes;
 }
