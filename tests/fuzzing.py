@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import scenes
-from hypothesis import HealthCheck, settings
+from drawn import drawn
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from zaplock.errors import UserError
@@ -31,13 +32,7 @@ WORDS = (
     *(b"\xff\xfe", b"[" * 300, b"{" * 300, b'"', b"'", b"\n", b"=", b"0x", b"<<", b"\x1b[2J"),
 )
 
-fuzz = functools.partial(
-    settings,
-    deadline=None,
-    derandomize=not RUNS,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+fuzz = functools.partial(drawn, derandomize=not RUNS)
 
 
 def times(count: int) -> settings:

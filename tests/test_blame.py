@@ -4,7 +4,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import given, settings
+from drawn import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zaplock.trace.analysis import analyse
@@ -404,7 +405,7 @@ def reference(holds: list[Interval], waits: list[Interval], row: int) -> dict[tu
 
 
 @given(intervals, intervals)
-@settings(max_examples=150, deadline=None)
+@times(150)
 def test_shares_agree_with_brute_force(
     drawn_holds: list[tuple[int, int, bool]], drawn_waits: list[tuple[int, int, bool]]
 ) -> None:
@@ -505,7 +506,7 @@ asks = st.tuples(
 
 
 @given(st.lists(asks, min_size=2, max_size=14))
-@settings(max_examples=150, deadline=None)
+@times(150)
 def test_blame_agrees_with_a_lock_that_knows(
     drawn: list[tuple[int, bool, int, int | None]],
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from blame_reference import PlainJudge
-from hypothesis import given, settings
+from drawn import times
+from hypothesis import given
 from hypothesis import strategies as st
 from scenes import crowd, queue_of_writers
 from test_blame import Interval, consistent, intervals, row_of, table, vma_story
@@ -37,7 +38,7 @@ begins = st.lists(st.integers(-1, 40), max_size=3).map(sorted)
 
 
 @given(intervals, intervals, st.sampled_from([FIFO, MODERN, SPINNING_READERS]), begins)
-@settings(max_examples=200, deadline=None)
+@times(200)
 def test_random_holds_and_waits(
     drawn_holds: list[tuple[int, int, bool]],
     drawn_waits: list[tuple[int, int, bool]],

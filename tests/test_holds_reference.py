@@ -6,7 +6,8 @@ The events are arbitrary: torn, doubled, out of order, with gaps. Both must tell
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from drawn import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zaplock.trace.events import EventKind
@@ -118,7 +119,7 @@ def clip(
 
 
 @given(events_drawn)
-@settings(max_examples=200, deadline=None)
+@times(200)
 def test_the_columns_agree_with_one_event_at_a_time(
     drawn: list[tuple[EventKind, int, int, bool, bool, int, int]],
 ) -> None:

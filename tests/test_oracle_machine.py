@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from drawn import drawn
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from test_oracle import WINDOW, needs_kernel
@@ -110,13 +110,7 @@ class AddressSpaces(RuleBasedStateMachine):
 
 @needs_kernel
 class TestAddressSpaces(AddressSpaces.TestCase):  # type: ignore[misc, name-defined]
-    settings = settings(
-        max_examples=60,
-        stateful_step_count=30,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+    settings = drawn(max_examples=60, stateful_step_count=30)
 
     @classmethod
     def tearDownClass(cls) -> None:

@@ -1,6 +1,7 @@
 """Sizes and durations are read as people write them, and refused in one line."""
 
 import pytest
+from drawn import times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ def test_a_huge_page_size_asks_for_whole_huge_pages() -> None:
 
 
 @given(st.integers(1, LARGEST // 4096))
+@times(100)
 def test_every_number_of_pages_is_read_back(nr_pages: int) -> None:
     assert parse_size(str(nr_pages * 4096)) == nr_pages * 4096
 
@@ -56,6 +58,7 @@ def _read(text: str) -> int | str:
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-+0-9.eE]{1,8}[KMGTQ]?", fullmatch=True))
+@times(100)
 def test_any_text_is_a_size_or_one_line(text: str) -> None:
     answer = _read(text)
     if isinstance(answer, str):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from hypothesis import given, settings
+from drawn import times
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zaplock.model.store import RangeMap, Store
@@ -42,7 +43,7 @@ def runs(points: dict[int, str], low: int, high: int) -> list[tuple[int, int, st
 
 
 @given(changes, st.integers(0, 23), st.integers(0, 24))
-@settings(max_examples=300)
+@times(300)
 def test_ranges_are_what_so_many_single_points_would_be(
     script: list[tuple[int, int, str | None]], low: int, high: int
 ) -> None:
@@ -59,7 +60,7 @@ def test_ranges_are_what_so_many_single_points_would_be(
 
 
 @given(changes, changes)
-@settings(max_examples=200)
+@times(200)
 def test_undo_brings_back_the_state_and_its_hash(
     kept: list[tuple[int, int, str | None]], undone: list[tuple[int, int, str | None]]
 ) -> None:

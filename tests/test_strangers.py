@@ -15,6 +15,7 @@ from pathlib import Path
 import chromium
 import pytest
 import scenes
+from drawn import times
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
@@ -76,12 +77,14 @@ def is_plain(text: str) -> bool:
 
 
 @given(st.binary(max_size=64))
+@times(100)
 def test_a_name_is_plain_whatever_its_bytes_are(raw: bytes) -> None:
     assert name_of(raw).isprintable()
     assert visible(name_of(raw)) == name_of(raw)
 
 
 @given(st.text(alphabet=st.characters(), max_size=40))
+@times(100)
 def test_no_text_reaches_the_streams_unseen(text: str) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     before, sys.stdout = sys.stdout, out
