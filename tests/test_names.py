@@ -33,7 +33,7 @@ def test_a_thread_is_it_and_a_user_they() -> None:
 
 
 def test_what_draws_its_inputs_says_so_by_times() -> None:
-    """By its own rules Hypothesis draws others each time, and fails on a busy machine (drawn.py)."""
+    """Hypothesis itself draws others each time, and fails on a busy machine (drawn.py)."""
     loose = [
         f"{path.name}: {node.name}"
         for path in sorted(Path(__file__).parent.rglob("*.py"))
