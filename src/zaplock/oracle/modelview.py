@@ -281,9 +281,13 @@ class ModelView:
                     category &= ~PRESENT
                     if self._is_soft_dirty(vma, pte):
                         category |= SOFT_DIRTY
-                if kind in POOLED and self._is_of_file(vma, low, pte):
-                    category |= FILE
-                _append(regions, [low << 12, high << 12, category])
+                if kind not in POOLED:
+                    _append(regions, [low << 12, high << 12, category])
+                    continue
+                for page in range(low, high, vma.huge_size >> 12):
+                    beyond = min(page + (vma.huge_size >> 12), high)
+                    of_file = FILE if self._is_of_file(vma, page, pte) else 0
+                    _append(regions, [page << 12, beyond << 12, category | of_file])
         if runs or (self._swaps and file):
             figures = self._figures(vma, runs)
         else:
