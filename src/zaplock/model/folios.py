@@ -33,24 +33,29 @@ def split_partly_covered(
 ) -> None:
     """Split the folios that [low, high) does not cover as a whole, but for shared ones.
 
+    They are split in the order of their addresses: that decides which peak the later ones find.
+
     `frees`: that is for MADV_FREE, which notes the peak of resident memory first.
     """
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     if frees:
         note_peak(m, space)
-    heads: set[int] = set()
+    heads: dict[int, None] = {}
     while first < last:  # each page table by itself
         end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
         heads |= _partly_covered(m, space, first, end)
         first = end
-    for head in sorted(heads):
+    for head in heads:
         runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
         if all(frame.maps <= 1 for _, _, frame in runs):
             split_folio(m, task, space, head, finds_zeros)
 
 
-def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> set[int]:
-    """Return the first frames of the folios with a run of pages in a range that isn't all of it."""
+def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
+    """Return the first frames of the folios with a run of pages in a range that isn't all of it.
+
+    They come in the order of their addresses.
+    """
     runs: list[tuple[int, int, int]] = []
     for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind not in ("thp", "anon"):
@@ -58,13 +63,13 @@ def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> set[int]:
         if runs and runs[-1][1:] == (low, pte.delta):
             low = runs.pop()[0]
         runs.append((low, high, pte.delta))
-    heads = set()
+    heads = dict[int, None]()
     for low, high, delta in runs:
         for start, end, frame in m.frames.overlapping(low + delta, high + delta):
             if frame.kind == "thp":
                 for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD):
                     if low + delta > head or high + delta < head + PAGES_PER_PMD:
-                        heads.add(head)
+                        heads[head] = None
     return heads
 
 
