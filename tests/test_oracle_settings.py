@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from zaplock.oracle.machine_settings import (
     huge_faults,
     read_settings,
 )
-from zaplock.oracle.modelside import model_side
+from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Op
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.seeded_faults import FAULTS, inject
@@ -109,6 +110,16 @@ def test_a_setting_that_was_changed_back_has_been_noticed(bench: Bench) -> None:
         again, disturbed = bench.in_peace(sequence, amid_changes)
     assert again == found
     assert f"{NAME} was written to" in disturbed
+
+
+@needs_kernel
+@pytest.mark.parametrize("theme", ["huge", "pageout", "collapse"])
+def test_what_a_sequence_itself_does_to_memory_disturbs_nothing(theme: str) -> None:
+    """It pages out, splits and collapses: a difference beside that counts all the same."""
+    fault = next(one for one in FAULTS if one.name == "merge-nothing")
+    with closing(Bench(model_side, replace(COVERED, themes=(theme,)))) as bench, inject(fault):
+        slices = (bench.slice(seed, sequences=5, shrinking=False) for seed in range(40))
+        assert any(report.signatures for report in slices)  # others may disturb some
 
 
 MERGEABLE = """

@@ -247,10 +247,8 @@ def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, calls: _Calls) -> Co
     )
     tree = ast.fix_missing_locations(ast.Module([around if code.co_freevars else plain], []))
     flags = __future__.annotations.compiler_flag
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", SyntaxWarning
-        )  # of the strings that are called and compared
+    with warnings.catch_warnings():  # of the strings that are called and compared
+        warnings.simplefilter("ignore", SyntaxWarning)
         module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
     return calls.filled(next(one for one in _codes_in(module) if one.co_name == node.name))
 

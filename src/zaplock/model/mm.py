@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
-from zaplock.model.flags import PAGE_SIZE, TASK_SIZE_4_LEVELS
+from zaplock.model.flags import PAGE_SIZE, TASK_SIZE_4_LEVELS, page_align
 from zaplock.model.store import Cells, OrderedCells, RangeMap
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 NARROW_TASK_SIZE = (1 << 32) - 2 * PAGE_SIZE
 """Below it lies what a 32-bit program has on x86-64 (IA32_PAGE_OFFSET; page_64_types.h)."""
+
+
+def unmapped_base(task_size: int) -> int:
+    """Return above which address mappings that go up begin (TASK_UNMAPPED_BASE)."""
+    return page_align(task_size // 3)
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):

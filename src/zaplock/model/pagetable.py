@@ -90,7 +90,7 @@ def alloc_tables(m: Machine, task: Task, space: Mm, first: int, last: int, lowes
             continue
         shift = 9 * level
         low, high = first >> shift, (last - 1 >> shift) + 1
-        if tables.at(low) is not None if high == low + 1 else tables.covers(low, high):
+        if tables.covers(low, high):
             continue
         generation = m.new_handle(task, "table")
         at = low

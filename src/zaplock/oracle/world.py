@@ -14,7 +14,7 @@ from zaplock.model import huge_pool, references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Pte, ResourceLimits, change_limits
+from zaplock.model.mm import Pte, ResourceLimits, change_limits, unmapped_base
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
@@ -45,7 +45,7 @@ def limits_of(environment: Environment) -> ResourceLimits:
     return ResourceLimits(
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
-        legacy_base=environment.task_size // 3,
+        legacy_base=unmapped_base(environment.task_size),
         mmap_min_addr=environment.mmap_min_addr,
         mmap_min_hint=environment.mmap_min_hint,
         max_map_count=environment.max_map_count,

@@ -20,7 +20,7 @@ from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
 from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
-from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits, change_limits
+from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits, change_limits, unmapped_base
 from zaplock.model.step import Task
 from zaplock.model.vma import (
     Vma,
@@ -155,7 +155,7 @@ class StraceWorld:
             mmap_base=mmap_base(traced.begin, linker),
             mmap_min_addr=0x1000,
             can_ipc_lock=True,
-            legacy_base=f.page_align(size // 3),
+            legacy_base=unmapped_base(size),
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(
@@ -437,12 +437,9 @@ def without_linker(begin: tuple[Area, ...]) -> tuple[int, int] | None:
     special = [a.start for a in below if a.name in SPECIAL]
     if not special or linker_of(begin):
         return None
-    lowest = min(a.start for a in below if a.start >= min(special[0], LEGACY_BASE))
+    base = unmapped_base(f.TASK_SIZE_4_LEVELS)
+    lowest = min(a.start for a in below if a.start >= min(special[0], base))
     return lowest, max(a.end for a in below)
-
-
-LEGACY_BASE = f.TASK_SIZE_4_LEVELS // 3
-"""Above it mappings begin that go up."""
 
 
 def mmap_base(begin: tuple[Area, ...], linker: tuple[int, int] | None) -> int:

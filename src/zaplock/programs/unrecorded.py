@@ -42,7 +42,6 @@ from zaplock.programs.calls import (
 )
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
-    LEGACY_BASE,
     WIDE,
     LiveSpace,
     StraceWorld,
@@ -439,7 +438,7 @@ def may_begin_there(live: LiveSpace) -> bool:
     """
     limits = live.known.limits
     if limits.bottom_up:
-        above = limits.mmap_base - f.page_align(LEGACY_BASE)
+        above = limits.mmap_base - limits.legacy_base
         return 0 <= above < _MMAP_RANDOM << f.PAGE_SHIFT
     if "rlimit_stack" not in live.known.given:
         return False
