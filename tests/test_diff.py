@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from zaplock.views.differences import sentences
 
 MM = 0xFFFF888000001000
 MS = 1_000_000
+ZAPLOCK = [sys.executable, "-m", "zaplock"]
 ABOUT = recording_file.Manifest(source="test", kernel="6.18.0", clock="mono")
 
 
@@ -47,6 +52,15 @@ def shop(held_ns: int, *, seed: int, seconds: float = 4, every_ns: int = 20 * MS
         log.released(now + held + 3_000, tid=102, mm=MM, write=False, cpu=1)
         now += held + 4_000
     return log.events()
+
+
+@contextmanager
+def unread(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of whose output nobody reads anything."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        yield process
 
 
 def compared(before: Events, after: Events) -> RecordingDifference:
@@ -147,6 +161,8 @@ def test_the_command_line_says_it_first_and_can_fail(
     assert said.startswith("Worse: tasks waited for the lock ")
     assert "munmap" in said
     assert f"next: zaplock report {names[1]}" in said
+    with unread([*ZAPLOCK, "diff", *names, "--fail-if-worse"]) as comparing:
+        assert comparing.wait() == 1
     assert main(["diff", *reversed(names), "--json", "--fail-if-worse"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["verdict"], told["operations"][0]["name"]) == ("better", "munmap")

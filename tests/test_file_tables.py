@@ -14,7 +14,7 @@ from test_programs import END, built, replay, ruled
 from test_rare_programs import SEES_WRITES
 
 from zaplock.cli import main
-from zaplock.programs import recording
+from zaplock.programs import parser
 from zaplock.programs.file_tables import NO_FILES, Facts, facts_of, facts_text
 from zaplock.programs.replay import StraceReplay
 
@@ -295,7 +295,7 @@ def test_descriptors_of_a_real_program_are_followed_to_the_last(
     told = path.read_text()
     assert sum(line.endswith(("EACCES (Permission denied)", "EPERM (Operation not permitted)"))
                for line in told.splitlines() if " mmap(" in line) >= 4  # fmt: skip
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
 
 
@@ -367,7 +367,7 @@ def test_static_programs_agree_from_their_first_mapping_on(
     command = ["setarch", *layout, str(program)] if layout else [str(program)]
     assert main(["oracle", "--trace", str(path), "--", *command]) == 0
     assert "ended with 0" in capfd.readouterr().err
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
 
 

@@ -51,7 +51,7 @@ from zaplock.lab import profiles
 from zaplock.measure.guest import capsule, recording
 from zaplock.oracle import corpus
 from zaplock.outputs import walk
-from zaplock.programs import recording as strace
+from zaplock.programs import parser as strace
 from zaplock.programs.replay import StraceReplay
 from zaplock.recorder import symbols
 from zaplock.trace import foreign, recording_file, tables

@@ -12,7 +12,7 @@ from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, built,
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.programs import recording
+from zaplock.programs import parser
 from zaplock.programs.replay import StraceReplay
 
 FREE = "munmap(0x7ffff7efe000, 8192)"
@@ -209,7 +209,7 @@ def test_stacks_of_k_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
         f"12:00:01.000300 {TWO} <0.000010>\n{stack}"
     )
     (tmp_path / "t.101").write_text(f"12:00:01.000200 futex(0x1) = 0 <0.000010>\n{stack}")
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
     assert ruled(tmp_path, f"\n100 {ONE}\n", BEGIN.replace("\n", "\n\n")) == (1, 0, 0)
 
@@ -218,7 +218,7 @@ def test_what_is_packed_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(BEGIN.encode()))
     with pytest.raises(UserError, match="is compressed: unpack it"):
-        recording.parse(path)
+        parser.parse(path)
 
 
 def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
     assert ruled(tmp_path, f"100 mmap2(NULL, 4096, 3, 34, -1, 0) = 0xf7fc5000\n100 {ONE}\n")[1] == 0
     (tmp_path / "x.strace").write_text(BEGIN + narrow)
     with pytest.raises(UserError, match="has no calls: record it with strace -f"):
-        recording.parse(tmp_path / "x.strace")
+        parser.parse(tmp_path / "x.strace")
 
 
 def test_addresses_of_another_architecture_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from test_oracle import needs_kernel
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.programs import recording
+from zaplock.programs import parser
 from zaplock.programs import text as strace_text
 from zaplock.programs.calls import CALLS
 from zaplock.programs.descriptors import DESCRIPTORS
@@ -43,7 +43,7 @@ UNCHANGED = "# end: 7ffff7efe000-7ffff7f00000 rw-p 00000000 00:00 0\n"
 def replay(tmp_path: Path, text: str, begin: str = BEGIN) -> StraceVerdict:
     path = tmp_path / "program.strace"
     path.write_text(begin + text)
-    return StraceReplay(recording.parse(path)).play()
+    return StraceReplay(parser.parse(path)).play()
 
 
 def built(folder: Path, text: str) -> Path:
@@ -62,7 +62,7 @@ def ruled(tmp_path: Path, text: str, begin: str = BEGIN) -> tuple[int, int, int]
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_a_program_agrees_to_the_last_mapping(path: Path) -> None:
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert verdict.calls > 80
     assert not verdict.differing
     assert verdict.maps > 40
@@ -329,7 +329,7 @@ def test_files_of_ff_are_merged_by_time(tmp_path: Path) -> None:
         f"12:00:01.000300 {TWO} <0.000010>\n"
     )
     (tmp_path / "t.101").write_text(f"12:00:01.000200 {ONE} <0.000010>\n+++ exited with 0 +++\n")
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
@@ -340,7 +340,7 @@ def files_of_threads(tmp_path: Path, **files: str) -> StraceVerdict:
     for name, text in files.items():
         head = BEGIN + made if name == "t100" else ""
         (tmp_path / f"t.{name[1:]}").write_text(f"{head}{text}+++ exited with 0 +++\n")
-    return StraceReplay(recording.parse(tmp_path / "t")).play()
+    return StraceReplay(parser.parse(tmp_path / "t")).play()
 
 
 def test_files_of_ff_without_times_are_put_into_an_order_that_explains_them(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_a_thread_that_files_of_ff_make_twice_or_by_itself_is_read_once(
 def test_a_file_of_ff_alone_tells_that_others_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "t.100"
     path.write_text(f"{BEGIN}{ONE}\nclone(flags=CLONE_VM|CLONE_THREAD) = 101\n{WRONG}\n")
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (1, [], 1)
     assert "thread 101 is not in the recording" in verdict.refused[0]
 
@@ -461,7 +461,7 @@ def test_files_of_ff_over_midnight_stay_in_order(tmp_path: Path) -> None:
         f"00:00:00.100000 {TWO} <0.000010>\n"
     )
     (tmp_path / "t.101").write_text(f"23:59:59.950000 {ONE} <0.000010>\n+++ exited with 0 +++\n")
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
@@ -541,7 +541,7 @@ def test_a_program_is_recorded_and_agrees(
     told = capfd.readouterr()
     assert "0 differences" in told.out
     assert path.read_text().count("execve(") >= 2
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert verdict.calls > 100
     assert verdict.maps > 100
     assert not verdict.refused
@@ -579,7 +579,7 @@ def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
     assert zaplock.returncode == 0
     assert f"sh ended with {ended}" in errors
     assert "0 differences" in told
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert verdict.calls > 10
     assert verdict.maps > 0
 
@@ -657,4 +657,4 @@ def test_a_recording_beyond_all_bounds_is_one_clear_line(
     path.write_text("\n" * lines)
     os.truncate(path, max(size, lines))
     with pytest.raises(UserError, match=rf"has over 1?[\d,]+ {says}: record a shorter run"):
-        recording.parse(path)
+        parser.parse(path)

@@ -23,7 +23,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.step import Task
 from zaplock.model.store import RangeMap, Store
 from zaplock.model.vma import lookup, vma_of
-from zaplock.programs import recording, spelling
+from zaplock.programs import parser, written_pages
 from zaplock.programs.replay import StraceReplay
 from zaplock.programs.tracer import record
 from zaplock.protocols import mmap as mmap_protocol
@@ -88,7 +88,7 @@ def test_private_mappings_of_two_opens_of_dev_zero_stay_two(tmp_path: Path) -> N
     assert record([str(program)], path) == 0
     end = [line for line in path.read_text().splitlines() if "# end: " in line]
     assert sum("/dev/zero" in line for line in end) == 6
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing_maps, verdict.differing, verdict.refused) == ([], [], [])
 
 
@@ -260,7 +260,7 @@ def test_one_page_tells_of_its_mapping(tmp_path: Path) -> None:
             lines = Path("/proc/self/maps").read_text().splitlines()
             (here,) = (line for line in lines if line.endswith(str(file)))
             low, high = (int(bound, 16) for bound in here.split()[0].split("-"))
-            found = spelling.written_ranges(os.getpid(), known)
+            found = written_pages.written_ranges(os.getpid(), known)
             return [part for part in found if part[0] < high and low < part[1]]
 
         assert not told()
@@ -286,7 +286,7 @@ def test_every_mapping_with_a_page_is_told_once_among_many(holes: int) -> None:
         at = first + (pages - 8 << 12)
         ctypes.CDLL(None).mprotect(ctypes.c_void_p(at + (4 << 12)), 4 << 12, mmap.PROT_READ)
         area[pages - 6 << 12] = 1
-        new = [part for part in spelling.written_ranges(os.getpid(), known) if part[1] > first]
+        new = [part for part in written_pages.written_ranges(os.getpid(), known) if part[1] > first]
         here = [part for part in new if part[0] < first + (pages << 12)]
         for low, high in here:
             known.set(low, high, True)
@@ -295,7 +295,7 @@ def test_every_mapping_with_a_page_is_told_once_among_many(holes: int) -> None:
         assert wanted <= covered
         assert not covered & {first + (page << 12) for page in range(1, pages - 8, 2)}
         assert at + (4 << 12) not in covered  # another mapping, without a page
-        again = spelling.written_ranges(os.getpid(), known)
+        again = written_pages.written_ranges(os.getpid(), known)
         assert not [part for part in again if first <= part[0] < first + (pages << 12)]
 
 
@@ -312,7 +312,7 @@ def test_what_is_not_known_yet_is_found_among_many_parts() -> None:
     for _ in range(2000):
         found, known = spans(), spans()
         wanted = sorted({*within(found)}.difference(within(known)))
-        assert within(spelling.beyond(found, known)) == wanted
+        assert within(written_pages.beyond(found, known)) == wanted
 
 
 ODD = r"""
@@ -386,6 +386,6 @@ def test_the_recorder_leaves_a_program_as_it_is_but_for_its_tracer(
         assert (line in recorded.out) == (not line.startswith("tracer"))
     assert "tracer 7" in recorded.out
     assert "wants to trace a process or to be traced" in recorded.err
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert verdict.maps > 80

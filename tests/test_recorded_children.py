@@ -10,7 +10,7 @@ from test_oracle import needs_kernel
 from test_programs import built
 
 from zaplock.cli import main
-from zaplock.programs import recording
+from zaplock.programs import parser
 from zaplock.programs.replay import StraceReplay
 
 UNTRACED = r"""
@@ -68,7 +68,7 @@ def test_children_that_ask_for_no_tracer_are_recorded_and_find_what_they_asked_f
     assert alone.count(" 1 0\n") == 3
     assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
     assert capfd.readouterr().out.startswith(alone)
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert len([line for line in path.read_text().splitlines() if "clone" in line]) == 5
 
@@ -107,6 +107,6 @@ def test_limits_are_known_of_processes_whose_numbers_are_a_namespaces_own(
     program, path = built(tmp_path, LIMITED), tmp_path / "limited.trace"
     assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
     assert "ended with 0" in capfd.readouterr().err
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert path.read_text().count("-1 ENOMEM") == 2

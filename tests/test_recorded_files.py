@@ -9,7 +9,7 @@ from test_oracle import needs_kernel
 from test_programs import END, ONE, TWO, WRONG, built, replay, ruled
 
 from zaplock.cli import main
-from zaplock.programs import recording
+from zaplock.programs import parser
 from zaplock.programs.replay import StraceReplay
 from zaplock.programs.text import file_of, without_comments
 
@@ -190,7 +190,7 @@ def test_the_recorder_writes_names_and_rings_that_can_be_read(
     program, path = built(tmp_path, ODD), tmp_path / "odd.trace"
     assert main(["oracle", "--trace", str(path), "--", str(program)]) == 0
     capfd.readouterr()
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert verdict.calls > 15
     assert "/[aio]" in path.read_text()

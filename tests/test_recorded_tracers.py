@@ -10,7 +10,7 @@ import pytest
 from test_programs import built
 
 from zaplock.cli import main
-from zaplock.programs import recording, tracer
+from zaplock.programs import parser, tracer
 from zaplock.programs.replay import StraceReplay
 
 TRACERS = """
@@ -76,7 +76,7 @@ def test_who_waits_for_a_tracee_that_it_can_not_have_is_ended(
     assert "a process has one tracer; --every-call lets it trace" in first
     assert second.endswith("ended; record with --every-call, which lets it trace")
     assert third.endswith("program ended with -9")
-    assert StraceReplay(recording.parse(path)).play().agrees
+    assert StraceReplay(parser.parse(path)).play().agrees
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -88,7 +88,7 @@ def test_strace_is_recorded_and_what_it_follows_is_left_to_it(
     assert main(["oracle", "--trace", str(path), "--every-call", "--", *command]) == 0
     assert "strace ended with 3" in capfd.readouterr().err
     assert "exited with 3" in out.read_text()
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.calls > 20, verdict.differing, verdict.refused) == (True, [], [])
 
 
@@ -145,7 +145,7 @@ def test_what_a_listener_lets_go_on_is_seen_at_every_call(tmp_path: Path, every_
     assert tracer.record([str(program)], path, every_call=every_call) == 0
     seen = sum(", 0x1000, 0x4) = 0" in line for line in path.read_text().splitlines())
     assert seen == (2 if every_call else 0)
-    verdict = StraceReplay(recording.parse(path)).play()
+    verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.differing_maps) == ([], [])
     assert bool(verdict.maps_not_compared) is not every_call
 
@@ -155,7 +155,7 @@ def test_both_ways_of_recording_see_the_same_calls(tmp_path: Path) -> None:
         path = tmp_path / f"{every_call}.trace"
         command = ["/bin/sh", "-c", "/bin/true | /bin/cat; exit 0"]
         assert tracer.record(command, path, every_call=every_call) == 0
-        return Counter(call.name for call in recording.parse(path).calls)
+        return Counter(call.name for call in parser.parse(path).calls)
 
     seen = told(every_call=True)
     assert seen == told(every_call=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_programs import BEGIN, END, ONE, TWO, UNCHANGED, WRONG, replay, ruled
 
-from zaplock.programs import recording, search
+from zaplock.programs import parser, search
 from zaplock.programs.replay import StraceReplay
 
 THREAD = "100 clone(flags=CLONE_VM|CLONE_THREAD) = 101\n"
@@ -81,12 +81,12 @@ def test_without_t_a_call_ended_before_its_threads_next_line(tmp_path: Path) -> 
         "12:00:01.000500 +++ exited with 0 +++\n"
     )
     (tmp_path / "t.101").write_text(f"12:00:01.000300 {ONE}\n12:00:01.000350 futex(0x1) = 0\n")
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
     assert (verdict.maps, verdict.differing_maps) == (4, [])
     late = (tmp_path / "t.101").read_text().replace("000300", "000401").replace("000350", "000450")
     (tmp_path / "t.101").write_text(late)
-    assert StraceReplay(recording.parse(tmp_path / "t")).play().differing
+    assert StraceReplay(parser.parse(tmp_path / "t")).play().differing
 
 
 def test_a_thread_that_a_number_has_made_is_behind_it_in_files_of_ff(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_thread_that_a_number_has_made_is_behind_it_in_files_of_ff(tmp_path: P
     (tmp_path / "t.100").write_text(f"{BEGIN}{made}fork() = 102\n+++ exited with 0 +++\n")
     (tmp_path / "t.101").write_text(f"{ONE}\n+++ exited with 0 +++\n")
     (tmp_path / "t.102").write_text(f"{TWO}\n+++ exited with 0 +++\n")
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
@@ -110,7 +110,7 @@ def test_an_execve_in_a_thread_ends_in_its_process(tmp_path: Path) -> None:
     (tmp_path / "t.101").write_text(
         f'1700000001.000130 {ONE} <0.000010>\n1700000001.000150 execve("./prog" <unfinished ...>\n'
     )
-    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(parser.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
@@ -209,9 +209,9 @@ def test_an_id_on_every_line_does_not_show_all_threads(tmp_path: Path) -> None:
 def test_written_pages_at_a_beginning_tell_nothing_of_later_ones(tmp_path: Path) -> None:
     again = f"{BEGIN}# anon: 7ffff7f00000-7ffff7f01000\n"
     text = f'100 execve("prog", ["prog"], 0x1) = 0\n100 {ONE}\n'
-    assert not recording.parse(_file(tmp_path, f"{again}{text}{text}{again}")).knows_writes
+    assert not parser.parse(_file(tmp_path, f"{again}{text}{text}{again}")).knows_writes
     written = "# pid: 100\n# anon: 7ffff7efe000-7ffff7eff000\n"
-    assert recording.parse(_file(tmp_path, f"{again}{text}{written}")).knows_writes
+    assert parser.parse(_file(tmp_path, f"{again}{text}{written}")).knows_writes
 
 
 def _file(tmp_path: Path, text: str) -> Path:

@@ -95,6 +95,14 @@ def test_a_control_group_is_its_processes(capsys: pytest.CaptureFixture[str]) ->
     assert f"--cgroup {own}" in capsys.readouterr().out
 
 
+@pytest.mark.root
+@pytest.mark.usefixtures("root")
+def test_the_next_command_is_one_that_a_shell_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with sleeper("G1 Service"):
+        assert main(["why", "--comm", "G1 Service", "-d", "50ms"]) == 0
+    assert "next: zaplock record --comm 'G1 Service' -d 30s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

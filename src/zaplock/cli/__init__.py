@@ -17,11 +17,10 @@ import argparse
 import gc
 import importlib
 import math
-import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -29,7 +28,7 @@ from typing import Any, Final, NoReturn
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._signals import in_good_order, number_of
-from zaplock.cli._streams import guarded
+from zaplock.cli._streams import guarded, while_read
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
 from zaplock.untrusted_names import visible
 from zaplock.version import __version__
@@ -147,10 +146,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = partial(_warn, name)
         try:
             with in_good_order():
-                if not verb:
-                    return _while_read(partial(_about, arguments))
-                require_room()
-                return _while_read(partial(_run, verb, arguments[1:], own_process=own_process))
+                code = 0
+                with while_read():
+                    if verb:
+                        require_room()
+                        code = _run(verb, arguments[1:], own_process=own_process)
+                    else:
+                        code = _about(arguments)
+                return code
         except UserError as error:
             print(f"{name}: {visible(str(error))}", file=sys.stderr)
             return error.exit_code
@@ -169,21 +172,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if own_process:  # its last collection would go through all that was imported
                 gc.freeze()
         return 2
-
-
-def _while_read(say: Callable[[], int]) -> int:
-    """Run what prints; whoever stops reading has seen what they wanted."""
-    try:
-        try:
-            code = say()
-        except SystemExit:  # after --help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _about(arguments: list[str]) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from zaplock.cli._ending import next_step, while_read
+from zaplock.cli._ending import next_step
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step, while_read, wrote
+from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from zaplock.check.counterexample import Story

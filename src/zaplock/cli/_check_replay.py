@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step, while_read, wrote
+from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from zaplock.check.tokens import Token

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike, fspath
-
-
-@contextmanager
-def while_read() -> Iterator[None]:
-    """Print as long as somebody reads: a verdict's exit code stands however much of it is read."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def wrote(path: str | PathLike[str], *, aside: bool = False) -> None:

@@ -88,12 +88,10 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
 
 def list_kernels(*, as_json: bool) -> None:
     """Print which of Debian's kernels can be had, and which of them are here already."""
-    from rich.text import Text
-
+    from zaplock.cli._busy import busy
     from zaplock.measure.guest import debian
-    from zaplock.views.console import Screen
 
-    with Screen(stderr=True).status(Text("looking at Debian's package lists")):
+    with busy("looking at Debian's package lists"):
         known = debian.known()
     if as_json:
         print(json.dumps([asdict(one) for one in known], indent=2))
@@ -107,22 +105,20 @@ def list_kernels(*, as_json: bool) -> None:
 
 def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[TeardownOutcome]:
     """Run the experiment in guests; write what was asked for; return a row for each run."""
-    from rich.text import Text
-
+    from zaplock.cli._busy import busy
     from zaplock.measure.guest import rows
-    from zaplock.views.console import Screen
 
     wanted = plan(args, bystanders)
     for path in (args.record, args.graph):
         if path and Path(path).exists():
             raise UserError(f"{path} is already there: remove it or name another file")
-    with Screen(stderr=True).status(Text(f"{args.kernel}: getting ready")) as status:
+    with busy(f"{args.kernel}: getting ready") as say:
         found = rows.measure(
             wanted,
             repeat=args.repeat,
             record=args.record,
             graph=args.graph,
-            progress=lambda phase: status.update(Text(f"{args.kernel} in QEMU: {phase}")),
+            progress=lambda phase: say(f"{args.kernel} in QEMU: {phase}"),
         )
     for path in filter(None, (args.record, args.graph)):
         wrote(path, aside=args.json)

@@ -81,24 +81,24 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
 
 def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
     """Show the reports as they come; return the last, saved where that is asked for."""
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
+    from zaplock.cli._progress import counter
     from zaplock.oracle import campaign
-    from zaplock.views.console import Screen
 
     report = campaign.Report()
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting")
+    with counter("oracle") as show:
         for report in reports:
-            progress.update(task, description=progress_text(report))
+            show(progress_text(report))
     if args.save:
-        lent = {theme for theme in args.theme or () if theme in CHANGES_MACHINE}
-        save(report, Path(args.save), lent, aside=args.json)
+        needed = {theme for theme in args.theme or () if theme in CHANGES_MACHINE}
+        save(report, Path(args.save), needed, aside=args.json)
     return report
 
 
-def save(report: Report, directory: Path, lent: Collection[str], *, aside: bool) -> None:
+def save(report: Report, directory: Path, needed: Collection[str], *, aside: bool) -> None:
+    """Write every divergence as JSON and as a script, with the themes that its replay needs.
+
+    `aside`: say so on standard error. Raises UserError where the directory can't be written.
+    """
     from zaplock.oracle import corpus, script
 
     try:
@@ -106,7 +106,7 @@ def save(report: Report, directory: Path, lent: Collection[str], *, aside: bool)
             for number, found in enumerate([*report.divergences, *report.kernel_faults]):
                 name = _saved_as(found, number)
                 sequence = found.sequence[: found.at + 1]
-                text = corpus.dump(sequence, "; ".join(found.differences), lent)
+                text = corpus.dump(sequence, "; ".join(found.differences), needed)
                 folder.write(f"{name}.json", text.encode(), 0o666)
                 folder.write(f"{name}.py", script.write(found).encode(), 0o666)
                 for kind in ("json", "py"):

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 def replay_recorded(files: list[str], as_json: bool) -> int:
     """Run recorded programs through the model; several make a table."""
     from zaplock.cli import _oracle_text
-    from zaplock.programs import recording
+    from zaplock.programs import parser
     from zaplock.programs.replay import StraceReplay
 
     def replay(path: Path) -> StraceVerdict:
-        return StraceReplay(recording.parse(path)).play()
+        return StraceReplay(parser.parse(path)).play()
 
     if len(files) > 1:
         return _oracle_text.print_table(((Path(f), replay(Path(f))) for f in files), as_json)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._oracle_sides import bench_of, lent, refuse_in_guests, scope_of, sides_text
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,24 +60,31 @@ def replay_saved(args: argparse.Namespace) -> int:
             f"{args.replay} differs, but so may a machine at work ({disturbed} meanwhile): replay "
             "it with nobody beside"
         )
-    if why:
-        print(f"kept because: {why}")
-    for number, (op, step) in enumerate(zip(sequence, real, strict=True)):
-        print(f"op{number} {op} = {compare.result_text(step.outcome.result)}")
-    if found is None:
-        print("both sides agree after every operation")
-        next_step("zaplock oracle --seconds 60")
-        return 0
-    print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    if args.save:
-        path = Path(args.save) / f"{Path(args.replay).stem}.py"
-        outputs.write(path, script.write(found), parents=True)
-        wrote(path)
-        next_step(f"python3 -I {shlex.quote(str(path))}")
+    saved = Path(args.save) / f"{Path(args.replay).stem}.py" if args.save and found else None
+    if saved and found:
+        outputs.write(saved, script.write(found), parents=True)
+    with while_read():
+        if why:
+            print(f"kept because: {why}")
+        for number, (op, step) in enumerate(zip(sequence, real, strict=True)):
+            print(f"op{number} {op} = {compare.result_text(step.outcome.result)}")
+        if found is None:
+            print("both sides agree after every operation")
+            next_step("zaplock oracle --seconds 60")
+        else:
+            print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
+            _say_next(args, saved)
+    return 0 if found is None else 1
+
+
+def _say_next(args: argparse.Namespace, saved: Path | None) -> None:
+    """Say what to type next for a divergence: its script where it was saved, else how to save."""
+    if saved:
+        wrote(saved)
+        next_step(f"python3 -I {shlex.quote(str(saved))}")
     else:
         which = f"{shlex.quote(args.replay)}{sides_text(args)}"
         next_step(f"zaplock oracle --replay {which} --save out/oracle")
-    return 1
 
 
 def _write_c(source: Path, target: Path) -> int:

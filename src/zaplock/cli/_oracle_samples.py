@@ -7,6 +7,7 @@ import sys
 
 from zaplock.cli._ending import next_step
 from zaplock.cli._oracle_sides import other_side, scope_of
+from zaplock.cli._streams import while_read
 
 
 def self_test(args: argparse.Namespace) -> int:
@@ -77,12 +78,13 @@ def compare_samples(args: argparse.Namespace, flag: str) -> int:
     finally:
         real.close()
     told = [f"{d.sequence[d.at]}: kernel {d.kernel}, model {d.model}" for d in differing]
-    if args.json:
-        document = {"operations": operations, "lock_operations": lock_operations, "differing": told}
-        print(json.dumps(document, indent=1))
-        return 1 if told else 0
-    print(*told[:10], sep="\n", end="\n" if told else "")
     what = f"{lock_operations:,} lock operations" if flag == "locks" else "Committed_AS"
-    print(f"{what} of {operations:,} operations compared, {len(told)} sequences differ")
-    next_step(f"zaplock oracle --{flag} --seed {args.seed + 1}")
+    counts = {"operations": operations, "lock_operations": lock_operations}
+    with while_read():
+        if args.json:
+            print(json.dumps({**counts, "differing": told}, indent=1))
+        else:
+            print(*told[:10], sep="\n", end="\n" if told else "")
+            print(f"{what} of {operations:,} operations compared, {len(told)} sequences differ")
+        next_step(f"zaplock oracle --{flag} --seed {args.seed + 1}", aside=args.json)
     return 1 if told else 0

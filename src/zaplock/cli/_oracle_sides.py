@@ -67,10 +67,10 @@ def lent(themes: Collection[str]) -> Iterator[None]:
         "hugetlb": huge_pages, "gigantic": pages_of_both_sizes,
         "hugetlbfs": pages_and_mounts, "swap": swap_file, "ksm": ksmd, "group": memory_group,
     }  # fmt: skip
-    with ExitStack() as lent:
+    with ExitStack() as stack:
         for theme, lend in lenders.items():
             if theme in themes:
-                lent.enter_context(lend())
+                stack.enter_context(lend())
         yield
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 from zaplock.programs.recording import HOW
 
@@ -38,18 +39,19 @@ def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
         raise UserError(f"{path}: nothing could be compared: {told}; {HOW}")
     if as_json:
         return 0 if verdict.agrees else 1
-    for line in [*verdict.differing, *verdict.differing_maps]:
-        print(line)
-    for why, count in verdict.reasons.most_common():
-        print(f"refused {count:,}: {why}")
-    for why in verdict.maps_not_compared:
-        print(f"maps not compared: {why}")
-    print(
-        f"{verdict.agreeing:,} of {verdict.calls:,} compared return values agree, "
-        f"{len(verdict.differing_maps)} differences in {verdict.maps:,} mappings, "
-        f"{len(verdict.refused):,} calls refused" + borders_text(verdict.unknown_borders)
-    )
-    next_step("zaplock oracle --seconds 60")
+    with while_read():
+        for line in [*verdict.differing, *verdict.differing_maps]:
+            print(line)
+        for why, count in verdict.reasons.most_common():
+            print(f"refused {count:,}: {why}")
+        for why in verdict.maps_not_compared:
+            print(f"maps not compared: {why}")
+        print(
+            f"{verdict.agreeing:,} of {verdict.calls:,} compared return values agree, "
+            f"{len(verdict.differing_maps)} differences in {verdict.maps:,} mappings, "
+            f"{len(verdict.refused):,} calls refused" + borders_text(verdict.unknown_borders)
+        )
+        next_step("zaplock oracle --seconds 60")
     return 0 if verdict.agrees else 1
 
 
@@ -74,7 +76,8 @@ def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -
 
     sums = [sum(counts) for counts in zip(*(counts for _, counts in rows), strict=True)]
     cells = [(name, *(f"{n:,}" for n in counts)) for name, counts in (*rows, ("all", sums))]
-    Screen().print(Grid((words(head[0]), *map(figure, head[1:])), cells))
+    with while_read():
+        Screen().print(Grid((words(head[0]), *map(figure, head[1:])), cells))
     return 0 if agrees else 1
 
 
@@ -86,6 +89,7 @@ def borders_text(count: int) -> str:
 
 
 def progress(report: Report) -> str:
+    """Say how far a campaign has come."""
     rate = report.operations / report.seconds if report.seconds else 0.0
     return (
         f"{report.operations:,} operations, {rate:,.0f}/s a job, {len(report.coverage):,} kinds, "
@@ -94,6 +98,7 @@ def progress(report: Report) -> str:
 
 
 def print_report(report: Report, with_coverage: bool) -> None:
+    """Print what a campaign found; `with_coverage`: each operation's outcomes and their counts."""
     print(_summary(report))
     if report.unsettled:
         print(_unsettled(report))
@@ -158,8 +163,7 @@ def _print_coverage(report: Report) -> None:
 
 
 def print_json(report: Report, seed: int) -> None:
-    import json
-
+    """Print a campaign's report as one JSON object."""
     outcomes: dict[str, Counter[str]] = {}
     for (name, outcome, _), count in report.coverage.items():
         outcomes.setdefault(name, Counter())[outcome] += count

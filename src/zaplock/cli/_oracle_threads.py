@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from zaplock.oracle.thread_campaign import ThreadReport
@@ -19,28 +20,24 @@ MOST_TOLD = 10
 
 def run_threads(args: argparse.Namespace) -> int:
     """Run programs of threads for --seconds; 0 if the model allows every outcome, 1 if not."""
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
+    from zaplock.cli._progress import counter
     from zaplock.designs.linux import design_of
     from zaplock.oracle import thread_campaign
-    from zaplock.views.console import Screen
 
     bench = thread_campaign.ThreadBench(design_of(platform.release()).design)
     report = thread_campaign.ThreadReport()
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
-            task = progress.add_task("starting")
+        with counter("oracle --threads") as show:
             for report in thread_campaign.run(bench, seconds=args.seconds, seed=args.seed):
-                text = f"{report.programs:,} programs, {len(report.divergences)} divergences"
-                progress.update(task, description=text)
+                show(f"{report.programs:,} programs, {len(report.divergences)} divergences")
     finally:
         bench.close()
-    if args.json:
-        print(json.dumps(_document(report, args.seed), indent=1))
-    else:
-        _print(report)
-    next_step(f"zaplock oracle --threads --seed {args.seed + 1} --seconds 600", aside=args.json)
+    with while_read():
+        if args.json:
+            print(json.dumps(_document(report, args.seed), indent=1))
+        else:
+            _print(report)
+        next_step(f"zaplock oracle --threads --seed {args.seed + 1} --seconds 600", aside=args.json)
     return 0 if report.agrees else 1
 
 

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, parse_size
 
@@ -30,23 +31,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Race and tell; 1 where check has proved that it can't be lost, and it was."""
-    from rich.text import Text
-
+    from zaplock.cli._busy import busy
     from zaplock.designs.linux import StandIn, design_of
     from zaplock.measure.guest import race
-    from zaplock.views.console import Screen
 
     plan, told = _plan(args)
-    with Screen(stderr=True).status(Text(f"{plan.kernel}: getting ready")) as status:
-        done = race.run(plan, progress=lambda phase: status.update(Text(f"{plan.kernel}: {phase}")))
-        status.update(Text("checking"))
+    with busy(f"{plan.kernel}: getting ready") as say:
+        done = race.run(plan, progress=lambda phase: say(f"{plan.kernel}: {phase}"))
+        say("checking")
         stand_in = StandIn(told) if told else design_of(done.release)
         predicted = _predicted(plan.race, stand_in.design)
-    if args.json:
-        print(json.dumps({**done.to_json(), "predicted": _plain(predicted)}, indent=2))
-    else:
-        print("\n".join(_sentences(done, predicted, stand_in.note)))
-    next_step(f"zaplock check {plan.race} --design {stand_in.design.name}", aside=args.json)
+    with while_read():
+        if args.json:
+            print(json.dumps({**done.to_json(), "predicted": _plain(predicted)}, indent=2))
+        else:
+            print("\n".join(_sentences(done, predicted, stand_in.note)))
+        next_step(f"zaplock check {plan.race} --design {stand_in.design.name}", aside=args.json)
     return int(bool(done.lost) and predicted.result.verdict == "proved")
 
 

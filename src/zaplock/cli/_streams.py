@@ -4,13 +4,14 @@ Everything that a verb prints goes through here, whatever it is: what can't be p
 its escape, and on a terminal lines are folded between words. Only `rich` may move the cursor and
 choose colours: its consoles write past this (by `rich_proxied_file`), and
 `zaplock.views.console.Screen`, the only one that is used, applies the same rules to each piece of
-text.
+text. Whoever stops reading has seen what they wanted (`while_read`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,20 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def while_read() -> Iterator[None]:
+    """Print as long as somebody reads; an exit code that is known stands however much is read."""
+    try:
+        try:
+            yield
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from zaplock.cli._ending import options
 from zaplock.errors import UserError
 from zaplock.untrusted_names import name_of, read_text
 
@@ -40,8 +41,9 @@ def targets(args: argparse.Namespace) -> tuple[int, ...]:
 
 def spelt(args: argparse.Namespace) -> str:
     """Spell the targets as they were given, for the next command; "" for the whole system."""
-    options = {"-p": args.pid, "--comm": args.comm, "--cgroup": args.cgroup, "--unit": args.unit}
-    return "".join(f" {name} {one}" for name, given in options.items() for one in given or ())
+    return options(
+        {"-p": args.pid, "--comm": args.comm, "--cgroup": args.cgroup, "--unit": args.unit}
+    )
 
 
 def in_group(args: argparse.Namespace) -> bool:

@@ -24,6 +24,7 @@ from zaplock.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock check`."""
     parser.add_argument(
         "scenario", nargs="?", help="a scenario, a pair of operations, a .toml, or FILE.py:NAME"
     )
@@ -89,6 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Do what was asked for: check, replay, explore or list."""
     from zaplock.check.verdicts import Added
     from zaplock.cli._check_all import every_mutant, every_scenario
     from zaplock.cli._check_one import one_scenario
@@ -122,7 +124,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
                 "--max-memory": args.max_memory}  # fmt: skip
     for name, value in positive.items():
         if value is not None and value <= 0:
-            raise UserError(f"{name} {value} is not above 0")
+            raise UserError(f"{name} {value} is not above 0: give a larger number")
     for name, value, most in (("--jobs", args.jobs, 256), ("--pct", args.pct, 1000)):
         if value is not None and value > most:
             raise UserError(f"{name} {value} is above {most}: give a smaller number")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
 from zaplock.cli._rows import add_top
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from zaplock.trace.difference import RecordingDifference
@@ -43,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
     before, after = _summary(args.before), _summary(args.after)
     with busy("comparing"):
         found = difference(before, after)
-    if args.json:
-        print(json.dumps(found.to_json(), indent=1))
-    else:
-        _print(found, args.top)
-    next_step(*_next(args, found), aside=args.json)
+    with while_read():
+        if args.json:
+            print(json.dumps(found.to_json(), indent=1))
+        else:
+            _print(found, args.top)
+        next_step(*_next(args, found), aside=args.json)
     return 1 if args.fail_if_worse and found.verdict == "worse" else 0
 
 

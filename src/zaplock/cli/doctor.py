@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
     from zaplock.recorder.doctor import Finding
@@ -27,12 +28,14 @@ def run(args: argparse.Namespace) -> int:
 
     findings = examine()
     able = all(finding.ok for finding in findings if finding.needed)
-    if args.json:
-        print(json.dumps({"able": able, "findings": [one.to_json() for one in findings]}, indent=2))
-    else:
-        _table(findings)
     following = ("zaplock record -d 5s", "") if able else ("zaplock doctor", "after mending")
-    next_step(*following, aside=args.json)
+    with while_read():
+        if args.json:
+            told = {"able": able, "findings": [one.to_json() for one in findings]}
+            print(json.dumps(told, indent=2))
+        else:
+            _table(findings)
+        next_step(*following, aside=args.json)
     return 0 if able else 1
 
 

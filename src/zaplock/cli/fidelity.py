@@ -22,6 +22,7 @@ from zaplock import outputs
 from zaplock.cli._designs import judged
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._lists import items
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -79,33 +80,37 @@ class _Survey:
 def run(args: argparse.Namespace) -> int:
     """Measure, compare and print; 1 where a design disagrees with its kernel."""
     from zaplock.cli import _fidelity_text as text
+    from zaplock.cli._busy import busy
     from zaplock.views.console import Screen
 
     kernels, teardowns = _names(args)
     if args.waiters and args.teardowns:
         raise UserError(f"--teardowns {args.teardowns} has no place beside --waiters: leave one")
     found = _Survey()
-    with Screen(stderr=True).status("getting ready") as status:
+    with busy("getting ready") as say:
         for kernel in kernels:
             try:
                 if args.waiters:
-                    _survey_waiters(args, kernel, found, status.update)
+                    _survey_waiters(args, kernel, found, say)
                 else:
-                    _survey(args, kernel, teardowns, found, status.update)
+                    _survey(args, kernel, teardowns, found, say)
             except UserError as error:
                 found.skipped.append(f"{kernel.name} left out: {error}")
     if not found.rows:
         raise UserError("; ".join(found.skipped))
-    if args.json:
-        print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
-    else:
-        print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped, ""]))
-        Screen().print((text.waiters_table if args.waiters else text.table)(found.rows))
     if args.waiters:
-        _write(args, text.waiters_section(found.rows, found.skipped), text.WAITERS)
+        wrote_into = _write(args, text.waiters_section(found.rows, found.skipped), text.WAITERS)
     else:
-        _write(args, text.section(found.rows, found.hung, found.skipped))
-    next_step("zaplock measure --kernel debian:6.12 1G --exact", aside=args.json)
+        wrote_into = _write(args, text.section(found.rows, found.hung, found.skipped))
+    with while_read():
+        if args.json:
+            print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
+        else:
+            print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped, ""]))
+            Screen().print((text.waiters_table if args.waiters else text.table)(found.rows))
+        if wrote_into:
+            wrote(wrote_into, aside=args.json)
+        next_step("zaplock measure --kernel debian:6.12 1G --exact", aside=args.json)
     return 0 if found.agrees else 1
 
 
@@ -286,15 +291,16 @@ def _hung_run(plan: GuestPlan) -> GuestRun:
         plan = replace(plan, length=plan.length * (_HUNG_NS // max(waited_ns, 1) + 1))
 
 
-def _write(args: argparse.Namespace, section: str, title: str = "") -> None:
+def _write(args: argparse.Namespace, section: str, title: str = "") -> Path | None:
+    """Put a section into the file that was named, or into this project's; return which it was."""
     from zaplock.cli import _fidelity_text as text
 
     path = Path(args.write or "docs/fidelity.md")
     if not args.write and not path.exists():
-        return
+        return None
     try:
         old = path.read_text() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}): name another file") from None
     outputs.write(path, text.with_section(old, section, title or text.TEARDOWNS))
-    wrote(path, aside=args.json)
+    return path

@@ -18,8 +18,8 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,12 +97,10 @@ def _require_day(text: str) -> None:
     days_of(1, text)
 
 
-@contextmanager
-def _workers(args: argparse.Namespace) -> Iterator[Executor]:
+def _workers(args: argparse.Namespace) -> AbstractContextManager[Executor]:
     from zaplock.executors import executor
 
-    with executor(args.jobs, args.cluster) as workers:
-        yield workers
+    return executor(args.jobs, args.cluster)
 
 
 def _report(args: argparse.Namespace) -> str:

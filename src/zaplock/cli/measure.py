@@ -110,7 +110,7 @@ def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
     from zaplock.views.console import Screen
 
     length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
-    with _progress(Screen(stderr=True)) as progress:
+    with _Bar(Screen(stderr=True)) as progress:
         return measure(
             length,
             backing=args.backing,
@@ -127,13 +127,13 @@ def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
         )
 
 
-class _progress:
+class _Bar:
     """A bar on stderr while pages are populated; gone before the experiment begins."""
 
     def __init__(self, console: Screen) -> None:
-        from rich.progress import Progress as Bar
+        from rich.progress import Progress as RichProgress
 
-        self.bar = Bar(console=console, transient=True)
+        self.bar = RichProgress(console=console, transient=True)
         self.task = self.bar.add_task("mapping every page", total=1)
         self.shown = False
 

@@ -20,6 +20,7 @@ from zaplock.cli._oracle_samples import compare_samples, self_test
 from zaplock.cli._oracle_sides import CHANGES_MACHINE, lent
 from zaplock.cli._oracle_text import print_json, print_report
 from zaplock.cli._output_files import require_files, require_folders
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 
 
@@ -110,11 +111,12 @@ def run(args: argparse.Namespace) -> int:
                 return self_test(args)
             return compare_samples(args, "locks" if args.locks else "committed")
     report = run_campaign(args)
-    if args.json:
-        print_json(report, args.seed)
-    else:
-        print_report(report, args.coverage)
-    say_next(report, args)
+    with while_read():
+        if args.json:
+            print_json(report, args.seed)
+        else:
+            print_report(report, args.coverage)
+        say_next(report, args)
     return 0 if report.agrees else 1
 
 

@@ -84,7 +84,7 @@ def recounted(space: Mm, vmas: list[Vma]) -> Tally[Counter]:
     for vma in vmas:
         expected["total_vm"] += vma.nr_pages
         expected["locked_vm"] += vma.nr_pages if vma.flags & VM_LOCKED else 0
-    expected["locked_vm"] += space.count("locked_vm_leaked")  # see mremap.keep_empty
+    expected["locked_vm"] += space.count("locked_vm_leaked")  # see move_vma.keep_empty
     expected.update(parts(vmas))
     for start, (end, pte) in space.ptes.data.items():
         if pte.kind in RSS:

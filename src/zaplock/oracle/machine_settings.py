@@ -4,7 +4,8 @@ The model knows one machine, so a sequence that differs after such a change says
 What only says how fast something is done is no such setting.
 
 A setting that was changed and changed back shows no other value: so writes are watched, too
-(inotify). Every file that is watched is held open, else the kernel may forget which one it was.
+(inotify; such a file's mtime is no sign, it moves only where the writer truncates it). Every file
+that is watched is held open, else the kernel may forget which one it was.
 """
 
 from __future__ import annotations

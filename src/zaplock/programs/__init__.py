@@ -1,10 +1,10 @@
 """Recorded programs on the model: does it do what Linux did for programs that nobody here wrote?
 
-    tracer, spelling, ptrace -> a file of text <- strace
-    recording, text -> spaces -> search (orders) -> replay (recorded_world, calls, descriptors,
-    unrecorded, maps) -> verdict
+    tracer (ptrace) -> recording_writer (spelling, notes) -> a file of text <- strace
+    parser (recorded_lines) -> recording, text -> spaces -> search (orders) -> replay
+    (recorded_world, calls, descriptors, unrecorded, maps) -> verdict
 
-`tracer` records, `recording` parses what it or strace has written, `spaces` sorts the calls by
-address space, `replay` runs them on the model and rules on each. What is refused stands in
+`tracer` records, `parser` parses what it or strace has written, `spaces` sorts the calls by address
+space, `replay` runs them on the model and rules on each. What is refused stands in
 `unrecorded`.
 """

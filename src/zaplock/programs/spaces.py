@@ -74,17 +74,16 @@ class TracedSpace:
     """One address space of a recording.
 
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
-    known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran
-    in it. `threads`: who has made whom of them.
-    `guests`: who may belong elsewhere, and why that is not known. `makes_monitors`: whether it has
-    made a userfaultfd; `has_foreign_monitor`: whether another process works with one of it.
+    known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran in it.
+    `threads`: who has made whom of them. `guests`: who may belong elsewhere, and why that is not
+    known. `makes_monitors`: whether it has made a userfaultfd; `has_foreign_monitor`: whether
+    another process works with one of it.
     """
 
     number: int
     begin: tuple[Area, ...] = ()
     unknown: str = ""
     doubt: str = ""
-    is_copy: bool = False
     items: list[Item] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     threads: Threads = field(default_factory=lambda: Threads({}, {}, {}))
@@ -120,8 +119,10 @@ class _Sorter:
                 self._call(event)
         return self.spaces
 
-    def _new(self, pid: int, **how: object) -> TracedSpace:
-        space = TracedSpace(len(self.spaces) + 1, **how)  # type: ignore[arg-type]
+    def _new(
+        self, pid: int, begin: tuple[Area, ...] = (), *, unknown: str = "", doubt: str = ""
+    ) -> TracedSpace:
+        space = TracedSpace(len(self.spaces) + 1, begin, unknown, doubt)
         self.spaces.append(space)
         self._enter(pid, space)
         return space
@@ -147,7 +148,7 @@ class _Sorter:
             if shares_memory(call):
                 self._enter(pid, parent)
             else:
-                parent.items.append(Fork(call, self._new(pid, is_copy=True)))
+                parent.items.append(Fork(call, self._new(pid)))
             return
         first = self.at.get(self.recording.pid)
         if first is None:
@@ -214,7 +215,7 @@ class _Sorter:
                 space.guests[call.result] = f"{told} is not in the recording"
             self._share(call, space)
         elif call.result > 0:
-            space.items.append(Fork(call, self._new(call.result, is_copy=True)))
+            space.items.append(Fork(call, self._new(call.result)))
 
     def _share(self, call: TracedCall, space: TracedSpace) -> None:
         """Let a new thread, or a child until its execve, run in its maker's space.

@@ -1,14 +1,12 @@
 """Record a program's memory calls, with all that a replay needs to know, by ptrace.
 
-Of every process the maps are written when it begins, after each execve and when it ends; before
-each call, which mappings have got pages of their own, and how long their files are if its result
-hangs on that. Calls on one address space are let through one at a time, so their order is the order
-in which they took effect; one that waits for another thread (a userfaultfd monitor, say) is
-overtaken after `PATIENCE_S` and shown as unfinished.
+Calls on one address space are let through one at a time, so their order is the order in which they
+took effect; one that waits for another thread (a userfaultfd monitor, say) is overtaken after
+`PATIENCE_S` and shown as unfinished. What is written of each stands in `recording_writer`.
 
 A signal that is to end us ends the programs, and what was recorded is kept (see `ending`).
 
-The file is text as strace writes it (see `recording`).
+The file is text as strace writes it (see `parser`).
 """
 
 from __future__ import annotations
@@ -23,17 +21,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from zaplock.errors import UserError
-from zaplock.model.store import RangeMap, Store
-from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
-from zaplock.programs import spelling as text
-from zaplock.programs import untraced
+from zaplock.programs import spelling, untraced
+from zaplock.programs.clones import makes_thread, makes_user_namespace, shares_memory, text_of
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.recording import EXECS
+from zaplock.programs.recording_writer import RecordingWriter, TracedThread
+from zaplock.programs.task_status import leader, parent, waits_for_child
 from zaplock.system_calls import BY_NUMBER, CLONES
 
 PATIENCE_S = 1.0
@@ -41,67 +39,27 @@ STANDSTILL_S = 20.0
 """For how long nothing may happen once a program could not trace another: it may wait for that."""
 UNTOLD = "another process traces it: from here on what it does is not in the recording"
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_QUIET = frozenset(
-    {
-        "userfaultfd",
-        "open",
-        "openat",
-        "openat2",
-        "creat",
-        "dup",
-        "dup2",
-        "dup3",
-        "close",
-        "close_range",
-        "io_uring_setup",
-        "shmget",
-        "seccomp",
-        "ptrace",
-        *text.CHANGES_PRIVILEGES,
-    }
-)
 _LEAST_RESTART, _MOST_RESTARTS = 512, 530
 """Errors of which no program sees any: ERESTARTSYS and others."""
-_CLONE_VM, _CLONE_THREAD, _CLONE_NEWUSER = 0x100, 0x10000, 0x1000_0000
-
-
-@dataclass(slots=True)
-class _Thread:
-    """A traced thread: the process and address space it is of, and the call it is in."""
-
-    tid: int
-    pid: int
-    mm: int
-    name: str = ""
-    told: str = ""
-    arguments: tuple[int, ...] = (0,) * 6
-    shares: bool = False
-    is_written: bool = False
-    has_failed_to_exec: bool = False
 
 
 @dataclass(slots=True)
 class Tracer:
-    """Runs one program and all that it makes; writes what they do to `out`.
+    """Runs one program and all that it makes; what they do goes to `writer`.
 
     `every_call`: stop at all calls instead of setting a filter, which can't be taken back: then who
     is to be traced by another recorded process can be left to it. `failure`: why the program could
     not be executed, "" where it was.
     """
 
-    out: TextIO
+    writer: RecordingWriter
     every_call: bool = False
-    threads: dict[int, _Thread] = field(default_factory=dict)
+    threads: dict[int, TracedThread] = field(default_factory=dict)
     unasked: dict[int, untraced.Flags] = field(default_factory=dict)
     early: set[int] = field(default_factory=set)
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
-    written: dict[int, RangeMap[bool]] = field(default_factory=dict)
-    lengths: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
-    last_maps: dict[int, list[str]] = field(default_factory=dict)
-    narrow: set[int] = field(default_factory=set)
     owed: dict[int, int] = field(default_factory=dict)
-    recording: bool = False
     would_trace: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
     status: int = 0
@@ -111,7 +69,7 @@ class Tracer:
     def run(self, command: Sequence[str]) -> int:
         """Run a program to its end; return its exit status (a signal's number, negative)."""
         first, failed = start(command, filtered=not self.every_call)
-        self.threads[first] = _Thread(first, first, self._new_mm())
+        self.threads[first] = TracedThread(first, first, self._new_mm())
         with handing_on(self._hand_on):
             self._follow(first)
         with os.fdopen(failed) as told:
@@ -154,7 +112,7 @@ class Tracer:
 
     def _stand_still(self) -> bool:
         """Return whether somebody may wait for a tracee that they could not trace."""
-        return any(map(text.waits_for_child, self.would_trace))
+        return any(map(waits_for_child, self.would_trace))
 
     def _end_standstill(self) -> None:
         """End programs of which one waits for a tracee that it could not trace."""
@@ -166,10 +124,6 @@ class Tracer:
     def _new_mm(self) -> int:
         self._mms += 1
         return self._mms
-
-    def _write(self, *lines: str) -> None:
-        if self.recording:
-            self.out.writelines(f"{line}\n" for line in lines)
 
     def _event(self, tid: int, status: int, first: int) -> None:
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
@@ -203,7 +157,7 @@ class Tracer:
 
     # A call
 
-    def _stopped_at_call(self, thread: _Thread) -> None:
+    def _stopped_at_call(self, thread: TracedThread) -> None:
         architecture = p.entered(thread.tid) if self.every_call else None
         if architecture is None:
             if thread.told or not self.every_call:
@@ -212,12 +166,12 @@ class Tracer:
                 self._go_on(thread.tid)
         elif architecture != p.X86_64:
             self._narrow(thread)
-        elif text.is_recorded(*p.registers(thread.tid)[:2]):
+        elif spelling.is_recorded(*p.registers(thread.tid)[:2]):
             self._enter(thread)
         else:
             self._go_on(thread.tid)
 
-    def _stopped_by_filter(self, thread: _Thread, message: int) -> None:
+    def _stopped_by_filter(self, thread: TracedThread, message: int) -> None:
         if message == p.SEEN:
             self._enter(thread)
         elif message == p.NARROW:
@@ -226,41 +180,31 @@ class Tracer:
             p.skip(thread.tid, errno.ENOSYS)
             self._go_on(thread.tid)
 
-    def _enter(self, thread: _Thread) -> None:
+    def _enter(self, thread: TracedThread) -> None:
         if thread.mm in self.in_flight:
             self.held.setdefault(thread.mm, deque()).append(thread.tid)
         else:
             self._begin(thread)
 
-    def _narrow(self, thread: _Thread) -> None:
-        """Write, in strace's words, that what is done here is not recorded: 32-bit calls."""
-        if thread.mm not in self.narrow:
-            self.narrow.add(thread.mm)
-            self._write(f"[ Process PID={thread.tid} runs in 32 bit mode. ]")
+    def _narrow(self, thread: TracedThread) -> None:
+        self.writer.narrow(thread)
         self._go_on(thread.tid)
 
-    def _begin(self, thread: _Thread) -> None:
+    def _begin(self, thread: TracedThread) -> None:
         regs = p.registers(thread.tid)
         name = thread.name = BY_NUMBER[regs.number]
         thread.arguments = regs.arguments
         if self.every_call and name == "ptrace" and self._leave_to_another(thread):
             return
-        thread.told = text.call_text(thread.tid, name, regs.arguments)
-        thread.shares = name in CLONES and _shares(thread.told)
+        thread.told = spelling.call_text(thread.tid, name, regs.arguments)
+        thread.shares = name in CLONES and shares_memory(thread.told)
         thread.is_written = False
         flags = untraced.asked(thread.tid, name, regs.arguments)
         if flags is not None:
             self.unasked[thread.tid] = flags
             untraced.take_away(thread.tid, flags)
         self.in_flight[thread.mm] = thread.tid
-        if self.recording and name not in _QUIET:
-            self._write_written(thread)
-            if name == "mmap":
-                lines = text.file_lines(thread.tid, regs.arguments)
-                self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
-            self._write_lengths(thread)
-            if text.hangs_on_pool(thread.tid, name, regs.arguments):
-                self._write(f"# pid: {thread.tid}", text.pool_line())
+        self.writer.begun(thread)
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _give_back_flags(self, tid: int) -> None:
@@ -268,41 +212,8 @@ class Tracer:
         if flags is not None:
             untraced.give_back(tid, flags)
 
-    def _write_written(self, thread: _Thread) -> None:
-        """Write which mappings have got pages since the last call."""
-        known = self._written(thread.mm)
-        fresh = text.written_ranges(thread.tid, known)
-        for low, high in fresh:
-            known.set(low, high, True)
-        if fresh:
-            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
-            self._write(f"# pid: {thread.tid}", *told)
-
-    def _write_lengths(self, thread: _Thread) -> None:
-        """Write how long files are where the call that begins hangs on it."""
-        address, length = thread.arguments[:2]
-        if text.hangs_on_lengths(thread.name, thread.arguments):
-            told = self.lengths.setdefault(thread.mm, {})
-            lines = text.length_lines(thread.tid, address, address + length, told)
-            self._write(*([f"# pid: {thread.tid}", *lines] if lines else []))
-
-    def _written(self, mm: int) -> RangeMap[bool]:
-        """Return where an address space was seen to have pages, as it is mapped now."""
-        if mm not in self.written:
-            self.written[mm] = RangeMap(Store(), "written")
-        return self.written[mm]
-
-    def _forget_written(self, thread: _Thread, result: int) -> None:
-        """What a call has mapped, moved or unmapped is new: its pages have to be seen again."""
-        address, length, new_length = thread.arguments[:3]
-        known = self._written(thread.mm)
-        for low in (address, result if result > 0 else 0):
-            high = min(low + max(length, new_length) + 4096, ring.TASK_SIZE)
-            if low < high:
-                known.clear(low & -4096, high)
-
-    def _leave(self, thread: _Thread) -> None:
-        self.last_maps.pop(thread.mm, None)
+    def _leave(self, thread: TracedThread) -> None:
+        self.writer.drop_maps(thread.mm)
         self._give_back_flags(thread.tid)
         self.owed.pop(thread.tid, None)
         result = p.registers(thread.tid).result
@@ -311,44 +222,29 @@ class Tracer:
         self._done(thread)
         self._go_on(thread.tid)
 
-    def _take_result(self, thread: _Thread, result: int) -> None:
-        if thread.name not in _QUIET:
-            self._forget_written(thread, result)
+    def _take_result(self, thread: TracedThread, result: int) -> None:
         if thread.name == "ptrace" and result == -errno.EPERM:
             self._tell_of_tracer(thread)
-        if thread.name in text.CHANGES_PRIVILEGES and not result:
-            self._write(f"# pid: {thread.tid}", *text.capabilities(thread.tid))
-        if thread.name and thread.told:
-            shown = text.result_text(thread.tid, thread.name, result)
-            if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
-                thread.told = text.call_text(thread.tid, thread.name, thread.arguments)
-            if thread.is_written:
-                self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
-            else:
-                self._write(f"{thread.tid} {thread.told} = {shown}")
+        self.writer.ended(thread, result)
         if thread.name == "prlimit64" and all(thread.arguments[0:3:2]) and not result:
-            self._write_limits()
+            # Everybody's: whose they are is told by a number that may be a namespace's own.
+            for pid in {other.pid for other in self.threads.values()}:
+                self.writer.limits(pid)
 
-    def _write_limits(self) -> None:
-        """Write everybody's: whose they are is told by a number that may be a namespace's own."""
-        for pid in {thread.pid for thread in self.threads.values()}:
-            with contextlib.suppress(OSError):
-                self._write(f"# pid: {pid}", *text.limits(pid))
-
-    def _tell_of_tracer(self, thread: _Thread) -> None:
+    def _tell_of_tracer(self, thread: TracedThread) -> None:
         """Say once that the program can't trace what is traced already."""
         request = thread.arguments[0]
         if request not in p.ATTACHING or (self.every_call and request != p.TRACEME):
             return
         is_first = not self.would_trace
-        self.would_trace.add(text.parent(thread.tid) if request == p.TRACEME else thread.pid)
+        self.would_trace.add(parent(thread.tid) if request == p.TRACEME else thread.pid)
         if is_first:
             who = f"process {thread.pid} wants to trace a process or to be traced (ptrace)"
             told = f"{who}, which fails while it is recorded: a process has one tracer"
             told += "" if self.every_call else "; --every-call lets it trace"
             os.write(2, f"zaplock: {told}\n".encode())
 
-    def _leave_to_another(self, thread: _Thread) -> bool:
+    def _leave_to_another(self, thread: TracedThread) -> bool:
         """Trace no longer who is to be traced by another; return whether it is the caller itself.
 
         Its parent has asked for it, or the caller for another one. Who has us as its parent has no
@@ -358,11 +254,11 @@ class Tracer:
         if request not in p.ATTACHING:
             return False
         other = thread if request == p.TRACEME else self.threads.get(target & 0xFFFF_FFFF)
-        if other is None or (other is thread and text.parent(thread.tid) == os.getpid()):
+        if other is None or (other is thread and parent(thread.tid) == os.getpid()):
             return False
-        self._write(f"# pid: {other.tid}", f"# untold: {UNTOLD}")
+        self.writer.untold(other.tid, UNTOLD)
         os.write(2, f"zaplock: process {other.tid}: {UNTOLD}\n".encode())
-        self._leave_open(other)
+        self.writer.unfinished(other)
         self._done(other)
         self.threads.pop(other.tid)
         if p.let_go(other.tid):
@@ -371,7 +267,7 @@ class Tracer:
             self._gone(other.tid)
         return other is thread
 
-    def _done(self, thread: _Thread) -> None:
+    def _done(self, thread: TracedThread) -> None:
         """A call has taken effect: the next one on its address space may go."""
         thread.name = thread.told = ""
         if self.in_flight.get(thread.mm) == thread.tid:
@@ -388,30 +284,23 @@ class Tracer:
         for mm, waiting in self.held.items():
             slow = self.threads.get(self.in_flight.pop(mm, 0))
             if slow is not None:
-                self._leave_open(slow)
+                self.writer.unfinished(slow)
             while waiting and mm not in self.in_flight:
                 waiter = self.threads.get(waiting.popleft())
                 if waiter is not None:
                     self._begin(waiter)
 
-    def _leave_open(self, thread: _Thread) -> None:
-        """Write the call that a thread is in as one whose end is still to come."""
-        if thread.told and not thread.is_written:
-            self._write(f"{thread.tid} {thread.told[:-1]} <unfinished ...>")
-            thread.is_written = True
-
     # Processes
 
-    def _made(self, thread: _Thread, child: int, event: int) -> None:
+    def _made(self, thread: TracedThread, child: int, event: int) -> None:
         if not thread.told:  # by a 32-bit call
-            thread.told = _told_of(event, is_thread=text.leader(child) == thread.pid)
-            thread.shares = _shares(thread.told)
+            thread.told = text_of(event, is_thread=leader(child) == thread.pid)
+            thread.shares = shares_memory(thread.told)
         mm = thread.mm if thread.shares else self._new_mm()
-        pid = thread.pid if _is_thread(thread.told) else child
-        self.threads[child] = _Thread(child, pid, mm)
-        self._write(f"{thread.tid} {thread.told} = {child}")
-        if _flags(thread.told) & _CLONE_NEWUSER:
-            self._write(f"# pid: {child}", *text.capabilities(child))
+        pid = thread.pid if makes_thread(thread.told) else child
+        self.threads[child] = TracedThread(child, pid, mm)
+        own = makes_user_namespace(thread.told)
+        self.writer.made(thread, child, has_own_capabilities=own)
         self._done(thread)
         if thread.tid in self.unasked:
             self.unasked[child] = self.unasked[thread.tid]
@@ -424,7 +313,7 @@ class Tracer:
             self._give_back_flags(child)
             self._go_on(child)
 
-    def _executed(self, thread: _Thread, former: int) -> None:
+    def _executed(self, thread: TracedThread, former: int) -> None:
         """After an execve the process has one thread, whose id is that of the process."""
         actor = self.threads.get(former, thread)
         told = actor.told
@@ -432,18 +321,12 @@ class Tracer:
             if tid != thread.tid:
                 self._gone(tid)
         self._done(thread)
-        was_recording, self.recording = self.recording, True
         thread.mm = self._new_mm()
-        if was_recording:
-            self._write(f"{thread.tid} {told} = 0")
-        else:
-            self.out.write(f"# command: {told}\n")
-        self._write(f"# pid: {thread.tid}", *text.maps_lines(thread.tid, "begin"))
-        self._write(*text.privileges(thread.tid))
+        self.writer.executed(thread, told)
         p.ptrace(p.SYSCALL, thread.tid)
 
-    def _exits(self, thread: _Thread) -> None:
-        """Keep the maps as they are now: the last that are seen are those of the end.
+    def _exits(self, thread: TracedThread) -> None:
+        """Keep the maps as they are now.
 
         A thread that is killed while it is stopped may go without telling. One that dies in an
         execve may have given its maps up for those of a program that never ran.
@@ -451,32 +334,30 @@ class Tracer:
         is_replaced = self._has_died_in_exec(thread)
         self._killed_in(thread)
         self._done(thread)
-        with contextlib.suppress(OSError):
-            self._write_written(thread)
-            self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
+        self.writer.keep_maps(thread)
         if is_replaced:
-            self.last_maps.pop(thread.mm, None)
+            self.writer.drop_maps(thread.mm)
         self._go_on(thread.tid)
 
-    def _has_died_in_exec(self, thread: _Thread) -> bool:
+    def _has_died_in_exec(self, thread: TracedThread) -> bool:
         if thread.name in EXECS:
             return p.registers(thread.tid).result != -errno.ENOSYS
         killed_by = p.event_message(thread.tid) & 0x7F
         return thread.has_failed_to_exec and killed_by in (signal.SIGSEGV, signal.SIGKILL)
 
-    def _killed_in(self, thread: _Thread) -> None:
+    def _killed_in(self, thread: TracedThread) -> None:
         """Write what became of the call that a thread is killed in: its registers tell.
 
         One that was never begun is as if it had not been asked for; its result is -ENOSYS still.
         """
         if not thread.told or thread.name in (*EXECS, *CLONES):
-            self._leave_open(thread)
+            self.writer.unfinished(thread)
             return
         result = p.registers(thread.tid).result
         if result == -errno.ENOSYS and not thread.is_written:
             thread.name = thread.told = ""
         elif result == -errno.ENOSYS or -_MOST_RESTARTS <= result <= -_LEAST_RESTART:
-            self._leave_open(thread)
+            self.writer.unfinished(thread)
         else:
             self._take_result(thread, result)
 
@@ -484,32 +365,11 @@ class Tracer:
         self.early.discard(tid)
         thread = self.threads.pop(tid, None)
         if thread is not None:
-            self._leave_open(thread)
+            self.writer.unfinished(thread)
             self._done(thread)
             if not any(other.mm == thread.mm for other in self.threads.values()):
-                lines = self.last_maps.pop(thread.mm, [])
-                self._write(*([f"# pid: {tid}", *lines] if lines else []))
-            self._write(f"{tid} +++ exited with 0 +++")
-
-
-def _told_of(event: int, *, is_thread: bool) -> str:
-    """Write the call of which only what it made is known."""
-    if is_thread:
-        return f"clone(flags={_CLONE_VM | _CLONE_THREAD:#x})"
-    return "vfork()" if event == p.EVENT_VFORK else "fork()"
-
-
-def _shares(told: str) -> bool:
-    return told.startswith("vfork(") or bool(_flags(told) & _CLONE_VM)
-
-
-def _is_thread(told: str) -> bool:
-    return bool(_flags(told) & _CLONE_THREAD)
-
-
-def _flags(told: str) -> int:
-    _, found, flags = told.partition("flags=")
-    return int(flags.rstrip(")}").split("}")[0].split(",")[0], 16) if found else 0
+                self.writer.end_of_space(tid, thread.mm)
+            self.writer.gone(tid)
 
 
 def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
@@ -528,7 +388,7 @@ def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, not by who started it
                 signal.signal(ignored, signal.SIG_DFL)
             if filtered:
-                p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
+                p.stop_at(sorted(spelling.NUMBERS.values()), sorted(spelling.COMMANDS))
             os.execvp(command[0], list(command))
         except (OSError, ValueError) as error:  # the latter of Python, for an empty name
             code = getattr(error, "errno", None) or errno.ENOENT
@@ -555,7 +415,7 @@ def record(command: Sequence[str], path: Path, *, every_call: bool = False) -> i
 def record_to(command: Sequence[str], file: BinaryIO, *, every_call: bool = False) -> int:
     """Record a program into an open file, which stays open; return and raise as `record`."""
     out = io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True)
-    tracer = Tracer(out, every_call)
+    tracer = Tracer(RecordingWriter(out), every_call)
     try:
         status = tracer.run(command)
     except PermissionError as error:

@@ -5,6 +5,9 @@ that is what makes them weaker than munmap. They hold the mmap_lock for read, fr
 VMA's lock where the range lies in one VMA; guards so from 6.19 on. Flag changes need the exclusive
 lock.
 
+Here is which advice is known, what refuses it, and under which lock it is served; what becomes of
+the pages stands in `zap_range`, `reclaim_advice`, `guards`, `populate` and `collapse`.
+
 Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 """
 
@@ -17,12 +20,9 @@ from typing import TYPE_CHECKING
 from zaplock.advice import SINCE
 from zaplock.linux_version import find
 from zaplock.model import flags as f
-from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
-    PAGE_SIZE,
-    PMD_SHIFT,
     VM_DONTCOPY,
     VM_DROPPABLE,
     VM_HUGEPAGE,
@@ -37,16 +37,11 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.folios import split_partly_covered
-from zaplock.model.frames import set_lazy
-from zaplock.model.mm import Mm, Pte
-from zaplock.model.pagetable import alloc_tables, install, zap
-from zaplock.model.references import age_entries, deactivate_pages, follows, read_only
 from zaplock.model.rwsem import down_read, up_read
-from zaplock.model.step import Step, Task, step
-from zaplock.model.swap import drop_swapped, kept_slot, swap_out
-from zaplock.model.tlb import gather_tables, tlb_gather_mmu
-from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
+from zaplock.protocols.guards import guard
 from zaplock.protocols.huge_files import punch_huge_hole
 from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
@@ -57,13 +52,15 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
-from zaplock.protocols.rmap import MARKERS, punch_hole, watched_kinds
+from zaplock.protocols.reclaim_advice import deactivate, mark_free, page_out
+from zaplock.protocols.rmap import punch_hole
 from zaplock.protocols.seals import sealed_against
-from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
+from zaplock.protocols.zap_range import zap_page_range_single
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, Design
+
 
 FLAG_ADVICE: dict[int, tuple[int, int]] = {
     f.MADV_NORMAL: (0, f.VM_RAND_READ | f.VM_SEQ_READ),
@@ -302,84 +299,6 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     return 0
 
 
-@step
-def deactivate(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
-    """Let the pages of a range that only this maps look as if nobody had used them."""
-    if not follows(m):
-        return
-    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind in _DEACTIVATED:
-            for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-                if frame.maps == 1 and not frame.stays_locked:
-                    deactivate_pages(m, m.mm(mm), start - pte.delta, end - pte.delta)
-
-
-_DEACTIVATED = ("anon", "thp", "file", "shmem")
-
-
-async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
-    """MADV_PAGEOUT: what is mapped once goes to swap, as far as there is any.
-
-    Pages of files in memory are taken from their mapping before reclaim finds that they can go
-    nowhere; so they stay in the file without swap, and those that nobody has ever written to are
-    dropped in any case. Anonymous memory it lets be without swap, but for what may be dropped, as
-    what MADV_FREE was given for and nobody has written to since.
-    Source: mm/madvise.c, mm/vmscan.c shrink_folio_list.
-    """
-    droppable = bool(vma.flags & VM_DROPPABLE)
-    gather = await gather_zap(cx.mm, low, high)
-    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
-    for start, end in taken:
-        await unmap_page_range(cx, gather, start, end, spares=watched_kinds(vma))
-        if not droppable:
-            await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
-    for start, end in () if droppable else await mapped_once(cx.mm, low, high, ("anon",), True):
-        await unmap_page_range(cx, gather, start, end)
-    await tlb_finish_mmu(cx, gather)
-    for start, end in () if droppable else taken:
-        await write_to_swap(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
-    if not droppable:
-        for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
-            await unmap_to_swap(cx.mm, start, end)
-
-
-@step
-def unmap_to_swap(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
-    """Let swap entries stand for anonymous pages that go there, before they are written out."""
-    swap_out(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-
-
-@step
-def mapped_once(
-    m: Machine,
-    _task: Task,
-    mm: int,
-    low: int,
-    high: int,
-    kinds: tuple[str, ...],
-    lazy: bool = False,
-) -> tuple[tuple[int, int], ...]:
-    """List the parts of a range that have pages of some kinds which only this maps, unlocked.
-
-    lazy: only those that are lazily free.
-    """
-    found = []
-    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind in kinds:
-            found += [
-                (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
-                for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
-                if frame.maps == 1 and frame.refs == pinned_by(pte) and not frame.stays_locked
-                if frame.lazy or not lazy
-            ]
-    return tuple(found)
-
-
-def pinned_by(pte: Pte) -> int:
-    """Return how many references a page has that one entry maps and nobody else uses."""
-    return 2 if pte.kind == "shmem" else 1  # its file's page cache
-
-
 async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     """MADV_REMOVE: punch a hole into the file, without the lock meanwhile."""
     if vma.flags & VM_LOCKED or not (vma.file or vma.name):
@@ -400,151 +319,7 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     return error
 
 
-async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:
-    """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch.
-
-    A fault may put a page into the range between the zap and the guards. Linux zaps again then, as
-    often as it takes; here the second time is one step with the guards, so that it ends, also where
-    Linux never does: a zap of what a userfaultfd has write-protected in a file leaves markers.
-    """
-    if vma.flags & (VM_SPECIAL | VM_HUGETLB) or (install and vma.flags & VM_LOCKED):
-        return -EINVAL
-    if not install:
-        await remove_guards(cx.mm, low, high)
-        return 0
-    if not vma.file and not vma.flags & f.VM_SHARED:
-        await anon_vma_prepare(handle)
-    await mark_guarded(handle)
-    gather = await gather_zap(cx.mm, low, high)
-    await unmap_page_range(cx, gather, low, high)
-    await tlb_finish_mmu(cx, gather)
-    if not await install_guards(cx.mm, low, high):
-        gather = await gather_zap(cx.mm, low, high)
-        await zap_and_guard(cx.mm, gather, low, high)
-        await tlb_finish_mmu(cx, gather)
-    return 0
-
-
-@step
-def mark_guarded(m: Machine, task: Task, handle: int) -> None:
-    """Note that a VMA may have guards; set atomically, so a shared hold is enough."""
-    vma = vma_of(m, task, handle)
-    m.vmas.put(handle, change(vma, flags=vma.flags | f.VM_MAYBE_GUARD))
-
-
-@step
-def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> bool:
-    """Put a guard marker into every entry of a range; False, and nothing, where a page is there."""
-    space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
-    if any(pte.kind != "guard" for _, _, pte in space.ptes.overlapping(first, last)):
-        return False
-    alloc_tables(m, task, space, first, last)
-    install(m, task, space, first, last, read_only(m, Pte("guard", 0)))
-    return True
-
-
-@step
-def zap_and_guard(m: Machine, task: Task, mm: int, gather: int, low: int, high: int) -> None:
-    """Clear a range and put guards into it at once."""
-    zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    install_guards.run(m, task, mm, low, high)
-
-
-@step
-def remove_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
-    """Take the guard markers of a range away; pages stay."""
-    ptes = m.mm(mm).ptes
-    for first, last, pte in ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind == "guard":
-            ptes.clear(first, last)
-
-
 @step
 def has_readahead(m: Machine, _task: Task, file: int) -> bool:
     """Return whether a file is not in memory anyway."""
     return m.files[file].kind != "shmem"
-
-
-async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> None:
-    """Zap a part of a VMA that stays in the tree, flush, and return the pages."""
-    gather = await gather_zap(cx.mm, low, high)
-    if vma.flags & VM_HUGETLB:
-        await unmap_hugepages(cx, gather, handle, vma, low, high, True)
-    else:
-        spares = (*MARKERS, *watched_kinds(vma))
-        await unmap_page_range(cx, gather, low, high, None, spares)
-        if cx.design.reclaims_tables:
-            await reclaim_tables(cx.mm, gather, low, high)
-    await tlb_finish_mmu(cx, gather)
-
-
-@step
-def reclaim_tables(m: Machine, task: Task, mm: int, gather: int, low: int, high: int) -> None:
-    """Free the page tables that MADV_DONTNEED has emptied as a whole (PT_RECLAIM, 6.14)."""
-    space = m.mm(mm)
-    tables = space.tables[1]
-    first, last = -(-low >> PMD_SHIFT), high >> PMD_SHIFT
-    for start, end, generation in tables.overlapping(first, last):
-        for index in range(start, end):
-            if not space.ptes.any_in(index << 9, index + 1 << 9):
-                gather_tables(m, gather, 1, (index, index + 1, generation))
-                space.add("pgtables_bytes", -PAGE_SIZE)
-                tables.clear(index, index + 1)
-
-
-def gather_zap(mm: int, low: int, high: int) -> Step[int]:
-    """Begin a gather over a range of addresses."""
-    return tlb_gather_mmu(mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-
-
-def drop_poison(space: Mm, first: int, last: int) -> None:
-    """Take the poison of virtual pages [first, last) away."""
-    for low, high, pte in space.ptes.overlapping(first, last):
-        if pte.kind == "poison":
-            space.ptes.clear(low, high)
-
-
-@step
-def mark_free(
-    m: Machine, task: Task, mm: int, low: int, high: int, droppable: bool = False
-) -> None:
-    """Mark pages as lazily freeable: until memory is short they stay as they are.
-
-    What is in swap has no such mark, and is dropped at once, as is poison. droppable: they may be
-    freed from the beginning on.
-    """
-    drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))
-    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind not in ("anon", "thp"):
-            continue
-        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            if (frame.dirty and frame.maps > 1) or frame.stays_locked or kept_slot(m, frame):
-                continue  # others find it in swap, too (folio_free_swap)
-            age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
-            if not (frame.lazy or droppable):
-                m.aging.clear(start, end)
-            m.globals.put("lazyfree", 1)
-            asks = frame.maps > 1 and not frame.unbacked
-            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
-                set_lazy(m, start, low_pfn, True)
-                start = max(start, high_pfn)
-            set_lazy(m, start, end, True)
-
-
-def locked_by_others(m: Machine, mm: int, first: int, last: int) -> list[tuple[int, int]]:
-    """List which of some frames another address space has locked in memory, in order."""
-    found = []
-    for space in m.mms.values():
-        for start in space.tree.order if space.mm != mm else ():
-            vma = m.vmas[space.tree.data[start]]
-            if not isinstance(vma, Vma) or not vma.flags & VM_LOCKED:
-                continue
-            for low, high, pte in space.ptes.overlapping(
-                start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
-            ):
-                part = max(low + pte.delta, first), min(high + pte.delta, last)
-                if pte.kind in ("anon", "thp") and part[0] < part[1]:
-                    found.append(part)
-    return sorted(found)

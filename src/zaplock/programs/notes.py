@@ -1,0 +1,209 @@
+"""What a recorder notes beside a stopped thread's calls, as lines that begin with `#`.
+
+Its process's maps, the file that it is about to map, how long files are, its limits and
+capabilities: all that a replay needs to know and no call tells. How they read stands in `parser`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+
+from zaplock.model import flags as f
+from zaplock.oracle import real
+from zaplock.programs.file_tables import Facts, facts_text
+from zaplock.programs.task_status import leader
+from zaplock.programs.text import ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC
+from zaplock.untrusted_names import read_text
+
+_LIMITS = {
+    "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
+    "Max stack size": "stack",
+}  # fmt: skip
+_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17}
+
+
+def maps_lines(tid: int, key: str) -> list[str]:
+    """Write the maps of a thread's process as lines of a recording."""
+    lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
+    return [f"# {key}: {line}" for line in lines]
+
+
+def file_lines(tid: int, arguments: tuple[int, ...]) -> list[str]:
+    """Write what stands behind the descriptor that an mmap is given, if it maps a file.
+
+    Only what the kernel has at hand is asked for: a file system may be served by a process that
+    waits for the recorder.
+    """
+    number = arguments[4] & 0xFFFF_FFFF
+    if arguments[3] & f.MAP_ANONYMOUS or number >> 31:
+        return []
+    try:
+        told = read_text(f"/proc/{tid}/fdinfo/{number}")
+        path = os.readlink(f"/proc/{tid}/fd/{number}")
+        fields = dict(line.split(":\t", 1) for line in told.splitlines() if ":\t" in line)
+        flags = int(fields["flags"], 8)
+        mount, inode = fields["mnt_id"], fields["ino"]
+    except (OSError, KeyError, ValueError):
+        return []
+    mode = 3 if flags & _O_PATH else flags & 3
+    options, kind, page = _mount(tid, mount)
+    noexec = "noexec" in options
+    seals, huge = None, _bytes(page) if kind == "hugetlbfs" else 0
+    if path.startswith("/memfd:"):
+        seals, huge = _of_memory(tid, number)
+    facts = Facts(number, mode, f"{mount}:{inode}", seals, huge, noexec)
+    return [f"# file: {facts_text(facts)}"]
+
+
+_O_PATH, _PIDFD_GETFD, _F_GET_SEALS = 0o10000000, 438, 1034
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _of_memory(tid: int, number: int) -> tuple[int | None, int]:
+    """Return the seals of a file in memory, and the size of its huge pages."""
+    try:
+        pidfd = os.pidfd_open(leader(tid))
+    except OSError:
+        return None, 0
+    try:
+        copy = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        if copy < 0:
+            return None, 0
+        try:
+            size = os.fstat(copy).st_blksize
+            return fcntl.fcntl(copy, _F_GET_SEALS), size if size >= f.PMD_SIZE else 0
+        except OSError:
+            return None, 0
+        finally:
+            os.close(copy)
+    finally:
+        os.close(pidfd)
+
+
+def _mount(tid: int, number: str) -> tuple[list[str], str, str]:
+    """Return a mount's options, its file system and that one's page size, as mountinfo has them.
+
+    Empty for one that no process can see.
+    """
+    for line in read_text(f"/proc/{tid}/mountinfo").splitlines():
+        mount, _, system = line.partition(" - ")
+        fields = mount.split()
+        if fields[0] == number:
+            page = _PAGE.search(system)
+            return fields[5].split(","), system.split()[0], page[1] if page else ""
+    return [], "", ""
+
+
+_PAGE = re.compile(r"\bpagesize=(\d+[KMG])")
+
+
+def _bytes(text: str) -> int:
+    """Return how many bytes 2M is."""
+    return int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]] if text else 0
+
+
+def hangs_on_pool(tid: int, name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether a call maps huge pages, by its flags or by its file."""
+    if name != "mmap" or arguments[3] & f.MAP_HUGETLB:
+        return name == "mmap"
+    if arguments[3] & f.MAP_ANONYMOUS:
+        return False
+    try:
+        return os.stat(f"/proc/{tid}/fd/{arguments[4] & 0xFFFF_FFFF}").st_blksize >= f.PMD_SIZE
+    except OSError:
+        return False
+
+
+def pool_line() -> str:
+    """Write how many bytes of huge pages nobody uses or has reserved."""
+    return f"# limit: huge_pages {real.free_huge_pages(f.PMD_SIZE) * f.PMD_SIZE}"
+
+
+def hangs_on_lengths(name: str, arguments: tuple[int, ...]) -> bool:
+    """Return whether what a call returns hangs on how long the files are that it works on."""
+    return name in ("mlock", "mlock2") or (name == "madvise" and arguments[2] in _POPULATES)
+
+
+_POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
+
+
+def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]) -> list[str]:
+    """Write how long the files are that mappings of a range go beyond, unless that was `told`.
+
+    To ask for it takes CAP_CHECKPOINT_RESTORE: without, that is what is written.
+    """
+    found = []
+    for line in Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines():
+        span, _, offset, _, inode = line.split(None, 5)[:5]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if inode == "0" or end <= low or high <= start:
+            continue
+        try:
+            file = os.stat(f"/proc/{tid}/map_files/{start:x}-{end:x}")
+        except PermissionError:
+            found.append(f"# length: {start:x} unknown")
+            continue
+        except OSError:
+            continue
+        key, is_short = (file.st_dev, file.st_ino), file.st_size < int(offset, 16) + end - start
+        if stat.S_ISREG(file.st_mode) and (is_short or key in told):
+            if told.get(key) != file.st_size:
+                found.append(f"# length: {start:x} {file.st_size}")
+            told[key] = file.st_size
+    return found
+
+
+def privileges(tid: int) -> list[str]:
+    """Write the limits and capabilities that decide about memory."""
+    found = [*limits(tid), *capabilities(tid)]
+    persona = int(read_text(f"/proc/{tid}/personality"), 16)
+    if persona & READ_IMPLIES_EXEC:
+        found.append("# capable: read_implies_exec yes")
+    if persona & ADDR_COMPAT_LAYOUT or _sysctl("legacy_va_layout"):
+        found.append("# capable: bottom_up yes")
+    return found + machine_limits()
+
+
+def limits(tid: int) -> list[str]:
+    """Write the limits of a thread's process."""
+    return [
+        f"# limit: {name} {line[26:].split()[0]}"
+        for line in read_text(f"/proc/{tid}/limits").splitlines()
+        for told, name in _LIMITS.items()
+        if line.startswith(told)
+    ]
+
+
+def capabilities(tid: int) -> list[str]:
+    """Write whether a thread may lock memory, and from which address on it may map.
+
+    What it may do in a user namespace of its own does not count.
+    """
+    held = int(read_text(f"/proc/{tid}/status").partition("CapEff:")[2].split()[0], 16)
+    if os.stat(f"/proc/{tid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+        held = 0
+    found = [
+        f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}"
+        for name, bit in _CAPABILITIES.items()
+    ]
+    is_raw = held >> _CAPABILITIES["sys_rawio"] & 1
+    return [*found, f"# limit: lowest {0 if is_raw else _sysctl('mmap_min_addr')}"]
+
+
+def machine_limits() -> list[str]:
+    """Write the machine's own limits: mappings, bytes of memory at once and in huge pages."""
+    found = [f"# limit: mappings {_sysctl('max_map_count')}"]
+    mode = _sysctl("overcommit_memory")
+    if mode != 2:  # then it depends on what others have
+        memory = real.total_pages() << 12 if mode == 0 else "unlimited"
+        found.append(f"# limit: memory {memory}")
+    return [*found, pool_line()]
+
+
+def _sysctl(name: str) -> int:
+    return int(read_text(f"/proc/sys/vm/{name}"))

@@ -1,0 +1,159 @@
+"""What reclaim is told of pages: that they can go first (COLD), now (PAGEOUT), or unwritten (FREE).
+
+Source: mm/madvise.c madvise_cold_or_pageout_pte_range, madvise_free_pte_range.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.files import drop_clean, write_to_swap
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_DROPPABLE,
+    VM_LOCKED,
+)
+from zaplock.model.frames import set_lazy
+from zaplock.model.mm import Mm, Pte
+from zaplock.model.references import age_entries, deactivate_pages, follows
+from zaplock.model.step import Task, step
+from zaplock.model.swap import drop_swapped, kept_slot, swap_out
+from zaplock.model.vma import Vma
+from zaplock.protocols.rmap import watched_kinds
+from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
+from zaplock.protocols.zap_range import gather_zap
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+
+@step
+def deactivate(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
+    """Let the pages of a range that only this maps look as if nobody had used them."""
+    if not follows(m):
+        return
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind in _DEACTIVATED:
+            for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
+                if frame.maps == 1 and not frame.stays_locked:
+                    deactivate_pages(m, m.mm(mm), start - pte.delta, end - pte.delta)
+
+
+_DEACTIVATED = ("anon", "thp", "file", "shmem")
+
+
+async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
+    """MADV_PAGEOUT: what is mapped once goes to swap, as far as there is any.
+
+    Pages of files in memory are taken from their mapping before reclaim finds that they can go
+    nowhere; so they stay in the file without swap, and those that nobody has ever written to are
+    dropped in any case. Anonymous memory it lets be without swap, but for what may be dropped, as
+    what MADV_FREE was given for and nobody has written to since.
+    Source: mm/madvise.c, mm/vmscan.c shrink_folio_list.
+    """
+    droppable = bool(vma.flags & VM_DROPPABLE)
+    gather = await gather_zap(cx.mm, low, high)
+    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
+    for start, end in taken:
+        await unmap_page_range(cx, gather, start, end, spares=watched_kinds(vma))
+        if not droppable:
+            await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
+    for start, end in () if droppable else await mapped_once(cx.mm, low, high, ("anon",), True):
+        await unmap_page_range(cx, gather, start, end)
+    await tlb_finish_mmu(cx, gather)
+    for start, end in () if droppable else taken:
+        await write_to_swap(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
+    if not droppable:
+        for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
+            await unmap_to_swap(cx.mm, start, end)
+
+
+@step
+def unmap_to_swap(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Let swap entries stand for anonymous pages that go there, before they are written out."""
+    swap_out(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+
+
+@step
+def mapped_once(
+    m: Machine,
+    _task: Task,
+    mm: int,
+    low: int,
+    high: int,
+    kinds: tuple[str, ...],
+    lazy: bool = False,
+) -> tuple[tuple[int, int], ...]:
+    """List the parts of a range that have pages of some kinds which only this maps, unlocked.
+
+    lazy: only those that are lazily free.
+    """
+    found = []
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind in kinds:
+            found += [
+                (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
+                for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
+                if frame.maps == 1 and frame.refs == pinned_by(pte) and not frame.stays_locked
+                if frame.lazy or not lazy
+            ]
+    return tuple(found)
+
+
+def pinned_by(pte: Pte) -> int:
+    """Return how many references a page has that one entry maps and nobody else uses."""
+    return 2 if pte.kind == "shmem" else 1  # its file's page cache
+
+
+def drop_poison(space: Mm, first: int, last: int) -> None:
+    """Take the poison of virtual pages [first, last) away."""
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind == "poison":
+            space.ptes.clear(low, high)
+
+
+@step
+def mark_free(
+    m: Machine, task: Task, mm: int, low: int, high: int, droppable: bool = False
+) -> None:
+    """Mark pages as lazily freeable: until memory is short they stay as they are.
+
+    What is in swap has no such mark, and is dropped at once, as is poison. droppable: they may be
+    freed from the beginning on.
+    """
+    drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind not in ("anon", "thp"):
+            continue
+        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
+            if (frame.dirty and frame.maps > 1) or frame.stays_locked or kept_slot(m, frame):
+                continue  # others find it in swap, too (folio_free_swap)
+            age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
+            if not (frame.lazy or droppable):
+                m.aging.clear(start, end)
+            m.globals.put("lazyfree", 1)
+            asks = frame.maps > 1 and not frame.unbacked
+            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
+                set_lazy(m, start, low_pfn, True)
+                start = max(start, high_pfn)
+            set_lazy(m, start, end, True)
+
+
+def locked_by_others(m: Machine, mm: int, first: int, last: int) -> list[tuple[int, int]]:
+    """List which of some frames another address space has locked in memory, in order."""
+    found = []
+    for space in m.mms.values():
+        for start in space.tree.order if space.mm != mm else ():
+            vma = m.vmas[space.tree.data[start]]
+            if not isinstance(vma, Vma) or not vma.flags & VM_LOCKED:
+                continue
+            for low, high, pte in space.ptes.overlapping(
+                start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
+            ):
+                part = max(low + pte.delta, first), min(high + pte.delta, last)
+                if pte.kind in ("anon", "thp") and part[0] < part[1]:
+                    found.append(part)
+    return sorted(found)
