@@ -510,8 +510,9 @@ def mark_free(
 ) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
-    What is in swap has no such mark, and is dropped at once, as is poison. droppable: they may be
-    freed from the beginning on.
+    What is in swap has no such mark, and is dropped at once, as is poison. What stays locked in
+    memory can't be marked any more; but if it was before it was locked, being clean again is enough
+    (no PG_swapbacked). droppable: they may be freed from the beginning on.
     """
     drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
@@ -520,9 +521,11 @@ def mark_free(
         if pte.kind not in ("anon", "thp"):
             continue
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            if (frame.dirty and frame.maps > 1) or frame.stays_locked or kept_slot(m, frame):
+            if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
                 continue  # others find it in swap, too (folio_free_swap)
             age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
+            if frame.stays_locked and not frame.unbacked:
+                continue  # clean, but on no list from which it could be dropped (folio_mark_lazyfree)
             if not (frame.lazy or droppable):
                 m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)
