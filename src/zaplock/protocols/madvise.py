@@ -525,7 +525,7 @@ def mark_free(
                 continue  # others find it in swap, too (folio_free_swap)
             age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
             if frame.stays_locked and not frame.unbacked:
-                continue  # clean, but on no list from which it could be dropped (folio_mark_lazyfree)
+                continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
             if not (frame.lazy or droppable):
                 m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)
