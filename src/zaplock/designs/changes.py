@@ -380,6 +380,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
+        {"collapse_maps_shared": True},
     ),
     Change(
         "6.6", "1d65b771bc08",

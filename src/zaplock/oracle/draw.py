@@ -90,7 +90,7 @@ class Draw:
     def is_huge(self) -> bool:
         """Whether it works on huge pages too."""
         return (
-            self.theme in ("huge", "collapse", "process", "uffd-huge")
+            self.theme in ("huge", "collapse", "collapse-file", "process", "uffd-huge")
             or self.huge_too
             or self.merges == "huge"
         )

@@ -149,6 +149,7 @@ class Design:
     collapse_passes_holes: bool = False
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True
+    collapse_maps_shared: bool = False
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True

@@ -36,7 +36,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.folios import split_partly_covered
+from zaplock.model.folios import split_partly_covered, split_partly_covered_cached
 from zaplock.model.frames import set_lazy
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
@@ -295,6 +295,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL
         await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
+        if vma.file:
+            await split_partly_covered_cached(cx.mm, low, high)
         if advice == f.MADV_PAGEOUT:
             await page_out(cx, vma, low, high)
         else:
@@ -328,7 +330,7 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     """
     droppable = bool(vma.flags & VM_DROPPABLE)
     gather = await gather_zap(cx.mm, low, high)
-    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
+    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else IN_MEMORY)
     for start, end in taken:
         await unmap_page_range(cx, gather, start, end, spares=watched_kinds(vma))
         if not droppable:
@@ -341,6 +343,10 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     if not droppable:
         for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
             await unmap_to_swap(cx.mm, start, end)
+
+
+IN_MEMORY = ("shmem", "shmem_thp")
+"""Kinds of entries that map pages of files in memory."""
 
 
 @step
@@ -377,7 +383,7 @@ def mapped_once(
 
 def pinned_by(pte: Pte) -> int:
     """Return how many references a page has that one entry maps and nobody else uses."""
-    return 2 if pte.kind == "shmem" else 1  # its file's page cache
+    return 2 if pte.kind in IN_MEMORY else 1  # its file's page cache
 
 
 async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
