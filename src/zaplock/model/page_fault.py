@@ -408,6 +408,7 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
         cached = cache.overlapping(table + low - shift, last)
         if cached and cached[0][0] == end_of_file - 1:
             return  # the last page alone does not bring its page table (filemap_map_pages)
+    alone = m.globals.get("one_by_one", 0)
     there = _first_in_memory(m, cache.overlapping(table + low - shift, last))
     if there and map_huge(m, task, vma, vpn, there, _read_around(m, vma, kind, 0)):
         return
@@ -416,7 +417,8 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
             if is_swapped(m, pgoff + delta):
                 continue
             mapped = _read_around(m, vma, kind, delta - shift)
-            for at in range(*whole_folio(m, vma, pgoff + shift, pgoff + delta)):
+            near = (pgoff + shift, pgoff + shift + 1)
+            for at in range(*(near if alone else whole_folio(m, vma, near[0], pgoff + delta))):
                 if space.ptes.at(at) is None:
                     alloc_tables(m, task, space, at, at + 1)
                     pfn = at + mapped.delta

@@ -4,13 +4,13 @@ MADV_COLLAPSE makes them (protocols.collapse_file). A mapping that has all 2 MiB
 they fit maps them by one entry, without a page table; others do so page by page. When such an entry
 is split, it is gone, and faults bring back what is used. A hole or a truncation cuts a folio where
 it begins and ends, each time in halves around the page (`Frame.order` says how large the parts
-are), and what lies beyond the end of the file goes with that.
+are; to 6.14 single pages are left), and what lies beyond the end of the file goes with that.
 
 Sources (6.18): mm/memory.c (do_set_pmd, finish_fault), mm/filemap.c (filemap_map_pmd),
 mm/huge_memory.c (__split_huge_pmd_locked, __folio_split), mm/truncate.c
 (truncate_inode_partial_folio). Not covered: folios that faults or writes make (shmem_enabled, huge=
-of a mount); before 6.11 a fault in a page table maps one page of a folio, and before 6.15 a cut
-leaves single pages only; what reclaim notes of their use; swap of a folio as a whole.
+of a mount); before 6.11 a fault in a page table maps one page of a folio; what reclaim notes of
+their use; swap of a folio as a whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from zaplock.model.flags import (
     PAGES_PER_PMD,
     PMD_SIZE,
     VM_ACCESS_FLAGS,
-    VM_HUGEPAGE,
     VM_NOHUGEPAGE,
     VM_UFFD_FLAGS,
 )
@@ -77,8 +76,7 @@ def map_huge(m: Machine, task: Task, vma: Vma, vpn: int, pfn: int, pte: Pte) -> 
         return False
     if vma.flags & VM_NOHUGEPAGE or space.tables[1].at(low // PAGES_PER_PMD) is not None:
         return False
-    disabled = space.count("thp_disable")  # 2: but where it is advised
-    if disabled and not (disabled == 2 and vma.flags & VM_HUGEPAGE):
+    if space.count("thp_disable") == 1:  # 2: it is there already, so it is mapped
         return False
     alloc_tables(m, task, space, low, low + PAGES_PER_PMD, 2)
     first = pfn - pfn % PAGES_PER_PMD
@@ -170,6 +168,9 @@ def cut_at(m: Machine, task: Task, file: int, pgoff: int) -> None:
     if delta is None or high - low == 1:
         return
     unmap_pages(m, task, file, low, high)
+    if m.globals.get("cuts_evenly", 0):
+        set_order(m, low + delta, high + delta, 0)
+        return
     order = order_at(m, pgoff + delta)
     while order:
         order -= 1

@@ -79,6 +79,8 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
                 found = await collapse_unlocked(cx, at)
             await down_read(cx.mmap_lock)
         error = _ERRNO.get(found, error)
+        if found == BUSY and not cx.design.collapse_tells_of_watcher:
+            error = -EINVAL
         if found in (FAILED, BUSY):
             break
         done += found == DONE
@@ -169,7 +171,7 @@ def scan_pmd(
     at, writable, marked = first, False, False
     for low, high, pte in runs:
         if watched and (low > at or pte.kind == "zero"):
-            return FAILED  # before what comes behind it
+            return BUSY  # before what comes behind it
         at = high
         if pte.kind == "zero":
             continue
@@ -178,7 +180,7 @@ def scan_pmd(
         writable |= pte.writable
         marked |= pte.kind in ("guard", "poison")
     if watched and at < first + PAGES_PER_PMD:
-        return FAILED
+        return BUSY
     if needs_writable and not writable:
         return SKIPPED
     return FAILED if marked else FITS

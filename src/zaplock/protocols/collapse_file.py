@@ -21,6 +21,7 @@ from zaplock.model.flags import (
     PAGE_SIZE,
     PAGES_PER_PMD,
     PMD_SIZE,
+    PUD_SHIFT,
     VM_MAYBE_GUARD,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
@@ -64,7 +65,7 @@ async def collapse_file(cx: Cx, file: int, pgoff: int, address: int) -> int:
         return found
     shared = cx.design.collapse_maps_shared
     await (down_read if shared else down_write)(cx.mmap_lock)
-    found = await map_collapsed(cx.mm, address)
+    found = await map_collapsed(cx.mm, address, cx.design.collapse_makes_tables)
     await (up_read if shared else up_write)(cx.mmap_lock)
     return found
 
@@ -143,8 +144,11 @@ def retract(m: Machine, space: Mm, address: int) -> None:
 
 
 @step
-def map_collapsed(m: Machine, task: Task, mm: int, address: int) -> int:
-    """Map the huge page that a file has, in the place of a page table with its pages or nothing."""
+def map_collapsed(m: Machine, task: Task, mm: int, address: int, makes_tables: bool) -> int:
+    """Map the huge page that a file has, in the place of a page table with its pages or nothing.
+
+    makes_tables: also where the table above is missing.
+    """
     space, first = m.mm(mm), address >> PAGE_SHIFT
     last = first + PAGES_PER_PMD
     handle = lookup(m, space, address)
@@ -159,6 +163,8 @@ def map_collapsed(m: Machine, task: Task, mm: int, address: int) -> int:
     pgoff = vma.pgoff_of(address)
     delta = m.page_cache(vma.file).at(pgoff)
     if vma.flags & VM_UFFD_WP or delta is None or order_at(m, pgoff + delta) != ORDER:
+        return SKIPPED
+    if not makes_tables and space.tables[2].at(address >> PUD_SHIFT) is None:
         return SKIPPED
     shift = pgoff + delta - first
     for _, _, pte in runs:

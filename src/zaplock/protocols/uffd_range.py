@@ -112,7 +112,7 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
     split_huge_at(m, task, space, first)
     split_huge_at(m, task, space, last)
     for start, end, pte in space.ptes.overlapping(first, last):
-        if pte.kind == SHARED_HUGE:
+        if protects and pte.kind == SHARED_HUGE:
             drop_entries(m, task, space, start, end, pte)
     if protects and vma.file:
         alloc_tables(m, task, space, first, last)
