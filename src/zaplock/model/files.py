@@ -207,7 +207,7 @@ def unreserve(m: Machine, file: int, size: int) -> None:
 def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
     """Change i_size: from now on accesses beyond it raise SIGBUS. Is there nothing to cut off?
 
-    There is not where a file in memory does not become shorter (shmem_setattr).
+    There is not where a file in memory becomes longer (shmem_setattr).
 
     A page that is cut in its middle is brought back from swap for that, and zeroes are what is
     beyond, which in memory makes it dirty (shmem_undo_range); its tag is its first eight bytes.
@@ -223,7 +223,7 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
             m.dirty.set(pfn, pfn + 1, True)
     before = m.files[file]
     m.files.put(file, msgspec.structs.replace(before, size=size))
-    return before.kind == "shmem" and size >= before.size
+    return before.kind == "shmem" and size > before.size
 
 
 def get_file(m: Machine, file: int) -> None:

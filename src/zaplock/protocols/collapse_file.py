@@ -82,8 +82,8 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
         for _, _, frame in m.frames.overlapping(low + delta, high + delta):
             if frame.kind == "swap":
                 continue
-            if frame.order:
-                return DONE if frame.order == ORDER else SKIPPED
+            if frame.order == ORDER:
+                return DONE
             if frame.refs != frame.maps + 1:
                 return PINNED
     if not cached:
