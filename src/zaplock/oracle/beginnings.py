@@ -54,11 +54,16 @@ def _huge_of_file(d: Draw) -> tuple[Op, ...]:
     """Make a mapping of a file in memory, or of shared memory, in which huge pages fit."""
     flags, slot = d.random.choice(((0x31, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0), (0x12, 0)))
     where = HUGE_WINDOW + PMD * d.random.randrange(3)
-    return (
+    mapped = (
         Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, flags, slot, 0)),
         Op("store", (where + PAGE * d.random.randrange(16),)),
-        Op("madvise", (where, PMD, advice.MADV_COLLAPSE)),
     )
+    collapsed = (Op("madvise", (where, PMD, advice.MADV_COLLAPSE)),)
+    if not d.watches:
+        return (*mapped, *collapsed)
+    mode = d.random.choice((1, 4, 5) if slot == 0 else (1,)) | 2 * d.protects * d.chance(80)
+    watched = (Op("uffd_register", (where, PMD, mode)),)
+    return (*mapped, *watched) if d.chance(50) else (*mapped, *collapsed, *watched)
 
 
 def beginning(d: Draw) -> tuple[Op, ...]:

@@ -41,7 +41,8 @@ def _advice(d: Draw) -> int:
     if d.theme == "collapse" and d.chance(70):
         return d.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if d.is_huge and d.chance(60):
-        return d.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
+        guard = 4 if d.protects else 102
+        return d.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, guard, 103))
     chosen = d.random.choice(d.scope.advice)
     if d.protects and chosen == advice.MADV_GUARD_INSTALL:
         return advice.MADV_DONTNEED  # where a file is write-protected, it never ends

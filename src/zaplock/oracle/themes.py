@@ -12,7 +12,9 @@ THEMES = (
 WATCHERS = ("uffd", "uffd-move", "uffd-huge")
 """Themes that are all about what a userfaultfd watches."""
 PAGING_OUT = ("pageout", "swap")
-"""Themes in which it watches in three of ten sequences."""
+"""Themes that send pages to swap."""
+SOMETIMES_WATCHED = (*PAGING_OUT, "collapse-file")
+"""Themes in which a userfaultfd watches in three of ten sequences."""
 FIRST = {"brk": "brk", "crowd": "crowd"}
 """The operation that a theme's sequences begin with."""
 WITH_OWN_MAKERS = ("gigantic", "hugetlbfs")

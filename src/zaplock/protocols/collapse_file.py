@@ -111,10 +111,13 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
 
 
 def is_waited_for(m: Machine, task: Task, file: int, first: int, last: int) -> bool:
-    """Return whether a userfaultfd waits for missing pages among some of a file."""
+    """Return whether a userfaultfd waits for missing pages among some of a file, or the next one.
+
+    That one, page `last`, Linux takes along: the tree that it asks has closed intervals.
+    """
     for handle in m.i_mmap(file):
         vma = vma_of(m, task, handle)
-        if vma.flags & VM_UFFD_MISSING and vma.pgoff < last and first < vma.pgoff + vma.nr_pages:
+        if vma.flags & VM_UFFD_MISSING and vma.pgoff <= last and first < vma.pgoff + vma.nr_pages:
             return True
     return False
 

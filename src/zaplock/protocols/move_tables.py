@@ -125,7 +125,15 @@ def alloc_moved_tables(
                 if extent == PMD_SIZE and free and not is_watched(m, space, address):
                     move_table(m, task, space, old, new)
                 alloc_tables(m, task, space, vpn, vpn + 1)
+            elif is_huge_of_file(space, old):
+                alloc_tables(m, task, space, vpn, vpn + 1, 2)
         old, new = old + extent, new + extent
+
+
+def is_huge_of_file(space: Mm, address: int) -> bool:
+    """Return whether one entry, without a page table, maps a huge page of a file in memory."""
+    pte = space.ptes.at(address >> PAGE_SHIFT)
+    return pte is not None and pte.kind == SHARED_HUGE
 
 
 def is_watched(m: Machine, space: Mm, address: int) -> bool:
