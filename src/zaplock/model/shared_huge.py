@@ -88,6 +88,16 @@ def map_huge(m: Machine, task: Task, vma: Vma, vpn: int, pfn: int, pte: Pte) -> 
     return True
 
 
+def take_write(space: Mm, first: int, last: int) -> None:
+    """Take the write permission of huge entries, which comes back when one is lost and had again.
+
+    So does every change of protection of shared memory whose writes a userfaultfd watches.
+    """
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind == KIND and pte.writable:
+            space.ptes.set(low, high, msgspec.structs.replace(pte, writable=False))
+
+
 def range_to_map(m: Machine, vma: Vma, vpn: int, pfn: int) -> tuple[int, int]:
     """Return which virtual pages a fault of the page in frame `pfn` maps: all of a folio if it can.
 

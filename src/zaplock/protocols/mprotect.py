@@ -43,6 +43,7 @@ from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
 from zaplock.model.references import use_batches, watches_writes
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
+from zaplock.model.shared_huge import take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -421,6 +422,7 @@ def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:
     Not told: huge pages, and what an entry has made dirty of a file on a disk.
     """
     if flags & (VM_SHARED | VM_UFFD_WP) == VM_SHARED | VM_UFFD_WP:
+        take_write(space, first, last)
         return
     kinds = ("shmem", SHARED_HUGE) if flags & VM_SHARED else ("anon",)
     for low, high, pte in space.ptes.overlapping(first, last):

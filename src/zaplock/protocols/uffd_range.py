@@ -29,6 +29,7 @@ from zaplock.model.pagetable import (
     split_huge_at,
 )
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
+from zaplock.model.shared_huge import take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, change, overlapping, vma_of
@@ -126,6 +127,7 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
         if (pte.kind not in ABSENT or pte.kind == "swap") and pte.wp != protects:
             new = change(pte, writable=pte.writable and not protects, wp=protects)
             space.ptes.set(start, end, new)
+    take_write(space, first, last)
     flush_tlb_range(m, vma.mm, first, last, False)
 
 
