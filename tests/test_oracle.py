@@ -640,6 +640,27 @@ def test_collapsed_memory_agrees() -> None:
 
 
 @needs_kernel
+def test_collapsed_files_in_memory_agree(bench: Bench) -> None:
+    """Shared memory as a huge page: who maps it how, and what holes and neighbours make of it."""
+    both = Bench(model_side, replace(COVERED, themes=("collapse-file",)))
+    try:
+        report = both.slice(seed=32, sequences=30)
+    finally:
+        both.close()
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    names = (
+        "a-hole-cuts-a-huge-page-in-halves",
+        "huge-page-of-a-file-comes-back",
+        "move-of-a-part-makes-a-table-for-nothing",
+    )
+    kept = [corpus.load(CORPUS_AT / f"{name}.json")[0] for name in names]
+    for fault in seeded_faults.OF_THEMES["collapse-file"]:
+        with seeded_faults.inject(fault):
+            found = [one for one in map(bench.diverge, kept) if one is not None]
+        assert found, fault.name
+
+
+@needs_kernel
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("work", ["--seconds 99", "--trace -- sleep 99"])
 def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(

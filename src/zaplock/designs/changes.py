@@ -296,6 +296,12 @@ CHANGES: tuple[Change, ...] = (
         {"page_fault": page_fault_vma_lock},
     ),
     Change(
+        "6.4", "ac492b9c70ca", "mm/khugepaged: skip shmem with userfaultfd",
+        "MADV_COLLAPSE of what a userfaultfd waits for is EBUSY, no longer EINVAL; in a file in "
+        "memory holes stay holes then",
+        {"collapse_tells_of_watcher": True},
+    ),
+    Change(
         "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
         'PR_SET_MEMORY_MERGE makes all memory of a process mergeable; what it maps then is "late": '
         "after a neighbour was looked for, so none that is mergeable merges with a new mapping",
@@ -380,6 +386,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
+        {"collapse_maps_shared": True},
     ),
     Change(
         "6.6", "1d65b771bc08",
@@ -630,6 +637,12 @@ CHANGES: tuple[Change, ...] = (
         {"dontunmap_unaccounts": True},
     ),
     Change(
+        "6.15", "7460b470a131", "mm/truncate: use folio_split() in truncate operation",
+        "a hole or a truncation cuts a huge page of a file in memory in halves around where it "
+        "begins and ends; before, it left single pages",
+        {"cuts_folios_in_halves": True},
+    ),
+    Change(
         "6.16", "bfe125f1b187",
         "mmu_gather: move tlb flush for VM_PFNMAP/VM_MIXEDMAP vmas into free_pgtables()",
         "the flush of device memory is paid only where the rmap goes",
@@ -734,6 +747,18 @@ CHANGES: tuple[Change, ...] = (
         "6.18", "d9d1c2d81797",
         "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
+    ),
+    Change(
+        "6.18", "357b92761d94", "mm/filemap: map entire large folio faultaround",
+        "a read fault maps all of a huge page of a file by small entries, where it fits; before, "
+        "only the 64 KiB around",
+        {"maps_folios_around": True},
+    ),
+    Change(
+        "6.18", None, "(MADV_COLLAPSE of a file makes the page tables above that it needs)",
+        "a huge page of a file is mapped at once also where no page table of the level above is",
+        {"collapse_makes_tables": True},
+        doubt="its id and subject are not known: 6.17.13 does not, 6.18.44 does",
     ),
     Change(
         "6.18", None, "(khugepaged: what may not be written to can be collapsed)",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, VM_ACCOUNT, VM_LOCKED
 from zaplock.model.mm import Counter, Mm
 from zaplock.model.pagetable import COUNTED, FIRST_LEVEL_OF, RSS
+from zaplock.model.shared_huge import folio_around
 from zaplock.model.store import OrderedCells
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, account_parts
@@ -209,11 +210,11 @@ def commitments(m: Machine) -> Iterator[Violation]:
 
 
 def caches(m: Machine) -> Iterator[Violation]:
-    """Verify that no page cache reaches beyond the end of its file."""
+    """Verify that no page cache reaches beyond the end of its file, but for the last folio's."""
     for file in m.files:
         pages = -(-m.files[file].size >> PAGE_SHIFT)
         for _, (end, _) in m.page_cache(file).data.items():
-            if end > pages:
+            if end > pages and folio_around(m, file, end - 1)[0] >= pages:
                 yield unbalanced(
                     f"the page cache of file {file} reaches to page {end}, the file to {pages}"
                 )

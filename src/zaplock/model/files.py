@@ -9,6 +9,7 @@ import msgspec
 from zaplock.model import huge_pool
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
+from zaplock.model.shared_huge import cut_at, folio_around, split_evenly
 from zaplock.model.step import Task, step
 from zaplock.model.swap import swap_in_cached, swap_out_cached
 
@@ -112,11 +113,52 @@ def charge_pages(m: Machine, file: int, pages: int) -> None:
 
 def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
     """Drop pages [first, last) of a file from its page cache."""
+    cut_partly_covered(m, task, file, first, last)
+    forget_pages(m, task, file, first, last)
+
+
+def forget_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
+    """Drop pages [first, last) of a file, in which folios lie whole."""
     cache = m.page_cache(file)
     for low, high, delta in cache.overlapping(first, last):
         cache.clear(low, high)
         charge_pages(m, file, low - high)
         change_frames(m, task, low + delta, high + delta, refs=-1)
+
+
+def cut_partly_covered(m: Machine, task: Task, file: int, first: int, last: int) -> None:
+    """Cut the folios that only a part of [first, last) is in (truncate_inode_partial_folio)."""
+    for edge in (first, last - 1):
+        begin, end = folio_around(m, file, edge)
+        if first <= begin and end <= last:
+            continue
+        cut_folio(m, task, file, max(begin, first))
+        if last < end:
+            cut_folio(m, task, file, last)
+
+
+def cut_folio(m: Machine, task: Task, file: int, pgoff: int) -> None:
+    """Cut a folio around one of its pages; parts of it beyond the end of the file are dropped."""
+    begin, end = folio_around(m, file, pgoff)
+    cut_at(m, task, file, pgoff)
+    _drop_beyond(m, task, file, begin, end)
+
+
+def split_folio(m: Machine, task: Task, file: int, pgoff: int) -> None:
+    """Make single pages of a folio; those beyond the end of the file are dropped."""
+    begin, end = folio_around(m, file, pgoff)
+    split_evenly(m, task, file, begin, end)
+    _drop_beyond(m, task, file, begin, end)
+
+
+def _drop_beyond(m: Machine, task: Task, file: int, begin: int, end: int) -> None:
+    """Drop what was pages [begin, end) of one folio and begins beyond the end of the file."""
+    at, size = begin, -(-m.files[file].size >> PAGE_SHIFT)
+    while at < end:
+        _, behind = folio_around(m, file, at)
+        if at >= max(size, begin + 1):
+            forget_pages(m, task, file, at, behind)
+        at = behind
 
 
 @step
@@ -145,6 +187,8 @@ def disk_tag(file: int, pgoff: int) -> int:
 @step
 def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
     """Drop the pages of a file from `size` on out of its page cache."""
+    if size % PAGE_SIZE:
+        cut_folio(m, task, file, size >> PAGE_SHIFT)
     drop_pages(m, task, file, (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT, 1 << 52)
     if m.files[file].promised:
         unreserve(m, file, size)
@@ -160,8 +204,10 @@ def unreserve(m: Machine, file: int, size: int) -> None:
 
 
 @step
-def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
-    """Change i_size: from now on accesses beyond it raise SIGBUS.
+def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
+    """Change i_size: from now on accesses beyond it raise SIGBUS. Is there nothing to cut off?
+
+    There is not where a file in memory becomes longer (shmem_setattr).
 
     A page that is cut in its middle is brought back from swap for that, and zeroes are what is
     beyond, which in memory makes it dirty (shmem_undo_range); its tag is its first eight bytes.
@@ -175,7 +221,9 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
             m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
         if m.files[file].kind == "shmem":
             m.dirty.set(pfn, pfn + 1, True)
-    m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
+    before = m.files[file]
+    m.files.put(file, msgspec.structs.replace(before, size=size))
+    return before.kind == "shmem" and size > before.size
 
 
 def get_file(m: Machine, file: int) -> None:

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.files import split_folio as split_folio_of_file
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
 from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range, note_peak
-from zaplock.model.vma import change, overlapping, vma_of
+from zaplock.model.vma import Vma, change, overlapping, vma_of
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -49,6 +51,47 @@ def split_partly_covered(
         runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
         if all(frame.maps <= 1 for _, _, frame in runs):
             split_folio(m, task, space, head, finds_zeros)
+
+
+@step
+def split_partly_covered_cached(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Split the folios of files in memory that are not mapped as a whole by [low, high).
+
+    But for those that another address space maps, too.
+    """
+    space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    for handle in overlapping(m, space, low, high):
+        vma = vma_of(m, task, handle)
+        while vma.file and (page := _first_in_part(m, vma, space, first, last)) is not None:
+            split_folio_of_file(m, task, vma.file, page)
+
+
+def _first_in_part(m: Machine, vma: Vma, space: Mm, first: int, last: int) -> int | None:
+    """Return the first page of a file that is in a folio which a range does not map as a whole."""
+    low, high = max(first, vma.start >> PAGE_SHIFT), min(last, vma.end >> PAGE_SHIFT)
+    for start, end, pte in space.ptes.overlapping(low, high):
+        if pte.kind not in ("shmem", SHARED_HUGE):
+            continue
+        for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
+            pages = 1 << frame.order
+            for head in range(at & -pages, stop, pages) if frame.order else ():
+                here = head - pte.delta
+                whole = low <= here and here + pages <= high
+                mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
+                count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
+                if (not whole or count < pages) and not _is_shared(m, space, head, head + pages):
+                    return vma.pgoff_of(max(here, start) << PAGE_SHIFT)
+    return None
+
+
+def _is_shared(m: Machine, space: Mm, first: int, last: int) -> bool:
+    """Return whether another address space maps a page among some frames."""
+    return any(
+        pte.kind in ("shmem", SHARED_HUGE) and start + pte.delta < last and first < end + pte.delta
+        for other in m.mms.values()
+        if other.mm != space.mm
+        for start, (end, pte) in other.ptes.data.items()
+    )
 
 
 def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
@@ -105,9 +148,9 @@ def keep_locked(m: Machine, space: Mm, low: int, high: int) -> None:
     """
     _mark_locked(m, space, low, high, True, ("thp",))
     for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind in ("anon", "file", "shmem"):
+        if pte.kind in ("anon", "file", "shmem", SHARED_HUGE):
             for at, to, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
-                if frame.kind == pte.kind:
+                if frame.kind == pte.kind or pte.kind == SHARED_HUGE:
                     m.frames.set(at, to, change(frame, stays_locked=True))
 
 

@@ -44,7 +44,8 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     has taken its place in swap away, which a write alone does not give back (no PG_swapbacked).
     `slot`: where it has come back from and what others still find there, until a write makes it
     one's own; of what is in swap, the page that has come back so (the swap cache). `subpool`: of
-    which mount's share it is given back to, as a huge page (model.huge_pool).
+    which mount's share it is given back to, as a huge page (model.huge_pool). `order`: of a file in
+    memory, that it is one of 2 ** order pages which are one folio (model.shared_huge).
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     unbacked: bool = False
     slot: int = 0
     subpool: int = 0
+    order: int = 0
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -103,7 +105,7 @@ def change_frames(
         if new_refs:
             new = frame_of(
                 frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
-                frame.dirty, frame.unbacked, frame.slot, frame.subpool,
+                frame.dirty, frame.unbacked, frame.slot, frame.subpool, frame.order,
             )  # fmt: skip
             m.frames.set(low, high, new)
         else:

@@ -32,6 +32,8 @@ Figure = Literal[
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # whether accessed bits are followed (model.references)
     "batches",  # whether entries of a huge page that change together get each other's bits
+    "one_by_one",  # whether a read maps of a folio only what is near (model.shared_huge)
+    "cuts_evenly",  # whether a folio that is cut is single pages afterwards
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged

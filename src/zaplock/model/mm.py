@@ -60,10 +60,10 @@ class ResourceLimits(msgspec.Struct, frozen=True):
 class Pte(msgspec.Struct, frozen=True):
     """What the page-table entries of a run hold; equal for a whole run.
 
-    kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "hugetlb", "gigantic" (both of
-    model.huge_pool), "pfn", "swap" (the page is in a slot: model.swap) or a marker ("guard",
-    "poison", "uffd_wp"). `delta` is page frame number
-    less virtual page number, so one value serves a run of consecutive frames; the zero page and
+    kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "shmem_thp" (model.shared_huge),
+    "hugetlb", "gigantic" (both of model.huge_pool), "pfn", "swap" (the page is in a slot:
+    model.swap) or a marker ("guard", "poison", "uffd_wp"). `delta` is page frame number less
+    virtual page number, so one value serves a run of consecutive frames; the zero page and
     markers have delta 0. `no_access`: made unreachable by mprotect(PROT_NONE), though the page is
     there. `wp`: a userfaultfd has it write-protected (UFFDIO_WRITEPROTECT). `old`: nobody has used
     the entry since its accessed bit was cleared, followed where a machine asks (model.references).

@@ -35,8 +35,17 @@ from zaplock.model.frames import Frame, alloc_frames, change_frames, mark_forked
 from zaplock.model.huge_fault import map_huge_page, write_huge_page
 from zaplock.model.huge_pool import POOLED
 from zaplock.model.mm import Mm, Pte, pte_of
-from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install, split_entries
+from zaplock.model.pagetable import (
+    RSS,
+    UFFD_WP_MARKER,
+    alloc_tables,
+    install,
+    split_entries,
+    unmap_huge,
+)
 from zaplock.model.references import read_only, watches_writes
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
+from zaplock.model.shared_huge import map_huge, range_to_map, whole_folio
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
@@ -175,6 +184,9 @@ def _present(
         return _copy_zero(m, task, vma, space, vpn, pte)
     if pte.kind in POOLED:
         return write_huge_page(m, task, vma, vpn, pte)
+    if pte.kind == SHARED_HUGE:  # what is written to is not mapped so, and faults once more
+        unmap_huge(m, task, space, vpn - vpn % PAGES_PER_PMD)
+        return _missing(m, task, vma, space, vpn, write, True)
     if vma.flags & VM_SHARED:
         space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True, wp=pte.wp))
         m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
@@ -334,16 +346,20 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         return MAJOR
     pfn = cached_frame(m, task, vma.file, pgoff)
     m.spend("fault_file")
-    alloc_tables(m, task, space, vpn, vpn + 1)
     if write and not shared:
+        alloc_tables(m, task, space, vpn, vpn + 1)
         m.spend("fault_cow")
         _map_new(m, task, space, vpn, m.content.at(pfn) or 0)
         return 0
-    change_frames(m, task, pfn, pfn + 1, refs=1)
     kind = "shmem" if file.kind == "shmem" else "file"
     writable = shared and (write or stays_writable(m, vma, kind))
     mapped = pte_of(kind, pfn - vpn, writable)
-    install(m, task, space, vpn, vpn + 1, mapped if write else read_only(m, mapped))
+    mapped = mapped if write else read_only(m, mapped)
+    if not map_huge(m, task, vma, vpn, pfn, mapped):
+        first, last = range_to_map(m, vma, vpn, pfn)
+        alloc_tables(m, task, space, first, last)
+        change_frames(m, task, first + mapped.delta, last + mapped.delta, refs=1)
+        install(m, task, space, first, last, mapped)
     if write:
         m.dirty.set(pfn, pfn + 1, True)
     return 0
@@ -372,7 +388,10 @@ def _around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> int:
 
 
 def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
-    """Map the cached pages of the 64 KiB around a page, in one page table."""
+    """Map the cached pages of the 64 KiB around a page, in one page table.
+
+    Of a folio with several pages all come along, where there is room for them (6.18).
+    """
     first_of_vma = vma.start >> PAGE_SHIFT
     in_table = vpn % PAGES_PER_PMD
     offset = vpn - first_of_vma
@@ -389,15 +408,36 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
         cached = cache.overlapping(table + low - shift, last)
         if cached and cached[0][0] == end_of_file - 1:
             return  # the last page alone does not bring its page table (filemap_map_pages)
+    alone = m.globals.get("one_by_one", 0)
+    there = _first_in_memory(m, cache.overlapping(table + low - shift, last))
+    if there and map_huge(m, task, vma, vpn, there, _read_around(m, vma, kind, 0)):
+        return
     for start, end, delta in cache.overlapping(table + low - shift, last):
         for pgoff in range(start, end):
-            at = pgoff + shift
-            if space.ptes.at(at) is None and not is_swapped(m, pgoff + delta):
-                alloc_tables(m, task, space, at, at + 1)
-                change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
-                writable = stays_writable(m, vma, kind)
-                mapped = read_only(m, Pte(kind, delta - shift, writable))
-                install(m, task, space, at, at + 1, mapped)
+            if is_swapped(m, pgoff + delta):
+                continue
+            mapped = _read_around(m, vma, kind, delta - shift)
+            near = (pgoff + shift, pgoff + shift + 1)
+            for at in range(*(near if alone else whole_folio(m, vma, near[0], pgoff + delta))):
+                if space.ptes.at(at) is None:
+                    alloc_tables(m, task, space, at, at + 1)
+                    pfn = at + mapped.delta
+                    change_frames(m, task, pfn, pfn + 1, refs=1)
+                    install(m, task, space, at, at + 1, mapped)
+
+
+def _first_in_memory(m: Machine, cached: list[tuple[int, int, int]]) -> int:
+    """Return the frame of the first page that is cached and not in swap, 0 if there is none."""
+    for start, end, delta in cached:
+        for pgoff in range(start, end):
+            if not is_swapped(m, pgoff + delta):
+                return pgoff + delta
+    return 0
+
+
+def _read_around(m: Machine, vma: Vma, kind: str, delta: int) -> Pte:
+    """Return what maps a page around the one that was read."""
+    return read_only(m, Pte(kind, delta, stays_writable(m, vma, kind)))
 
 
 def fault_at_once(

@@ -19,7 +19,7 @@ import msgspec
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PAGES_PER_PUD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
-from zaplock.model.huge_pool import LEVEL_OF, POOLED, SIZE_OF
+from zaplock.model.huge_pool import LEVEL_OF, SIZE_OF
 from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.references import mark_accessed, soft_dirty, use_entry
 from zaplock.model.step import Task
@@ -34,6 +34,7 @@ RSS: dict[str, Counter] = {
     "thp": "rss_anon",
     "file": "rss_file",
     "shmem": "rss_shmem",
+    "shmem_thp": "rss_shmem",
     "hugetlb": "hugetlb_usage",
     "gigantic": "hugetlb_usage",
     "swap": "swap_ents",
@@ -58,6 +59,7 @@ UNITS = {
     "shmem": ("zap_file", 1),
     "thp": ("zap_thp", PAGES_PER_PMD),
     "zero_thp": ("zap_thp", PAGES_PER_PMD),
+    "shmem_thp": ("zap_thp", PAGES_PER_PMD),
     "hugetlb": ("zap_hugetlb", PAGES_PER_PMD),
     "gigantic": ("zap_hugetlb", PAGES_PER_PUD),
     "pfn": ("zap_pfn", 1),
@@ -68,19 +70,20 @@ UNITS = {
 }
 """What zapping one entry of a kind costs, and how many 4 KiB pages one entry maps."""
 
-COUNTED = frozenset({"anon", "thp", "file", "shmem", "hugetlb", "gigantic"})
+COUNTED = frozenset({"anon", "thp", "file", "shmem", "shmem_thp", "hugetlb", "gigantic"})
 """Kinds whose frames count their mappings."""
 
-HUGE = frozenset({"thp", "zero_thp", "hugetlb", "gigantic"})
+HUGE = frozenset({"thp", "zero_thp", "shmem_thp", "hugetlb", "gigantic"})
 FIRST_LEVEL_OF = {
-    "thp": 1, "zero_thp": 1, **{kind: LEVEL_OF[size] for kind, size in SIZE_OF.items()},
+    "thp": 1, "zero_thp": 1, "shmem_thp": 2,
+    **{kind: LEVEL_OF[size] for kind, size in SIZE_OF.items()},
 }  # fmt: skip
 """The lowest level of tables that must be there for an entry of a kind, where it is not 1."""
 
 
 def lowest_above(pte: Pte) -> int:
     """Return the lowest level of page tables that an entry needs, but for what is set aside."""
-    return FIRST_LEVEL_OF[pte.kind] if pte.kind in POOLED else 1
+    return FIRST_LEVEL_OF.get(pte.kind, 1)
 
 
 def alloc_tables(m: Machine, task: Task, space: Mm, first: int, last: int, lowest: int = 1) -> None:
@@ -180,7 +183,7 @@ def give_up(m: Machine, task: Task, space: Mm, gather: int, low: int, high: int,
         space.add(RSS[kind], -pages)
     if counted:
         change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
-        if kind in ("file", "shmem") and not pte.old:
+        if kind in ("file", "shmem", "shmem_thp") and not pte.old:
             mark_accessed(m, low + pte.delta, high + pte.delta)
     elif kind == "swap":
         change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1)
@@ -238,14 +241,35 @@ def drop_deposited_tables(space: Mm, first: int, last: int) -> None:
 
 
 def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
-    """Map a huge page by small entries if `vpn` lies inside it (split_huge_pmd)."""
+    """Map a huge page by small entries if `vpn` lies inside it (split_huge_pmd).
+
+    One of a file is not mapped at all any more: faults bring its pages back.
+    """
     if not vpn % PAGES_PER_PMD:
         return
     run = space.ptes.run_at(vpn)
-    if run is None or run[2].kind not in ("thp", "zero_thp"):
+    if run is None or run[2].kind not in ("thp", "zero_thp", "shmem_thp"):
         return
     low = vpn - vpn % PAGES_PER_PMD
-    space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, run[2]))
+    if run[2].kind == "shmem_thp":
+        unmap_huge(m, task, space, low)
+    else:
+        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, run[2]))
+
+
+def unmap_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
+    """Take out the huge entry that maps a huge page of a file in memory at virtual page `low`."""
+    pte = space.ptes.at(low)
+    assert pte is not None
+    drop_entries(m, task, space, low, low + PAGES_PER_PMD, pte)
+
+
+def drop_entries(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pte) -> None:
+    """Take out entries [low, high) whose pages others still hold, and flush them."""
+    space.ptes.clear(low, high)
+    space.add(RSS[pte.kind], low - high)
+    tlb.flush_tlb_range(m, space.mm, low, high, False)
+    change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)
 
 
 def split_entries(m: Machine, low: int, pte: Pte) -> Pte:

@@ -50,12 +50,30 @@ _TO_FREE = (  # of the theme "lazyfree"
 )
 
 
+def _huge_of_file(d: Draw) -> tuple[Op, ...]:
+    """Make a mapping of a file in memory, or of shared memory, in which huge pages fit."""
+    flags, slot = d.random.choice(((0x31, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0), (0x12, 0)))
+    where = HUGE_WINDOW + PMD * d.random.randrange(3)
+    mapped = (
+        Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, flags, slot, 0)),
+        Op("store", (where + PAGE * d.random.randrange(16),)),
+    )
+    collapsed = (Op("madvise", (where, PMD, advice.MADV_COLLAPSE)),)
+    if not d.watches:
+        return (*mapped, *collapsed)
+    mode = d.random.choice((1, 4, 5) if slot == 0 else (1,)) | 2 * d.protects * d.chance(80)
+    watched = (Op("uffd_register", (where, PMD, mode)),)
+    return (*mapped, *watched) if d.chance(50) else (*mapped, *collapsed, *watched)
+
+
 def beginning(d: Draw) -> tuple[Op, ...]:
     """Make what three in four sequences of a theme begin with."""
     if d.theme == "uffd-huge":
         return _HUGE_TO_MOVE
     if d.merges == "huge":
         return _HUGE_TO_MERGE
+    if d.theme == "collapse-file":
+        return _huge_of_file(d)
     if d.is_huge:
         return _HUGE_PAGES
     if d.theme == "uffd-move" or (d.theme == "swap" and d.chance(30)):

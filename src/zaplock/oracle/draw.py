@@ -9,7 +9,13 @@ from typing import Literal
 from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 from zaplock.oracle.scope import Scope
-from zaplock.oracle.themes import NEAR_THEMES, PAGING_OUT, WATCHERS, WITH_OWN_MAKERS
+from zaplock.oracle.themes import (
+    NEAR_THEMES,
+    PAGING_OUT,
+    SOMETIMES_WATCHED,
+    WATCHERS,
+    WITH_OWN_MAKERS,
+)
 from zaplock.oracle.windows import (
     FAR_WINDOWS,
     HUGE_WINDOW,
@@ -63,7 +69,8 @@ class Draw:
 
     def __post_init__(self) -> None:
         self.theme = self.random.choice(self.scope.themes)
-        self.watches = self.theme in WATCHERS or (self.pages_out and self.chance(30))
+        sometimes = self.theme in SOMETIMES_WATCHED
+        self.watches = self.theme in WATCHERS or (sometimes and self.chance(30))
         self.moves = self.theme in WITH_OWN_MAKERS and self.chance(50)
         self.forks = self.theme != "gigantic" or self.chance(40)
         self.merges = self._choose_merging()
@@ -90,7 +97,7 @@ class Draw:
     def is_huge(self) -> bool:
         """Whether it works on huge pages too."""
         return (
-            self.theme in ("huge", "collapse", "process", "uffd-huge")
+            self.theme in ("huge", "collapse", "collapse-file", "process", "uffd-huge")
             or self.huge_too
             or self.merges == "huge"
         )

@@ -36,10 +36,13 @@ def _advice(d: Draw) -> int:
         undoes = advice.MADV_MERGEABLE if d.merges == "processes" else advice.MADV_UNMERGEABLE
         huge: tuple[int, ...] = (14, 14) if d.merges == "huge" else ()
         return d.random.choice((*[advice.MADV_MERGEABLE] * 4, undoes, undoes, 23, 23, 4, *huge))
+    if d.theme == "collapse-file" and d.chance(70):
+        return d.random.choice((*[advice.MADV_COLLAPSE] * 6, 4, 9 if d.removes else 4, 15, 22, 23))
     if d.theme == "collapse" and d.chance(70):
         return d.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if d.is_huge and d.chance(60):
-        return d.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
+        guard = 4 if d.protects else 102
+        return d.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, guard, 103))
     chosen = d.random.choice(d.scope.advice)
     if d.protects and chosen == advice.MADV_GUARD_INSTALL:
         return advice.MADV_DONTNEED  # where a file is write-protected, it never ends

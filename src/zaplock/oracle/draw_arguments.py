@@ -35,7 +35,7 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     if d.theme == "brk" and d.made and d.made[0].name == "brk" and d.chance(25):
         start = Ref(0, PAGE * d.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * d.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    with_files = d.theme in ("file", "memfd") or d.pages_out
+    with_files = d.theme in ("file", "memfd", "collapse-file") or d.pages_out
     anonymous = d.theme == "collapse" or d.chance(40 if with_files else 75)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if d.theme == "collapse" else kind
@@ -63,6 +63,9 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     address = 0 if not flags & _FIXED and d.chance(60) else d.address()
     slot = d.slot() if not anonymous else (ops.NO_FILE if d.chance(98) else 0)
     offset = d.offset() if not anonymous or d.chance(3) else 0
+    if d.theme == "collapse-file" and d.chance(80):
+        flags, offset = flags | (kind & _PRIVATE and d.chance(50)), d.random.choice((0, 0, 0, PMD))
+        length = PMD * d.random.randint(1, 3)
     if d.theme == "hugetlb" and not kind & _SHARED:
         offset = 0  # beyond it, what may not be written is SIGBUS, which the model does not have
     return address, length, d.prot(), flags, slot, offset
@@ -270,6 +273,9 @@ WEIGHTS: dict[str, dict[str, int]] = {
              "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_move": 4,
              **_WATCHING},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
+    "collapse-file": {**_COMMON, "madvise": 40, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1,
+                      "ftruncate": 4, "pread": 2, "pwrite": 3, "process_vm_writev": 2,
+                      **_WATCHING},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "gigantic": _GIGANTIC,

@@ -20,7 +20,7 @@ from zaplock.oracle.draw import Draw
 from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES, TO_WATCHED, WEIGHTS
 from zaplock.oracle.ops import Op
 from zaplock.oracle.scope import EVERYTHING, Scope
-from zaplock.oracle.themes import FIRST, PAGING_OUT
+from zaplock.oracle.themes import FIRST, SOMETIMES_WATCHED
 from zaplock.oracle.windows import UNMAP_ALL, away_from_ring
 
 
@@ -44,7 +44,9 @@ class Generator:
             for theme, names in mixes.items()
         }
         self._unwatched = {
-            theme: [name for name in names if theme not in PAGING_OUT or name not in TO_WATCHED]
+            theme: [
+                name for name in names if theme not in SOMETIMES_WATCHED or name not in TO_WATCHED
+            ]
             for theme, names in mixes.items()
         }
 

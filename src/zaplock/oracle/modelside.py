@@ -80,6 +80,10 @@ class ModelSide:
             world.machine.globals.put("soft_dirty", 1)
         if untouched and self.design.batches_entries:
             world.machine.globals.put("batches", 1)
+        if not self.design.maps_folios_around:
+            world.machine.globals.put("one_by_one", 1)
+        if not self.design.cuts_folios_in_halves:
+            world.machine.globals.put("cuts_evenly", 1)
         world.view.shows_references = references
         world.view.untouched = untouched
         world.view.shows_lazyfree = self.environment.shows_lazyfree and ops.shows_lazyfree(sequence)

@@ -37,16 +37,16 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_UFFD_WP, "uw"), (f.VM_UFFD_MINOR, "ui"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
 )  # fmt: skip
 _CATEGORIES = {
-    "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "uffd_wp": 16, "swap": 16,
-    "hugetlb": 8 | 64, "gigantic": 8 | 64,
+    "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "shmem_thp": 4 | 8 | 64,
+    "zero": 8 | 32, "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "uffd_wp": 16,
+    "swap": 16, "hugetlb": 8 | 64, "gigantic": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
 _KB = 4
 _VMRSS = COUNTERS.index("VmRSS")
 _SPELLED: dict[int, tuple[str, str]] = {}
-_RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
+_RESIDENT = frozenset({"anon", "thp", "file", "shmem", "shmem_thp"})
 _NO_FIGURES = {
     size >> 10: (*(0,) * (len(FIGURES) - 1), size >> 10)
     for size in (f.PAGE_SIZE, f.PMD_SIZE, f.PUD_SIZE)
@@ -305,7 +305,7 @@ class ModelView:
         return bool(vma.flags & f.VM_MAYSHARE) or (frame is not None and frame.refs > frame.maps)
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
-        rss = anonymous = huge = pss = swap_pss = pooled = 0
+        rss = anonymous = huge = huge_shared = pss = swap_pss = pooled = 0
         swap = self._swapped_cache(vma, runs) if self._swaps and vma.file else 0
         locked = vma.flags & f.VM_LOCKED
         for low, high, pte in runs:
@@ -319,6 +319,8 @@ class ModelView:
                 elif kind == "thp":
                     anonymous += pages
                     huge += pages
+                elif kind == "shmem_thp":
+                    huge_shared += pages
             elif kind == "swap":
                 swap += pages
                 swap_pss += self._swap_pss(low, high, pte)
@@ -332,8 +334,9 @@ class ModelView:
         if self.shows_references:
             used = self._referenced(runs)
         return (
-            rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22, pss >> 22,
-            merged * _KB, lazy * _KB, used * _KB, pooled * _KB, _page_kb(vma),
+            rss * _KB, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
+            swap_pss >> 22, pss >> 22, merged * _KB, lazy * _KB, used * _KB, pooled * _KB,
+            _page_kb(vma),
         )  # fmt: skip
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:

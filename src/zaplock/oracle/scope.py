@@ -10,7 +10,7 @@ from zaplock.oracle.themes import ASKED_FOR, THEMES
 
 ADVICE = tuple(sorted(advice.ADVICE.keys() - {
     advice.MADV_PAGEOUT, advice.MADV_HWPOISON, advice.MADV_SOFT_OFFLINE,
-    advice.MADV_COLLAPSE,  # only in the theme "collapse", which is asked for
+    advice.MADV_COLLAPSE,  # only in two themes that are asked for
 }))  # fmt: skip
 """What is given as advice; docs/fidelity.md says why not the others."""
 EXTRA_FLAGS = {

@@ -23,6 +23,7 @@ from zaplock.oracle.modelside import ModelSide
 from zaplock.protocols import (
     brk,
     clear_refs,
+    collapse_file,
     fault,
     fork,
     kernel_access,
@@ -257,6 +258,16 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               uffd_move, "is_in_folio", _always(False)),
         Fault("small-move-of-huge", "a huge page moves whole onto no page table", uffd_move,
               "move_huge", _always(512)),
+    ),
+    "collapse-file": (
+        Fault("tables-stay", "a collapse takes the page tables of all mappings away",
+              collapse_file, "retract", _always(None)),
+        Fault("one-page-at-a-time", "a fault maps a huge page of a file by one entry", page_fault,
+              "map_huge", _always(False)),
+        Fault("holes-cut-nothing", "a hole cuts the huge page that it is in", files, "cut_at",
+              _always(None)),
+        Fault("splits-remap", "a huge entry of a file is lost with a part of it", pagetable,
+              "unmap_huge", _always(None)),
     ),
     "lazyfree": (
         Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",

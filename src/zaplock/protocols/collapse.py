@@ -1,4 +1,6 @@
-"""MADV_COLLAPSE of private anonymous memory: small pages become a huge one, now (6.1).
+"""MADV_COLLAPSE: small pages of anonymous memory or of a file in memory become a huge one (6.1).
+
+Of private anonymous memory here; each 2 MiB of a file are protocols.collapse_file.
 
 Each aligned range of 2 MiB is looked at under the lock held for read, which is let go while the
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
@@ -11,12 +13,12 @@ behind these 2 MiB. It ends where a userfaultfd watches and a page is missing.
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
-files in memory, huge pages that can't be had.
+huge pages that can't be had, and shmem_enabled "deny".
 """
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EAGAIN, EBUSY, EINVAL
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
@@ -34,45 +36,62 @@ from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import RSS, install
 from zaplock.model.rwsem import down_read, down_write, up_read
+from zaplock.model.shared_huge import fits
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, lookup, read_vma, vma_of
+from zaplock.protocols.collapse_file import (
+    BUSY,
+    DONE,
+    FAILED,
+    FITS,
+    PINNED,
+    SKIPPED,
+    collapse_file,
+)
 from zaplock.protocols.locking import mmap_write_unlock, vma_start_write
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
 
-DONE, FITS, SKIPPED, FAILED = range(4)
+_ERRNO = {FAILED: -EINVAL, SKIPPED: -EINVAL, BUSY: -EBUSY, PINNED: -EAGAIN}
 
 
 async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
-    """Collapse a part of a VMA, the lock held for read: 0 or -EINVAL."""
+    """Collapse a part of a VMA, the lock held for read: 0 or an errno."""
     first, last = -(-low // PMD_SIZE) * PMD_SIZE, high & -PMD_SIZE
     start, end = -(-vma.start // PMD_SIZE) * PMD_SIZE, vma.end & -PMD_SIZE
-    if not can_collapse(vma) or start >= end or await has_no_huge_pages(cx.mm):
+    if start >= end or not await may_collapse(vma):
         return -EINVAL
     if cx.design.collapses_nothing and first >= last:
         return 0
-    at, done = first, 0
+    at, done, error = first, 0, -EINVAL
     while at < last:
-        found = await look(cx, at)
+        found = FITS if vma.file else await look(cx, at)
         let_go = found == FITS
         if let_go:
             await up_read(cx.mmap_lock)
-            found = await collapse_unlocked(cx, at)
+            if vma.file:
+                found = await collapse_file(cx, vma.file, vma.pgoff_of(at), at)
+            else:
+                found = await collapse_unlocked(cx, at)
             await down_read(cx.mmap_lock)
-        if found == FAILED:
-            return -EINVAL
+        error = _ERRNO.get(found, error)
+        if found == BUSY and not cx.design.collapse_tells_of_watcher:
+            error = -EINVAL
+        if found in (FAILED, BUSY):
+            break
         done += found == DONE
         at += PMD_SIZE
         if let_go and at < last:
             handle = await revalidate(cx.mm, at)
             if not handle:
                 return -EINVAL
-            last = min(last, (await read_vma(handle)).end & -PMD_SIZE)
-    return 0 if done * PMD_SIZE == last - first else -EINVAL
+            vma = await read_vma(handle)
+            last = min(last, vma.end & -PMD_SIZE)
+    return 0 if done * PMD_SIZE == last - first else error
 
 
 async def collapse_unlocked(cx: Cx, at: int) -> int:
@@ -95,16 +114,26 @@ async def collapse_unlocked(cx: Cx, at: int) -> int:
     return DONE if there else FAILED
 
 
-def can_collapse(vma: Vma) -> bool:
-    """Return whether a VMA may have huge pages, and its pages are private and anonymous."""
-    refused = vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB)
-    return bool(not vma.file and vma.anon_vma and not refused)
-
-
 @step
-def has_no_huge_pages(m: Machine, _task: Task, mm: int) -> bool:
-    """Return whether PR_SET_THP_DISABLE is on, and not only for what nobody has advised."""
-    return m.mm(mm).count("thp_disable") == 1
+def may_collapse(m: Machine, _task: Task, vma: Vma) -> bool:
+    """Return whether a VMA may have huge pages where they are asked for.
+
+    Not where PR_SET_THP_DISABLE is on, and not only for what nobody has advised.
+    """
+    return can_collapse(m, vma) and m.mm(vma.mm).count("thp_disable") != 1
+
+
+def can_collapse(m: Machine, vma: Vma) -> bool:
+    """Return whether a VMA may have huge pages: of anonymous memory, or of a file in memory.
+
+    In a file they must fit where it is mapped.
+    """
+    if vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB):
+        return False
+    if not vma.file:
+        return bool(vma.anon_vma)
+    file = m.files[vma.file]
+    return file.kind == "shmem" and not file.secret and fits(vma, vma.end - PMD_SIZE)
 
 
 @step
@@ -115,7 +144,7 @@ def revalidate(m: Machine, task: Task, mm: int, address: int) -> int:
         return 0
     vma = vma_of(m, task, handle)
     covers = vma.start <= address and address + PMD_SIZE <= vma.end
-    return handle if covers and can_collapse(vma) else 0
+    return handle if covers and can_collapse(m, vma) else 0
 
 
 async def look(cx: Cx, address: int) -> int:
@@ -142,7 +171,7 @@ def scan_pmd(
     at, writable, marked = first, False, False
     for low, high, pte in runs:
         if watched and (low > at or pte.kind == "zero"):
-            return FAILED  # before what comes behind it
+            return BUSY  # before what comes behind it
         at = high
         if pte.kind == "zero":
             continue
@@ -151,7 +180,7 @@ def scan_pmd(
         writable |= pte.writable
         marked |= pte.kind in ("guard", "poison")
     if watched and at < first + PAGES_PER_PMD:
-        return FAILED
+        return BUSY
     if needs_writable and not writable:
         return SKIPPED
     return FAILED if marked else FITS

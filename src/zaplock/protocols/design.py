@@ -149,6 +149,11 @@ class Design:
     collapse_passes_holes: bool = False
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True
+    collapse_maps_shared: bool = False
+    collapse_tells_of_watcher: bool = False
+    collapse_makes_tables: bool = False
+    maps_folios_around: bool = False
+    cuts_folios_in_halves: bool = False
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True

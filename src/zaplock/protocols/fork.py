@@ -164,7 +164,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
     private = not vma.flags & VM_SHARED
     for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         m.spend("copy_pte", last - first)
-        if pte.kind == "uffd_wp":  # nobody watches the child
+        if pte.kind in ("uffd_wp", "shmem_thp"):  # nobody watches the child, and faults can do it
             continue
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":

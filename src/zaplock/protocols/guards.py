@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:
     """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch.
 
-    A fault may put a page into the range between the zap and the guards. Linux zaps again then, as
-    often as it takes; here the second time is one step with the guards, so that it ends, also where
-    Linux never does: a zap of what a userfaultfd has write-protected in a file leaves markers.
+    What has pages is zapped first. A fault may put a page into the range between the zap and the
+    guards. Linux zaps again then, as often as it takes; here the second time is one step with the
+    guards, so that it ends, also where Linux never does: a zap of what a userfaultfd has
+    write-protected in a file leaves markers.
     """
     if vma.flags & (VM_SPECIAL | VM_HUGETLB) or (install and vma.flags & VM_LOCKED):
         return -EINVAL
@@ -43,6 +44,8 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     if not vma.file and not vma.flags & f.VM_SHARED:
         await anon_vma_prepare(handle)
     await mark_guarded(handle)
+    if await install_guards(cx.mm, low, high):
+        return 0
     gather = await gather_zap(cx.mm, low, high)
     await unmap_page_range(cx, gather, low, high)
     await tlb_finish_mmu(cx, gather)

@@ -21,8 +21,16 @@ from zaplock.model.flags import (
     PUD_SIZE,
 )
 from zaplock.model.huge_pool import LEVEL_OF
-from zaplock.model.pagetable import HUGE, alloc_tables, clear_present, lowest_above, small_entry
+from zaplock.model.pagetable import (
+    HUGE,
+    alloc_tables,
+    clear_present,
+    drop_entries,
+    lowest_above,
+    small_entry,
+)
 from zaplock.model.references import soft_dirty
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, change, lookup, overlapping
@@ -117,7 +125,15 @@ def alloc_moved_tables(
                 if extent == PMD_SIZE and free and not is_watched(m, space, address):
                     move_table(m, task, space, old, new)
                 alloc_tables(m, task, space, vpn, vpn + 1)
+            elif is_huge_of_file(space, old):
+                alloc_tables(m, task, space, vpn, vpn + 1, 2)
         old, new = old + extent, new + extent
+
+
+def is_huge_of_file(space: Mm, address: int) -> bool:
+    """Return whether one entry, without a page table, maps a huge page of a file in memory."""
+    pte = space.ptes.at(address >> PAGE_SHIFT)
+    return pte is not None and pte.kind == SHARED_HUGE
 
 
 def is_watched(m: Machine, space: Mm, address: int) -> bool:
@@ -183,7 +199,8 @@ def move_ptes(
     loses_wp = is_watched(m, space, old)
     runs = clear_present(m, task, space, first, last)
     if shift % PAGES_PER_PMD:
-        runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
+        drop_huge_of_files(m, task, space, runs)
+        runs = [(low, high, small_entry(p)) for low, high, p in runs if p.kind != SHARED_HUGE]
     for low, high, pte in by_table(runs):
         m.spend("copy_pte", high - low)
         if loses_wp and pte.kind == "uffd_wp":
@@ -196,6 +213,13 @@ def move_ptes(
         space.ptes.set(low + shift, high + shift, moved)
     if runs and flush:
         flush_tlb_range(m, mm, first, last, False)
+
+
+def drop_huge_of_files(m: Machine, task: Task, space: Mm, runs: list[tuple[int, int, Pte]]) -> None:
+    """Count out the huge entries of files among some that were taken out: splits lose them."""
+    for low, high, pte in runs:
+        if pte.kind == SHARED_HUGE:
+            drop_entries(m, task, space, low, high, pte)
 
 
 def by_table(runs: list[tuple[int, int, Pte]]) -> Iterator[tuple[int, int, Pte]]:

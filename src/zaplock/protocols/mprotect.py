@@ -42,6 +42,8 @@ from zaplock.model.mm import Mm
 from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
 from zaplock.model.references import use_batches, watches_writes
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
+from zaplock.model.shared_huge import take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -420,15 +422,16 @@ def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:
     Not told: huge pages, and what an entry has made dirty of a file on a disk.
     """
     if flags & (VM_SHARED | VM_UFFD_WP) == VM_SHARED | VM_UFFD_WP:
+        take_write(space, first, last)
         return
-    kind = "shmem" if flags & VM_SHARED else "anon"
+    kinds = ("shmem", SHARED_HUGE) if flags & VM_SHARED else ("anon",)
     for low, high, pte in space.ptes.overlapping(first, last):
-        if pte.kind != kind or pte.writable or pte.no_access or pte.wp:
+        if pte.kind not in kinds or pte.writable or pte.no_access or pte.wp:
             continue
         if pte.soft_clean and watches_writes(m, flags):
             continue
         for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
-            if kind == "shmem" or (is_own(frame) and not frame.forked):
+            if flags & VM_SHARED or (is_own(frame) and not frame.forked):
                 space.ptes.set(start - pte.delta, end - pte.delta, change(pte, writable=True))
 
 

@@ -54,7 +54,7 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     """
     droppable = bool(vma.flags & VM_DROPPABLE)
     gather = await gather_zap(cx.mm, low, high)
-    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
+    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else IN_MEMORY)
     for start, end in taken:
         await unmap_page_range(cx, gather, start, end, spares=watched_kinds(vma))
         if not droppable:
@@ -67,6 +67,10 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     if not droppable:
         for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
             await unmap_to_swap(cx.mm, start, end)
+
+
+IN_MEMORY = ("shmem", "shmem_thp")
+"""Kinds of entries that map pages of files in memory."""
 
 
 @step
@@ -103,7 +107,7 @@ def mapped_once(
 
 def pinned_by(pte: Pte) -> int:
     """Return how many references a page has that one entry maps and nobody else uses."""
-    return 2 if pte.kind == "shmem" else 1  # its file's page cache
+    return 2 if pte.kind in IN_MEMORY else 1  # its file's page cache
 
 
 def drop_poison(space: Mm, first: int, last: int) -> None:
@@ -119,8 +123,9 @@ def mark_free(
 ) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
-    What is in swap has no such mark, and is dropped at once, as is poison. droppable: they may be
-    freed from the beginning on.
+    What is in swap has no such mark, and is dropped at once, as is poison. What stays locked in
+    memory can't be marked any more; but if it was before it was locked, being clean again is enough
+    (no PG_swapbacked). droppable: they may be freed from the beginning on.
     """
     drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
@@ -129,9 +134,11 @@ def mark_free(
         if pte.kind not in ("anon", "thp"):
             continue
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            if (frame.dirty and frame.maps > 1) or frame.stays_locked or kept_slot(m, frame):
+            if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
                 continue  # others find it in swap, too (folio_free_swap)
             age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
+            if frame.stays_locked and not frame.unbacked:
+                continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
             if not (frame.lazy or droppable):
                 m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)

@@ -39,7 +39,8 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
     """
     if await sealed_size(file, size):
         return -EPERM
-    await set_file_size(file, size)
+    if await set_file_size(file, size):
+        return 0
     await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
     await truncate_pagecache(file, size)
     await unmap_mapping_range(cx, file, page_align(size), 1 << 63)

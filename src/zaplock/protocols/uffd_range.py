@@ -21,7 +21,15 @@ from zaplock.model.flags import (
     VM_UFFD_MISSING,
     VM_UFFD_WP,
 )
-from zaplock.model.pagetable import ABSENT, UFFD_WP_MARKER, alloc_tables, split_huge_at
+from zaplock.model.pagetable import (
+    ABSENT,
+    UFFD_WP_MARKER,
+    alloc_tables,
+    drop_entries,
+    split_huge_at,
+)
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
+from zaplock.model.shared_huge import take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, change, overlapping, vma_of
@@ -102,10 +110,13 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
     empty, and page tables are made for them.
     """
     space, first, last = m.mm(vma.mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
-    if protects and vma.file:
-        alloc_tables(m, task, space, first, last)
     split_huge_at(m, task, space, first)
     split_huge_at(m, task, space, last)
+    for start, end, pte in space.ptes.overlapping(first, last):
+        if protects and pte.kind == SHARED_HUGE:
+            drop_entries(m, task, space, start, end, pte)
+    if protects and vma.file:
+        alloc_tables(m, task, space, first, last)
     at = first
     for start, end, pte in [*space.ptes.overlapping(first, last), (last, last, UFFD_WP_MARKER)]:
         if protects and vma.file and at < start:
@@ -116,6 +127,7 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
         if (pte.kind not in ABSENT or pte.kind == "swap") and pte.wp != protects:
             new = change(pte, writable=pte.writable and not protects, wp=protects)
             space.ptes.set(start, end, new)
+    take_write(space, first, last)
     flush_tlb_range(m, vma.mm, first, last, False)
 
 
