@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 CHANGES_MACHINE = ("hugetlb", "gigantic", "hugetlbfs", "swap", "ksm", "group")
 """Themes that a machine is lent something for as long as they run."""
 
-_NOT_IN_GUESTS = {"swap": "a swap file"}
-
 
 def other_side(args: argparse.Namespace) -> SideMaker:
     """Return what is laid beside this kernel: the model of it, or the kernel once more."""
@@ -90,13 +88,6 @@ def checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
         "group": check_group,
     }
     return [check for theme, check in checks.items() if theme in themes]
-
-
-def refuse_in_guests(kernel: str | None, themes: Collection[str]) -> None:
-    """Raise UserError where a guest would need what only this machine is made to have."""
-    for theme, what in _NOT_IN_GUESTS.items():
-        if kernel and theme in themes:
-            raise UserError(f"theme {theme} needs {what}: run it here, without --kernel")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
-from zaplock.oracle import memory_group, ops, ring, stub
+from zaplock.oracle import memory_group, ops, ring, stub, swap_file
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
@@ -167,9 +167,13 @@ class GuestSide(RealSide):
         facts = self._guest_process.await_boot()
         self.release = facts["release"]
         max_map_count = int(facts["max_map_count"])
+        swaps = int(facts["swap_pages"]) > 0
         self._names = self._names._replace(
-            max_map_count=max_map_count, cpu=0, mounts=kept[1:]
-        )  # its only CPU
+            max_map_count=max_map_count,
+            cpu=-1 if swaps else 0,  # as on the host; it has no other
+            mounts=kept[1:],
+            settles=swaps,
+        )
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
             self._guest_process.write(
@@ -184,7 +188,6 @@ class GuestSide(RealSide):
                 for resource in LIMITED
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
-            swap_pages=0,
             group_pages=group_pages,
             has_mounts=mounts > 0,
             huge_faults=1,  # as guest_driver.c sets it
@@ -237,7 +240,10 @@ class GuestSide(RealSide):
         self._guest_process.close()
 
 
-_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages", "gigantic_pages")
+_NUMBERS = (
+    "data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages", "gigantic_pages",
+    "swap_pages",
+)  # fmt: skip
 
 
 @contextmanager
@@ -245,13 +251,16 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError.
 
     For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
-    for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup.
+    for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup, for
+    "swap" a disk to swap to.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
+    swaps = "swap" in themes
     words = {
         "ring": ring.RING, "ring_size": ring.RING_SIZE, "go": ring.GO, "done": ring.DONE,
         "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT, "shares": len(mounts),
+        "swap": int(swaps),
     }  # fmt: skip
     for number, share in enumerate(mounts):
         words[f"most{number}"] = share.most * f.PMD_SIZE % _WORD
@@ -267,6 +276,7 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
         memory=_GIGANTIC_MEMORY if "gigantic" in themes else MEMORY,
         nr_cpus=1,
         cpu_has=("pdpe1gb",) if "gigantic" in themes else (),
+        disk=qemu.Disk(swap_file.SIZE, swap_file.header(swap_file.SIZE)) if swaps else None,
         boot_options=(
             "norandmaps", "nokaslr", *_NO_EXTRAS, *pool, "GLIBC_TUNABLES=glibc.pthread.rseq=0",
         ),
