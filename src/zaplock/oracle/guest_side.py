@@ -7,7 +7,7 @@ follows the design of that kernel's own release.
 
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
 results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
-keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out.
+keeps changes of RSS and VmSwap to itself for up to 64 faults (f1a7941243c1): they are left out.
 Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too.
 Where there is no mseal (before 6.10), sequences keep away from the ring.
 """
@@ -33,6 +33,7 @@ from zaplock.model import flags as f
 from zaplock.oracle import memory_group, ops, ring, stub, swap_file
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
+from zaplock.oracle.draw_arguments import TO_WATCHED
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
 from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
@@ -42,6 +43,7 @@ from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
+from zaplock.oracle.themes import WATCHERS
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -355,7 +357,7 @@ class Hidden(NamedTuple):
         return snapshot
 
 
-_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
+_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmSwap")
 
 
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
@@ -392,17 +394,19 @@ class GuestModel(ModelSide):
 def guest_scope(release: str) -> Scope:
     """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
-    themes = COVERED.themes
-    if not carries(release, "6.12"):  # registering merged otherwise; some prctls are younger
-        younger = ("uffd", "uffd-move", "uffd-huge", "process")
+    themes, without = COVERED.themes, COVERED.without
+    if not carries(release, "6.12"):
+        # registering merged otherwise; some prctls are younger; file seals are judged from there on
+        younger = (*WATCHERS, "process", "memfd")
         themes = tuple(theme for theme in themes if theme not in younger)
-    if not carries(release, "6.12"):  # file seals are judged from there on
-        themes = tuple(theme for theme in themes if theme != "memfd")
+        without |= TO_WATCHED
     spares_ring = not carries(release, "6.10")
     shares = COVERED.shares
     if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
         shares = tuple(slot for slot in shares if ops.MOUNTS[ops.MOUNT_OF[slot]].least < 0)
-    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares)
+    return replace(
+        COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares, without=without
+    )
 
 
 def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:
