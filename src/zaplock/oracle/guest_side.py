@@ -287,11 +287,6 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, len(mounts), memory_group.LIMIT >> 12 if "group" in themes else 0)
         try:
-            if "ksm" in themes and not carries(side.release, "6.6"):
-                raise UserError(
-                    f"smaps of {side.release} doesn't tell which pages are merged: theme ksm needs "
-                    "6.6 or newer"
-                )
             yield side
         finally:
             side.close()
@@ -330,6 +325,7 @@ class Hidden(NamedTuple):
     onfault: bool
     closed_huge: bool
     guards: bool
+    merged: bool
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -347,6 +343,9 @@ class Hidden(NamedTuple):
         if self.guards:
             vmas = tuple(vma._replace(flags=vma.flags.replace("gu ", "")) for vma in snapshot.vmas)
             snapshot = snapshot._replace(vmas=vmas)
+        if self.merged:
+            vmas = tuple(map(_without_merged, snapshot.vmas))
+            snapshot = snapshot._replace(vmas=vmas)
         if self.closed_huge:
             vmas = tuple(map(_without_closed_huge, snapshot.vmas))
             snapshot = snapshot._replace(vmas=vmas)
@@ -358,6 +357,12 @@ class Hidden(NamedTuple):
 
 
 _RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmSwap")
+
+
+def _without_merged(vma: ObservedVma) -> ObservedVma:
+    """Leave out how much of a VMA is merged."""
+    pairs = zip(ops.FIGURES, vma.figures, strict=True)
+    return vma._replace(figures=tuple(0 if name == "KSM" else value for name, value in pairs))
 
 
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
@@ -375,7 +380,8 @@ def hidden_by(release: str) -> Hidden:
     """Return what a release does not show: see the head of this file."""
     old = not carries(release, "6.2")
     unnamed = carries(release, "6.13") and not carries(release, "6.18")
-    return Hidden(not carries(release, "6.7"), old, old, not carries(release, "6.6"), unnamed)
+    before_6_6 = not carries(release, "6.6")
+    return Hidden(not carries(release, "6.7"), old, old, before_6_6, unnamed, before_6_6)
 
 
 class GuestModel(ModelSide):
