@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NEEDS_THEME = {
     "ksm_scan": "ksm", "ksm_unmerge": "ksm", "ksm_zero_pages": "ksm", "ksm_most": "ksm",
-    "fill_memory": "group",
+    "fill_memory": "group", "fill_group": "group",
 }  # fmt: skip
 """Operations that need what is lent to the sequences of a theme."""
 

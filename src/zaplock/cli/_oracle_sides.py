@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from zaplock.errors import UserError, no_such
+from zaplock.errors import no_such
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, SideMaker

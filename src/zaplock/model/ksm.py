@@ -94,9 +94,7 @@ def exists(m: Machine) -> bool:
     return any(frame.kind == "ksm" and frame.refs for _, frame in m.frames.data.values())
 
 
-def unmerge(
-    m: Machine, task: Task, vma: Vma, first: int, last: int, *, closed_too: bool
-) -> None:
+def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int, *, closed_too: bool) -> None:
     """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there.
 
     `closed_too`: also where nobody may access them; else those stay merged.

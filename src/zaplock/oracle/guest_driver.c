@@ -281,7 +281,7 @@ static void set_ksm(char **argv)
 		die("no memory is mergeable%s", "");
 }
 
-/* Make a memory cgroup (v2) for bare processes, where the command line sets limits. */
+/* Make memory cgroups (v2) for bare processes and for children, where the command line sets limits. */
 static void set_group(char **argv)
 {
 	int i;
@@ -295,9 +295,11 @@ static void set_group(char **argv)
 		die("cannot mount cgroup2%s", "");
 	write_file(GROUP "/cgroup.subtree_control", "+memory");
 	mkdir(GROUP "/oracle", 0755);
+	mkdir(GROUP "/filled", 0755);
 	if (access(GROUP "/oracle/memory.max", W_OK))
 		die("no memory controller%s", "");
 	set_files(argv, "group:", GROUP "/oracle");
+	set_files(argv, "filled:", GROUP "/filled");
 }
 
 /* Swap to the NVMe disk, which is found a moment after init begins, where the guest has one. */

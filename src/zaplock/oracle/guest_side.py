@@ -159,7 +159,7 @@ class GuestSide(RealSide):
         self._guest_process = GuestProcess(guest, kept)
         self._worker = ThreadPoolExecutor(1)  # one after the other, whoever asks
         self._begun: tuple[Sequence[Op], Future[list[OracleStep]]] | None = None
-        self._names, strings = file_names(_KEPT, 0)
+        self._names, strings = file_names(_KEPT, 0, memory_group.FILLED_IN_GUESTS)
         control = ring.control_words(has_scan_guard=False)
         self._guest_process.write(ring.CONTROL, control[: ring.BOOT - ring.CONTROL])
         after = ring.MEETING - ring.CONTROL
@@ -191,6 +191,8 @@ class GuestSide(RealSide):
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
             group_pages=group_pages,
+            filled_pages=memory_group.filled_pages(int(facts["swap_pages"])),
+            kills_all=True,
             has_mounts=mounts > 0,
             huge_faults=1,  # as guest_driver.c sets it
             shows_peak=False,
@@ -271,9 +273,10 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     if "gigantic" in themes:
         pool = (*_pages("1G", GIGANTIC_PAGES), *_pages("2M", PAGES))
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
-    files = {"ksm": SETTINGS, "group": memory_group.IN_GUESTS}
+    files = {"ksm": {"ksm": SETTINGS}, "group": memory_group.IN_GUESTS}
     for theme in files.keys() & set(themes):
-        arguments += [f"{theme}:{name}={value}" for name, value in files[theme].items()]
+        for prefix, settings in files[theme].items():
+            arguments += [f"{prefix}:{name}={value}" for name, value in settings.items()]
     machine = qemu.GuestMachine(
         memory=_GIGANTIC_MEMORY if "gigantic" in themes else MEMORY,
         nr_cpus=1,
@@ -411,7 +414,13 @@ def guest_scope(release: str) -> Scope:
     if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
         shares = tuple(slot for slot in shares if ops.MOUNTS[ops.MOUNT_OF[slot]].least < 0)
     return replace(
-        COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares, without=without
+        COVERED,
+        slots=slots,
+        spares_ring=spares_ring,
+        themes=themes,
+        shares=shares,
+        without=without,
+        fills=(ops.LITTLE, ops.MORE, ops.MUCH),
     )
 
 
