@@ -875,6 +875,13 @@ CHANGES: tuple[Change, ...] = (
         {"smaps_lock": "vma"},
     ),
     Change(
+        "7.2", None, "(process_madvise looks at the advice before it looks at any range)",
+        "an advice that there is not is EINVAL also where nothing is to be advised; before, that "
+        "was 0",
+        {"process_advice_first": True},
+        doubt="its id and subject are not known: 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
+    ),
+    Change(
         "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
         "MADV_COLLAPSE of a range that ends before the first 2 MiB that begins in it is 0; before, "
         "EINVAL",

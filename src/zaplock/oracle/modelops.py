@@ -11,6 +11,7 @@ from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
+from zaplock.advice import MADV_HWPOISON, MADV_SOFT_OFFLINE
 from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model.step import Task
@@ -131,6 +132,9 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         return CallOutcome(-14)
     if length == 0:
         refused = _refused_process_madvise(w.cx, advice)
+        if not refused and w.cx.design.process_advice_first:
+            is_there = advice in _INJECTED or madvise.is_known(w.cx.design, advice)
+            refused = 0 if is_there else -EINVAL
         if refused:
             return CallOutcome(refused)
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
@@ -144,6 +148,10 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
     return CallOutcome(result or length)
+
+
+_INJECTED = (MADV_HWPOISON, MADV_SOFT_OFFLINE)
+"""Advice that takes pages away for good: it is known, but never given a range here."""
 
 
 def _refused_process_madvise(cx: Cx, advice: int) -> int:

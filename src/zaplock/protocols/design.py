@@ -164,6 +164,7 @@ class Design:
     merges_anew: bool = False
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
+    process_advice_first: bool = False
     droppable: bool = False
     watches_droppable: bool = True
     uffd_keeps_wp: bool = False
