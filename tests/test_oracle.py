@@ -915,20 +915,6 @@ def test_ksmd_is_not_taken_from_whoever_needs_it(
     assert "leave --jobs out of theme ksm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("theme", ["swap"])
-def test_no_guest_is_asked_about_what_it_can_not_have(
-    theme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without swap, say, both sides would agree about nothing."""
-    path = tmp_path / "kept.json"
-    path.write_text(corpus.dump((Op("mmap", (0, 4096, 3, 0x22, -1, 0)),), "", {theme}))
-    for asked in (["--theme", theme], ["--replay", str(path)]):
-        assert main(["oracle", "--kernel", "debian:6.12", *asked]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"theme {theme} needs " in line
-        assert "without --kernel" in line
-
-
 @needs_kernel
 def test_a_machine_without_time_loses_a_sequence_and_no_more(
     monkeypatch: pytest.MonkeyPatch,

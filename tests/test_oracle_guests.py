@@ -183,6 +183,9 @@ def test_guests_before_6_12_are_asked_nothing_of_userfaultfd() -> None:
     names = {op.name for _ in range(40) for op in generator.sequence()}
     assert "madvise" in names
     assert not any(name.startswith("uffd") for name in names)
+    with pytest.raises(UserError, match=r"theme uffd-move needs 6\.12 or newer"):
+        guest_scope("6.1.0-56", ["swap", "uffd-move"])
+    assert guest_scope("6.12.117+deb12", ["uffd-move"]).themes == ("uffd-move",)
 
 
 ACROSS_THE_END = (  # of a file that is sealed against growing

@@ -8,7 +8,9 @@ follows the design of that kernel's own release.
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
 results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
 keeps changes of RSS and VmSwap to itself for up to 64 faults (f1a7941243c1): they are left out.
-Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too.
+Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too;
+and it does not tell what KSM has merged. Before 6.11 a page that was written to looks for a merged
+page with room while it still takes up its old place, so what was merged is undone before each scan.
 Where there is no mseal (before 6.10), sequences keep away from the ring.
 """
 
@@ -400,8 +402,12 @@ class GuestModel(ModelSide):
         return list(map(self._hidden.step, steps)) if any(self._hidden) else steps
 
 
-def guest_scope(release: str) -> Scope:
-    """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
+def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
+    """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it.
+
+    asked: the themes that are asked for, else those that always run. Raises UserError for one that
+    is all about what a release is not asked of.
+    """
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
     themes, without = COVERED.themes, COVERED.without
     if not carries(release, "6.12"):
@@ -409,6 +415,11 @@ def guest_scope(release: str) -> Scope:
         younger = (*WATCHERS, "process", "memfd")
         themes = tuple(theme for theme in themes if theme not in younger)
         without |= TO_WATCHED
+        if refused := next((theme for theme in asked if theme in WATCHERS), None):
+            raise UserError(
+                f"{release} registers with a userfaultfd otherwise than the model: theme {refused} "
+                "needs 6.12 or newer"
+            )
     spares_ring = not carries(release, "6.10")
     shares = COVERED.shares
     if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
@@ -417,10 +428,11 @@ def guest_scope(release: str) -> Scope:
         COVERED,
         slots=slots,
         spares_ring=spares_ring,
-        themes=themes,
+        themes=tuple(asked) or themes,
         shares=shares,
         without=without,
         fills=(ops.LITTLE, ops.MORE, ops.MUCH),
+        unmerges_first=not carries(release, "6.11"),  # a page looked for room while it held its own
     )
 
 
