@@ -814,15 +814,20 @@ def test_who_outgrows_a_memory_cgroup_is_killed_and_the_group_goes() -> None:
         Op("mmap", (WINDOW, 8192, 3, 0x32, -1, 0)),
         Op("store", (WINDOW,)),
         *fills,
+        Op("fill_group", (ops.LITTLE,)),
+        Op("fill_group", (ops.MUCH,)),
         Op("store", (WINDOW,)),
         *UNMAP_ALL,
     )
     with memory_group.memory_group() as group:
+        beside = Path(memory_group.filled_by()).parent
+        assert beside.parent == group.parent
         both = Bench(model_side, replace(COVERED, themes=("group",)))
         try:
             assert both.real.environment.group_pages == memory_group.LIMIT // 4096
             found = both.diverge(sequence)
-            results = [step.outcome.result for step in both.real.run(sequence)[2:8]]
+            results = [step.outcome.result for step in both.real.run(sequence)[2:10]]
+            member = 9 << 32 if both.real.environment.kills_all else 0
             unlimited = ModelSide(replace(both.real.environment, group_pages=0))
             differs = compare.first_divergence(
                 sequence, both.real.run(sequence), unlimited.run(sequence)
@@ -830,17 +835,18 @@ def test_who_outgrows_a_memory_cgroup_is_killed_and_the_group_goes() -> None:
         finally:
             both.close()
     assert found is None, found.differences
-    assert results == [0, 0, 0, 9, 9, 9]
+    assert results == [0, 0, 0, 9, 9, 9, 0, 9 | member]
     assert differs is not None  # a model without the limit is found out
     assert differs.at == 5
     assert not group.exists()
+    assert not beside.exists()
 
 
 _LENDS_A_GROUP = """
 import os, signal
-from zaplock.oracle.memory_group import memory_group
+from zaplock.oracle.memory_group import filled_by, memory_group
 with memory_group() as path:
-    print(path, flush=True)
+    print(path, filled_by(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -854,10 +860,12 @@ def test_a_memory_cgroup_goes_when_whoever_made_it_is_killed() -> None:
         [sys.executable, "-c", _LENDS_A_GROUP], capture_output=True, text=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    group, deadline = Path(killed.stdout.strip()), time.monotonic() + 30
-    while group.exists() and time.monotonic() < deadline:
+    group, joined = map(Path, killed.stdout.split())
+    deadline = time.monotonic() + 30
+    while (group.exists() or joined.exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not group.exists()
+    assert not joined.exists()
 
 
 def test_a_machine_without_memory_cgroups_is_told_so(
@@ -926,20 +934,6 @@ def test_ksmd_is_not_taken_from_whoever_needs_it(
         ksm.check_ksm()
     assert main(["oracle", "--theme", "ksm", "--jobs", "2"]) == 2
     assert "leave --jobs out of theme ksm" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("theme", ["swap"])
-def test_no_guest_is_asked_about_what_it_can_not_have(
-    theme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without swap, say, both sides would agree about nothing."""
-    path = tmp_path / "kept.json"
-    path.write_text(corpus.dump((Op("mmap", (0, 4096, 3, 0x22, -1, 0)),), "", {theme}))
-    for asked in (["--theme", theme], ["--replay", str(path)]):
-        assert main(["oracle", "--kernel", "debian:6.12", *asked]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"theme {theme} needs " in line
-        assert "without --kernel" in line
 
 
 @needs_kernel

@@ -12,7 +12,7 @@ import pytest
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
-from zaplock.oracle import compare, corpus, ops
+from zaplock.oracle import compare, corpus, memory_group, ops
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.guest_side import (
@@ -58,7 +58,7 @@ def guest() -> Iterator[GuestSide]:
 
 @pytest.fixture(scope="module")
 def old_guest() -> Iterator[GuestSide]:
-    yield from runs("debian:6.1", "hugetlb")
+    yield from runs("debian:6.1", "hugetlb", "ksm")
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +107,15 @@ def test_a_guest_s_pool_of_huge_pages_agrees(which: str, request: pytest.Fixture
 
 @pytest.fixture(scope="module")
 def guest_with_ksmd() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "ksm", "group")
+    yield from runs(KERNEL, "ksm", "group", "swap")
 
 
-def test_ksmd_and_a_memory_cgroup_agree_in_a_guest(guest_with_ksmd: GuestSide) -> None:
-    """cgroup2 has memory.high, too: who is killed has slept before, and nothing else shows."""
+def test_ksmd_and_memory_cgroups_agree_in_a_guest(guest_with_ksmd: GuestSide) -> None:
+    """cgroup2 has memory.high, too: who is killed has slept before, and nothing else shows.
+
+    In the group beside, 80 of 64 MiB fit, since some may go to swap; beyond that all its members
+    are killed.
+    """
     side = guest_with_ksmd
     for theme, sequences in (("ksm", 12), ("group", 3)):
         scope = replace(guest_scope(side.release), themes=(theme,))
@@ -126,17 +130,62 @@ def test_ksmd_and_a_memory_cgroup_agree_in_a_guest(guest_with_ksmd: GuestSide) -
         Op("store_value", (window + PAGE, 7)),
         Op("ksm_scan"),
         *(Op("fill_memory", (size, how)) for size in (ops.LITTLE, much) for how in (0, 1, 2)),
+        *(Op("fill_group", (size,)) for size in (ops.LITTLE, ops.MORE, much)),
     )
     steps = side.run(shown)
     assert compare.first_divergence(shown, steps, GuestModel(side).run(shown)) is None
-    assert [step.outcome.result for step in steps[-6:]] == [0, 0, 0, 9, 9, 9]
+    results = [step.outcome.result for step in steps[-9:]]
+    assert results == [0, 0, 0, 9, 9, 9, 0, 0, 9 << 32 | 9]
+    less = GuestModel(side)
+    less.environment = replace(less.environment, filled_pages=memory_group.LIMIT >> 12)
+    differs = compare.first_divergence(shown, steps, less.run(shown))
+    assert differs is not None  # a model whose group has nothing in swap is found out
+    assert shown[differs.at] == Op("fill_group", (ops.MORE,))
     (vma,) = steps[4].snapshot.vmas
     assert vma.figures[FIGURES.index("KSM")] == 8
 
 
-def test_an_old_guest_that_tells_of_no_merged_pages_is_refused() -> None:
-    with pytest.raises(UserError, match=r"theme ksm needs 6\.6 or newer"):
-        next(runs("debian:6.1", "ksm"))
+def test_ksmd_agrees_where_smaps_does_not_tell_what_is_merged(old_guest: GuestSide) -> None:
+    """Before 6.6 what Locked and Rss show of it is compared, and what calls return."""
+    scope = replace(guest_scope(old_guest.release), themes=("ksm",))
+    report = Bench(lambda _: GuestModel(old_guest), scope, old_guest).slice(8, sequences=8)
+    assert report.agrees, (report.divergences, report.lost)
+    assert report.operations > 100
+
+
+@pytest.fixture(scope="module")
+def guest_that_swaps() -> Iterator[GuestSide]:
+    yield from runs(KERNEL, "swap")
+
+
+def test_a_guest_swaps_to_a_disk_of_its_own(guest_that_swaps: GuestSide) -> None:
+    side = guest_that_swaps
+    assert side.environment.swap_pages > 16_000
+    paged_out = (
+        Op("mmap", (PLACE, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("store", (PLACE,)),
+        Op("store", (PLACE + PAGE,)),
+        Op("madvise", (PLACE, 4 * PAGE, 21)),
+        Op("load", (PLACE,)),
+    )
+    steps = side.run(paged_out)
+    swap = FIGURES.index("Swap")
+    assert [step.snapshot.vmas[0].figures[swap] for step in steps[2:]] == [0, 8, 4]
+    assert compare.first_divergence(paged_out, steps, GuestModel(side).run(paged_out)) is None
+    scope = replace(guest_scope(side.release), themes=("swap",))
+    report = Bench(lambda _: GuestModel(side), scope, side).slice(8, sequences=20)
+    assert report.agrees, (report.divergences, report.lost)
+    assert report.operations > 500
+
+
+def test_guests_before_6_12_are_asked_nothing_of_userfaultfd() -> None:
+    generator = Generator(3, replace(guest_scope("6.1.0-56"), themes=("swap", "pageout")))
+    names = {op.name for _ in range(40) for op in generator.sequence()}
+    assert "madvise" in names
+    assert not any(name.startswith("uffd") for name in names)
+    with pytest.raises(UserError, match=r"theme uffd-move needs 6\.12 or newer"):
+        guest_scope("6.1.0-56", ["swap", "uffd-move"])
+    assert guest_scope("6.12.117+deb12", ["uffd-move"]).themes == ("uffd-move",)
 
 
 ACROSS_THE_END = (  # of a file that is sealed against growing
@@ -225,6 +274,100 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
 
 
 HUGE, POOL_S_PLACE = 2 << 20, 0x2000_0000
+AT_HUGE = 0x4000_0000
+
+
+def _zeros(at: int, pages: int) -> tuple[Op, ...]:
+    """Make pages of zeros that ksmd may merge."""
+    return (
+        Op("mmap", (at, pages * PAGE, 3, 0x32, -1, 0)),
+        Op("madvise", (at, pages * PAGE, 12)),
+        Op("madvise", (at, pages * PAGE, 23)),
+    )
+
+
+BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
+    "uffd_poison": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+        Op("uffd_poison", (PLACE, PAGE, 0)),
+    ),
+    "uffd_move": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("mmap", (OTHER, PAGE, 3, 0x32, -1, 0)),
+        Op("store", (OTHER,)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+        Op("uffd_move", (PLACE, PAGE, OTHER, 0)),
+    ),
+    "interleaves_by_weight": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("mbind", (PLACE, PAGE, 6, 1, 0)),
+    ),
+    "balances_preferred": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("mbind", (PLACE, PAGE, 5 | 0x2000, 1, 0)),
+    ),
+    "ksm_zeros_first": (
+        *_zeros(PLACE, 4),
+        Op("ksm_scan"),
+        Op("ksm_zero_pages", (1,)),
+        *_zeros(OTHER, 2),
+        Op("ksm_scan"),
+    ),
+    "ksm_marks_zeros": (
+        Op("ksm_zero_pages", (1,)),
+        *_zeros(PLACE, 4),
+        Op("ksm_scan"),
+        Op("ksm_unmerge"),
+    ),
+    "unmerges_closed": (
+        *_zeros(PLACE, 8),
+        Op("mprotect", (PLACE + 3 * PAGE, PAGE, 0)),
+        Op("ksm_scan"),
+        Op("ksm_unmerge"),
+        Op("ksm_most", (5,)),
+    ),
+    "ksm_finds_closed": (
+        Op("ksm_most", (3,)),
+        *_zeros(PLACE, 12),
+        Op("mprotect", (PLACE + 6 * PAGE, PAGE, 0)),
+        Op("mlock", (PLACE, 12 * PAGE)),
+        Op("ksm_scan"),
+    ),
+    "finds_zeros": (
+        Op("mmap", (AT_HUGE, HUGE, 3, 0x32, -1, 0)),
+        Op("madvise", (AT_HUGE, HUGE, 14)),
+        Op("madvise", (AT_HUGE, HUGE, 12)),
+        Op("store_value", (AT_HUGE, 7)),
+        Op("store_value", (AT_HUGE + PAGE, 7)),
+        Op("ksm_scan"),
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("madvise", (PLACE, PAGE, 12)),
+        Op("store_value", (PLACE, 7)),
+        Op("ksm_scan"),
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ["old_guest", "guest_with_ksmd"])
+def test_rules_between_6_1_and_6_12_are_seen_on_both_sides(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """Either kernel does as its own design says, and otherwise where one rule is the other's."""
+    side = request.getfixturevalue(which)
+    mine = design_of(side.release).design
+    others = linux("6.12" if which == "old_guest" else "6.1")
+    for rule, shown in BETWEEN_6_1_AND_6_12.items():
+        sequence = (*shown, *UNMAP_ALL)
+        real = side.run(sequence)
+        model = GuestModel(side)
+        agrees = compare.first_divergence(sequence, real, model.run(sequence))
+        assert agrees is None, (rule, agrees)
+        assert getattr(mine, rule) != getattr(others, rule), rule
+        model.design = replace(mine, **{rule: getattr(others, rule)})
+        assert compare.first_divergence(sequence, real, model.run(sequence)) is not None, rule
+
+
 GIVEN_UP_AND_WANTED_AGAIN = (  # the pool has 24: what was given up is somebody else's to 6.8
     Op("mmap", (POOL_S_PLACE, HUGE, 3, 0x4_0032, -1, 0)),
     Op("store", (POOL_S_PLACE,)),
@@ -399,6 +542,32 @@ def test_a_collapse_of_no_whole_huge_page_is_none_from_7_2_on(real: RealSide) ->
         for release in ("7.1.13", "7.2.13", "7.3.4")
     ]
     assert given == [-EINVAL, 0, 0]
+
+
+def test_rules_whose_first_release_a_guest_has_shown(real: RealSide) -> None:
+    """As guests of 6.16.12, 6.17.13, 6.19.14, 7.0.13, 7.1.13, 7.2.13 and 7.3.4 did."""
+    releases = ("6.16.12", "6.17.13", "6.19.14", "7.0.13", "7.1.13", "7.2.13", "7.3.4")
+    environment = replace(real.environment, hugetlb_pages=8)
+    models = [ModelSide(environment, linux(release)) for release in releases]
+    unknown_advice = (Op("process_madvise", (0, 0, 6)),)
+    sealed_device = (
+        Op("mmap", (PLACE, PAGE, 1, 0x12, 3, 0)),
+        Op("mseal", (PLACE, PAGE, 0)),
+        Op("madvise", (PLACE, PAGE, 4)),
+    )
+    huge = (
+        Op("mmap", (POOL_S_PLACE, HUGE, 3, 0x4_0032, -1, 0)),
+        Op("madvise", (POOL_S_PLACE, HUGE, 11)),
+    )
+    device = (Op("mmap", (0, HUGE + PAGE, 3, 2, 3, 0)),)
+
+    def ends(sequence: tuple[Op, ...]) -> list[int]:
+        return [model.run(sequence)[-1].outcome.result for model in models]
+
+    assert ends(unknown_advice) == [0, 0, 0, 0, 0, -EINVAL, -EINVAL]
+    assert ends(sealed_device) == [0, -EPERM, -EPERM, -EPERM, -EPERM, -EPERM, -EPERM]
+    assert ends(huge) == [0, 0, 0, -EINVAL, -EINVAL, -EINVAL, -EINVAL]
+    assert [bool(place % HUGE) for place in ends(device)] == [True, True] + [False] * 5
 
 
 def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:

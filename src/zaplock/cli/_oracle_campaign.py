@@ -16,7 +16,6 @@ from zaplock.cli._oracle_sides import (
     checks_of_themes,
     lent,
     other_side,
-    refuse_in_guests,
     scope_of,
     sides_text,
 )
@@ -66,16 +65,12 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 
 def _guest_campaign(args: argparse.Namespace) -> Report:
     """Run a campaign on a guest's kernel."""
-    from dataclasses import replace
-
     from zaplock.oracle.guest_side import booted, guest_scope, run_in
 
-    themes = scope_of(args).themes
-    refuse_in_guests(args.kernel, args.theme or ())
+    scope_of(args)  # are these themes?
     with booted(args.kernel, args.theme or ()) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
-        scope = guest_scope(side.release)
-        scope = replace(scope, themes=themes) if args.theme else scope
+        scope = guest_scope(side.release, args.theme or ())
         return _watched(run_in(side, seconds=args.seconds, seed=args.seed, scope=scope), args)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from zaplock.errors import UserError, no_such
+from zaplock.errors import no_such
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, SideMaker
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 CHANGES_MACHINE = ("hugetlb", "gigantic", "hugetlbfs", "swap", "ksm", "group")
 """Themes that a machine is lent something for as long as they run."""
-
-_NOT_IN_GUESTS = {"swap": "a swap file"}
 
 
 def other_side(args: argparse.Namespace) -> SideMaker:
@@ -90,13 +88,6 @@ def checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
         "group": check_group,
     }
     return [check for theme, check in checks.items() if theme in themes]
-
-
-def refuse_in_guests(kernel: str | None, themes: Collection[str]) -> None:
-    """Raise UserError where a guest would need what only this machine is made to have."""
-    for theme, what in _NOT_IN_GUESTS.items():
-        if kernel and theme in themes:
-            raise UserError(f"theme {theme} needs {what}: run it here, without --kernel")
 
 
 @contextmanager

@@ -274,6 +274,19 @@ CHANGES: tuple[Change, ...] = (
         "a new advice: for each 2 MiB it takes the lock for read, and for write to copy",
     ),
     Change(
+        "6.1", "474098edac26", "mm/gup: replace FOLL_NUMA by gup_can_follow_protnone()",
+        "KSM does not find a page again where nobody may access it: there what is merged is not "
+        "unmerged, and who waits for an equal page is in the way of those that come",
+        {"unmerges_closed": False, "ksm_finds_closed": False},
+        doubt="the id is not confirmed; 6.1.192 does so in a guest, whose scan sees such pages",
+    ),
+    Change(
+        "6.2", "d7c0e68dab98", "mm/ksm: convert break_ksm() to use walk_page_range_vma()",
+        "what KSM has merged is unmerged also where nobody may access it",
+        {"unmerges_closed": True},
+        doubt="the id and the release are not confirmed; 6.12.117 does it in a guest",
+    ),
+    Change(
         "6.3", "b613c7f31476",
         "locking/rwsem: Prevent non-first waiter from spinning in down_write() slowpath",
         "only the first waiter spins for a handoff",
@@ -358,6 +371,12 @@ CHANGES: tuple[Change, ...] = (
         "mm: lock_vma_under_rcu() must check vma->anon_vma under vma lock",
         "a fault looks for the anon_vma when it has the VMA's lock",
         backported=("6.4.10",),
+    ),
+    Change(
+        "6.5", "d74943a2f3cd", "mm/gup: reintroduce FOLL_NUMA as FOLL_HONOR_NUMA_FAULT",
+        "KSM finds pages again that nobody may access",
+        {"ksm_finds_closed": True},
+        doubt="the id and the release are not confirmed; 6.12.117 does it in a guest",
     ),
     Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
@@ -879,6 +898,13 @@ CHANGES: tuple[Change, ...] = (
         'a reader of /proc/PID/smaps or numa_maps locks one "vma" after the other; smaps_rollup '
         "stays with the mmap_lock",
         {"smaps_lock": "vma"},
+    ),
+    Change(
+        "7.2", None, "(process_madvise looks at the advice before it looks at any range)",
+        "an advice that there is not is EINVAL also where nothing is to be advised; before, that "
+        "was 0",
+        {"process_advice_first": True},
+        doubt="its id and subject are not known: 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
     ),
     Change(
         "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",

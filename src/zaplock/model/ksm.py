@@ -45,12 +45,14 @@ class ScanRules(NamedTuple):
 
     finds_zeros: a huge page that is split gives its zeros back. zeros_first: a page of zeros
     becomes the zero page though a merged page of zeros is there. marks_zeros: the zero page that
-    ksmd has put somewhere can be told from others.
+    ksmd has put somewhere can be told from others. finds_closed: a page that waits in the tree is
+    found again where nobody may access it; else it stays in the way of its equals.
     """
 
     finds_zeros: bool
     zeros_first: bool
     marks_zeros: bool
+    finds_closed: bool
 
 
 class _Mapped(NamedTuple):
@@ -67,8 +69,19 @@ class _Mapped(NamedTuple):
 
 def scan(m: Machine, task: Task, rules: ScanRules) -> None:
     """Let the anonymous pages of equal content in all mergeable VMAs be one page each."""
+    if m.globals.get("ksm_left", 0):
+        _Scan(m, task, rules).meet()
+        m.globals.put("ksm_left", 0)
     while _Scan(m, task, rules).merge():
         pass
+
+
+def unmerge_all(m: Machine, task: Task, *, closed_too: bool) -> None:
+    """Give all mergeable VMAs pages of their own again (`unmerge`)."""
+    for vma in mergeable_vmas(m):
+        first, last = vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
+        unmerge(m, task, vma, first, last, closed_too=closed_too)
+    m.globals.put("ksm_left", int(not closed_too))
 
 
 def has_merged(m: Machine) -> bool:
@@ -81,11 +94,15 @@ def exists(m: Machine) -> bool:
     return any(frame.kind == "ksm" and frame.refs for _, frame in m.frames.data.values())
 
 
-def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int) -> None:
-    """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there."""
+def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int, *, closed_too: bool) -> None:
+    """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there.
+
+    `closed_too`: also where nobody may access them; else those stay merged.
+    """
     space, writable = m.mm(vma.mm), bool(vma.flags & VM_WRITE)
     for vpn, pte in merged_in(m, space, first, last):
-        give_copy(m, task, space, vpn, pte, writable)
+        if closed_too or not pte.no_access:
+            give_copy(m, task, space, vpn, pte, writable)
     for low, high, pte in space.ptes.overlapping(first, last):
         for vpn in range(low, high) if pte.merged else ():
             own = alloc_frames(m, task, "anon", 1, refs=0)
@@ -153,9 +170,27 @@ class _Scan:
                 self._look_at(content, now)
         return self._changed
 
+    def meet(self) -> None:
+        """Look at every page once, after all was unmerged: what stayed merged is met on the way.
+
+        Who comes behind it joins it at once; nobody waits in the tree yet (checksums are new).
+        """
+        for content, page in _candidates(self._m):
+            counts = self._shared.setdefault(content, Counter())
+            room = self._room(counts)
+            if _is_merged(self._m, page.pfn):
+                counts[page.pfn] += 1
+            elif room is not None and (small := self._small(page)):
+                self._map(small, room)
+                counts[room] += 1
+
+    def _room(self, counts: Counter[int]) -> int | None:
+        """Return a merged page that more may map."""
+        return next((pfn for pfn, count in counts.items() if count < self._most), None)
+
     def _look_at(self, content: int, page: _Mapped) -> None:
         counts = self._shared.setdefault(content, Counter())
-        room = next((pfn for pfn, count in counts.items() if count < self._most), None)
+        room = self._room(counts)
         if self._uses_zeros and not content and (self._rules.zeros_first or room is None):
             if small := self._small(page):
                 self._map_zero_page(small)
@@ -172,6 +207,8 @@ class _Scan:
     def _merge_two(self, page: _Mapped, other: _Mapped | None) -> bool:
         """Let the page that was come to be the merged one; False where one of them has gone."""
         if other is None or other.pfn == page.pfn:
+            return False
+        if other.pte.no_access and not self._rules.finds_closed:
             return False
         head = page.pfn & -PAGES_PER_PMD
         of_one = head == other.pfn & -PAGES_PER_PMD and self._is_huge(page)

@@ -244,10 +244,10 @@ static void tell(void)
 			      resources[i], limit.rlim_max);
 	}
 	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
-		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n"
+		"total_kb %lu\nswap_pages %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n"
 		"hugetlb_pages %lu\ngigantic_pages %lu\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
-		meminfo("MemTotal:") + meminfo("SwapTotal:"),
+		meminfo("MemTotal:") + meminfo("SwapTotal:"), meminfo("SwapFree:") / 4,
 		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys(),
 		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"),
 		number_in("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages"));
@@ -281,7 +281,7 @@ static void set_ksm(char **argv)
 		die("no memory is mergeable%s", "");
 }
 
-/* Make a memory cgroup (v2) for bare processes, where the command line sets limits. */
+/* Make memory cgroups (v2) for bare processes and for children, where the command line sets limits. */
 static void set_group(char **argv)
 {
 	int i;
@@ -295,9 +295,33 @@ static void set_group(char **argv)
 		die("cannot mount cgroup2%s", "");
 	write_file(GROUP "/cgroup.subtree_control", "+memory");
 	mkdir(GROUP "/oracle", 0755);
+	mkdir(GROUP "/filled", 0755);
 	if (access(GROUP "/oracle/memory.max", W_OK))
 		die("no memory controller%s", "");
 	set_files(argv, "group:", GROUP "/oracle");
+	set_files(argv, "filled:", GROUP "/filled");
+}
+
+/* Swap to the NVMe disk, which is found a moment after init begins, where the guest has one. */
+static void set_swap(char **argv)
+{
+	unsigned int major, minor;
+	FILE *file;
+	int waited;
+
+	if (!option_of(argv, "swap"))
+		return;
+	for (waited = 0; !(file = fopen("/sys/block/nvme0n1/dev", "r")); waited++) {
+		if (waited == 1000)
+			die("there is no NVMe disk%s", "");
+		nap(10000000);
+	}
+	if (fscanf(file, "%u:%u", &major, &minor) != 2)
+		die("cannot read the disk's number%s", "");
+	fclose(file);
+	mknod("/dev/swap", S_IFBLK | 0600, makedev(major, minor));
+	if (syscall(SYS_swapon, "/dev/swap", 0))
+		die("cannot swap to the disk%s", "");
 }
 
 static void set_up(char **argv)
@@ -326,6 +350,7 @@ static void set_up(char **argv)
 	shares = option_of(argv, "shares"), options = argv;
 	set_ksm(argv);
 	set_group(argv);
+	set_swap(argv);
 	fd = open("/disk", O_RDWR | O_CREAT, 0600);
 	dup2(fd, kept);
 	close(fd);

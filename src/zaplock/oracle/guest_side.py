@@ -7,8 +7,10 @@ follows the design of that kernel's own release.
 
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
 results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
-keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out.
-Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too.
+keeps changes of RSS and VmSwap to itself for up to 64 faults (f1a7941243c1): they are left out.
+Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too;
+and it does not tell what KSM has merged. Before 6.11 a page that was written to looks for a merged
+page with room while it still takes up its old place, so what was merged is undone before each scan.
 Where there is no mseal (before 6.10), sequences keep away from the ring.
 """
 
@@ -30,9 +32,10 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
-from zaplock.oracle import memory_group, ops, ring, stub
+from zaplock.oracle import memory_group, ops, ring, stub, swap_file
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
+from zaplock.oracle.draw_arguments import TO_WATCHED
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
 from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
@@ -42,6 +45,7 @@ from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
+from zaplock.oracle.themes import WATCHERS
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -157,7 +161,7 @@ class GuestSide(RealSide):
         self._guest_process = GuestProcess(guest, kept)
         self._worker = ThreadPoolExecutor(1)  # one after the other, whoever asks
         self._begun: tuple[Sequence[Op], Future[list[OracleStep]]] | None = None
-        self._names, strings = file_names(_KEPT, 0)
+        self._names, strings = file_names(_KEPT, 0, memory_group.FILLED_IN_GUESTS)
         control = ring.control_words(has_scan_guard=False)
         self._guest_process.write(ring.CONTROL, control[: ring.BOOT - ring.CONTROL])
         after = ring.MEETING - ring.CONTROL
@@ -167,9 +171,13 @@ class GuestSide(RealSide):
         facts = self._guest_process.await_boot()
         self.release = facts["release"]
         max_map_count = int(facts["max_map_count"])
+        swaps = int(facts["swap_pages"]) > 0
         self._names = self._names._replace(
-            max_map_count=max_map_count, cpu=0, mounts=kept[1:]
-        )  # its only CPU
+            max_map_count=max_map_count,
+            cpu=-1 if swaps else 0,  # as on the host; it has no other
+            mounts=kept[1:],
+            settles=swaps,
+        )
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
             self._guest_process.write(
@@ -184,8 +192,9 @@ class GuestSide(RealSide):
                 for resource in LIMITED
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
-            swap_pages=0,
             group_pages=group_pages,
+            filled_pages=memory_group.filled_pages(int(facts["swap_pages"])),
+            kills_all=True,
             has_mounts=mounts > 0,
             huge_faults=1,  # as guest_driver.c sets it
             shows_peak=False,
@@ -237,7 +246,10 @@ class GuestSide(RealSide):
         self._guest_process.close()
 
 
-_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages", "gigantic_pages")
+_NUMBERS = (
+    "data_length", "max_map_count", "mmap_min_addr", "hugetlb_pages", "gigantic_pages",
+    "swap_pages",
+)  # fmt: skip
 
 
 @contextmanager
@@ -245,13 +257,16 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError.
 
     For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
-    for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup.
+    for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup, for
+    "swap" a disk to swap to.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
+    swaps = "swap" in themes
     words = {
         "ring": ring.RING, "ring_size": ring.RING_SIZE, "go": ring.GO, "done": ring.DONE,
         "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT, "shares": len(mounts),
+        "swap": int(swaps),
     }  # fmt: skip
     for number, share in enumerate(mounts):
         words[f"most{number}"] = share.most * f.PMD_SIZE % _WORD
@@ -260,13 +275,15 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     if "gigantic" in themes:
         pool = (*_pages("1G", GIGANTIC_PAGES), *_pages("2M", PAGES))
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
-    files = {"ksm": SETTINGS, "group": memory_group.IN_GUESTS}
+    files = {"ksm": {"ksm": SETTINGS}, "group": memory_group.IN_GUESTS}
     for theme in files.keys() & set(themes):
-        arguments += [f"{theme}:{name}={value}" for name, value in files[theme].items()]
+        for prefix, settings in files[theme].items():
+            arguments += [f"{prefix}:{name}={value}" for name, value in settings.items()]
     machine = qemu.GuestMachine(
         memory=_GIGANTIC_MEMORY if "gigantic" in themes else MEMORY,
         nr_cpus=1,
         cpu_has=("pdpe1gb",) if "gigantic" in themes else (),
+        disk=qemu.Disk(swap_file.SIZE, swap_file.header(swap_file.SIZE)) if swaps else None,
         boot_options=(
             "norandmaps", "nokaslr", *_NO_EXTRAS, *pool, "GLIBC_TUNABLES=glibc.pthread.rseq=0",
         ),
@@ -275,11 +292,6 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, len(mounts), memory_group.LIMIT >> 12 if "group" in themes else 0)
         try:
-            if "ksm" in themes and not carries(side.release, "6.6"):
-                raise UserError(
-                    f"smaps of {side.release} doesn't tell which pages are merged: theme ksm needs "
-                    "6.6 or newer"
-                )
             yield side
         finally:
             side.close()
@@ -318,6 +330,7 @@ class Hidden(NamedTuple):
     onfault: bool
     closed_huge: bool
     guards: bool
+    merged: bool
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -335,6 +348,9 @@ class Hidden(NamedTuple):
         if self.guards:
             vmas = tuple(vma._replace(flags=vma.flags.replace("gu ", "")) for vma in snapshot.vmas)
             snapshot = snapshot._replace(vmas=vmas)
+        if self.merged:
+            vmas = tuple(map(_without_merged, snapshot.vmas))
+            snapshot = snapshot._replace(vmas=vmas)
         if self.closed_huge:
             vmas = tuple(map(_without_closed_huge, snapshot.vmas))
             snapshot = snapshot._replace(vmas=vmas)
@@ -345,7 +361,13 @@ class Hidden(NamedTuple):
         return snapshot
 
 
-_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
+_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmSwap")
+
+
+def _without_merged(vma: ObservedVma) -> ObservedVma:
+    """Leave out how much of a VMA is merged."""
+    pairs = zip(ops.FIGURES, vma.figures, strict=True)
+    return vma._replace(figures=tuple(0 if name == "KSM" else value for name, value in pairs))
 
 
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
@@ -363,7 +385,8 @@ def hidden_by(release: str) -> Hidden:
     """Return what a release does not show: see the head of this file."""
     old = not carries(release, "6.2")
     unnamed = carries(release, "6.13") and not carries(release, "6.18")
-    return Hidden(not carries(release, "6.7"), old, old, not carries(release, "6.6"), unnamed)
+    before_6_6 = not carries(release, "6.6")
+    return Hidden(not carries(release, "6.7"), old, old, before_6_6, unnamed, before_6_6)
 
 
 class GuestModel(ModelSide):
@@ -379,20 +402,38 @@ class GuestModel(ModelSide):
         return list(map(self._hidden.step, steps)) if any(self._hidden) else steps
 
 
-def guest_scope(release: str) -> Scope:
-    """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
+def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
+    """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it.
+
+    asked: the themes that are asked for, else those that always run. Raises UserError for one that
+    is all about what a release is not asked of.
+    """
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
-    themes = COVERED.themes
-    if not carries(release, "6.12"):  # registering merged otherwise; some prctls are younger
-        younger = ("uffd", "uffd-move", "uffd-huge", "process")
+    themes, without = COVERED.themes, COVERED.without
+    if not carries(release, "6.12"):
+        # registering merged otherwise; some prctls are younger; file seals are judged from there on
+        younger = (*WATCHERS, "process", "memfd")
         themes = tuple(theme for theme in themes if theme not in younger)
-    if not carries(release, "6.12"):  # file seals are judged from there on
-        themes = tuple(theme for theme in themes if theme != "memfd")
+        without |= TO_WATCHED
+        if refused := next((theme for theme in asked if theme in WATCHERS), None):
+            raise UserError(
+                f"{release} registers with a userfaultfd otherwise than the model: theme {refused} "
+                "needs 6.12 or newer"
+            )
     spares_ring = not carries(release, "6.10")
     shares = COVERED.shares
     if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good
         shares = tuple(slot for slot in shares if ops.MOUNTS[ops.MOUNT_OF[slot]].least < 0)
-    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes, shares=shares)
+    return replace(
+        COVERED,
+        slots=slots,
+        spares_ring=spares_ring,
+        themes=tuple(asked) or themes,
+        shares=shares,
+        without=without,
+        fills=(ops.LITTLE, ops.MORE, ops.MUCH),
+        unmerges_first=not carries(release, "6.11"),  # a page looked for room while it held its own
+    )
 
 
 def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:

@@ -1,12 +1,16 @@
-"""A memory cgroup for as long as a run needs it: the bare processes are in it, and nobody else.
+"""Two memory cgroups for as long as a run needs them: the bare processes are in one of them.
 
-Both hierarchies are known: v1's `memory` and v2. What a process of the group may charge is bounded,
-and nothing of it goes to swap. The group is removed at the end, however the run ends (see `kept`);
-whoever should still be in it then is what a bare process has left, and is killed.
+Both hierarchies are known: v1's `memory` and v2. What a process of that group may charge is
+bounded, and nothing of it goes to swap. The other group is beside it, for children that fill it: of
+them some MiB may go to swap, where there is any, and where one outgrows that all are killed
+(memory.oom.group, v2). So nothing of a bare process is ever reclaimed: what is reclaimed depends on
+lists of pages. The groups are removed at the end, however the run ends (see `kept`); whoever should
+still be in one then is what a bare process has left, and is killed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +21,27 @@ from zaplock.oracle.kept import kept
 
 LIMIT = 64 << 20
 """Bytes: far more than a sequence of the generator uses besides what it fills on purpose."""
-IN_GUESTS = {
-    "memory.max": LIMIT, "memory.high": LIMIT - (2 << 20), "memory.swap.max": 0,
-    "memory.oom.group": 0,
+SWAPPED = 32 << 20
+"""Bytes of the other group that may be in swap."""
+OF_PROCESSES = {
+    "memory.limit_in_bytes": LIMIT, "memory.memsw.limit_in_bytes": LIMIT, "memory.max": LIMIT,
+    "memory.swap.max": 0, "memory.oom.group": 0,
 }  # fmt: skip
-"""What a guest's group is given, of v2. Who is beyond memory.high is made to sleep, the more the
-further beyond: here for tenths of a second before it is killed."""
+OF_CHILDREN = {
+    "memory.limit_in_bytes": LIMIT, "memory.memsw.limit_in_bytes": LIMIT + SWAPPED,
+    "memory.max": LIMIT, "memory.swap.max": SWAPPED, "memory.oom.group": 1,
+}  # fmt: skip
+"""What each group is given, of what its hierarchy has; the first two are v1's."""
+IN_GUESTS = {"group": {**OF_PROCESSES, "memory.high": LIMIT - (2 << 20)}, "filled": OF_CHILDREN}
+"""And in a guest. Who is beyond memory.high is made to sleep, the more the further beyond: here for
+tenths of a second before it is killed."""
+FILLED_IN_GUESTS = "/group/filled/cgroup.procs"
+"""Where guest_driver.c has the other group."""
 
 _GROUP = """
-import os, signal, time
-path, settings = sys.argv[1], dict(zip(sys.argv[2::2], sys.argv[3::2]))
-def remove():
+import json, os, signal, time
+groups = json.loads(sys.argv[1])
+def remove(path):
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -41,18 +55,24 @@ def remove():
                     for pid in map(int, file):
                         os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-def take():
+def make(path, settings):
     os.mkdir(path)
+    for name, value in settings.items():
+        if os.path.exists(os.path.join(path, name)):
+            with open(os.path.join(path, name), 'w') as file:
+                file.write(str(value))
+def give_back(_got):
+    for path in groups:
+        remove(path)
+def take():
     try:
-        for name, value in settings.items():
-            if os.path.exists(os.path.join(path, name)):
-                with open(os.path.join(path, name), 'w') as file:
-                    file.write(value)
+        for path, settings in groups.items():
+            make(path, settings)
     except OSError:
-        os.rmdir(path)
+        give_back(1)
         raise
     return 1
-keep(take, lambda _got: remove())
+keep(take, give_back)
 """
 
 _joined: list[Path] = []
@@ -66,6 +86,25 @@ def joined() -> Path | None:
 def limit_pages() -> int:
     """Return how many pages that group may charge, 0 where there is no group."""
     return LIMIT >> 12 if _joined else 0
+
+
+def filled_by() -> str:
+    """Return the file by which a process joins the other group, "" where there is none."""
+    return str(_filled(_joined[-1]) / "cgroup.procs") if _joined else ""
+
+
+def filled_pages(free_swap_pages: int) -> int:
+    """Return how many pages the members of the other group may have, in memory and swap."""
+    return (LIMIT >> 12) + min(SWAPPED >> 12, free_swap_pages)
+
+
+def kills_all() -> bool:
+    """Return whether all members of the other group are killed where one is."""
+    return bool(_joined) and (_filled(_joined[-1]) / "memory.oom.group").exists()
+
+
+def _filled(group: Path) -> Path:
+    return group.with_name(f"{group.name}-filled")
 
 
 def hierarchy(mounts: Path = Path("/proc/mounts")) -> Path | None:
@@ -94,14 +133,16 @@ def check_group() -> None:
 
 @contextmanager
 def memory_group() -> Iterator[Path]:
-    """Make a group whose processes may charge LIMIT bytes. Raises UserError where it can't be."""
+    """Make a group whose processes may charge LIMIT bytes, and the other one beside it.
+
+    Raises UserError where they can't be made.
+    """
     check_group()
     where = hierarchy()
     assert where is not None
     path = where / f"zaplock-oracle-{os.getpid()}"
-    names = ("memory.limit_in_bytes", "memory.max", "memory.memsw.limit_in_bytes")
-    settings = [part for name in names for part in (name, str(LIMIT))]
-    with kept(_GROUP, path, *settings, "memory.swap.max", "0") as got:
+    groups = {str(path): OF_PROCESSES, str(_filled(path)): OF_CHILDREN}
+    with kept(_GROUP, json.dumps(groups)) as got:
         if got < 0:
             raise UserError(
                 f"can't make {path} ({os.strerror(-got)}): be root, or leave the theme group out"

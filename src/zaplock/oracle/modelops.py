@@ -11,6 +11,7 @@ from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
+from zaplock.advice import MADV_HWPOISON, MADV_SOFT_OFFLINE
 from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model.step import Task
@@ -131,6 +132,9 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         return CallOutcome(-14)
     if length == 0:
         refused = _refused_process_madvise(w.cx, advice)
+        if not refused and w.cx.design.process_advice_first:
+            is_there = advice in _INJECTED or madvise.is_known(w.cx.design, advice)
+            refused = 0 if is_there else -EINVAL
         if refused:
             return CallOutcome(refused)
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
@@ -144,6 +148,10 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
     return CallOutcome(result or length)
+
+
+_INJECTED = (MADV_HWPOISON, MADV_SOFT_OFFLINE)
+"""Advice that takes pages away for good: it is known, but never given a range here."""
 
 
 def _refused_process_madvise(cx: Cx, advice: int) -> int:
@@ -272,14 +280,24 @@ def _clear_refs(w: World, calls: Any, kind: int) -> CallOutcome:
 
 
 def _fill_memory(w: World, calls: Any, size: int, how: int) -> CallOutcome:
-    """Fork, let the child fill memory, and return how it ended."""
+    limit = w.environment.group_pages
+    return _in_child(w, calls, lambda cx: memory_group.fill_memory(cx, size, how, limit))
+
+
+def _fill_group(w: World, calls: Any, size: int) -> CallOutcome:
+    """The member beside the child has nothing that anybody else sees, and is not made here."""
+    limit, kills_all = w.environment.filled_pages, w.environment.kills_all
+    return _in_child(w, calls, lambda cx: memory_group.fill_group(cx, size, limit, kills_all))
+
+
+def _in_child(w: World, calls: Any, program: Callable[[Cx], Any]) -> CallOutcome:
+    """Fork, let the child run a program to its end, and return what that returned."""
     child = w.next_child()
     if result := run(w.machine, w.task, fork.fork(w.cx, child), calls):
         return CallOutcome(result)
     task = Task(2, child, "child")
     cx = Cx(w.cx.design, task, limits=w.cx.limits)
-    program = memory_group.fill_memory(cx, size, how, w.environment.group_pages)
-    signal = run(w.machine, task, program)
+    signal = run(w.machine, task, program(cx))
     run(w.machine, task, exit.exit_process(cx))
     return CallOutcome(signal)
 
@@ -403,6 +421,7 @@ OPERATIONS: dict[str, Operation] = {
     "into_child": _into_child,
     "crowd": _crowd,
     "fill_memory": _fill_memory,
+    "fill_group": _fill_group,
     "clear_refs": _clear_refs,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,

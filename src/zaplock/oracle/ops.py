@@ -79,6 +79,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "huge_fallocate": ("file", "mode", "offset", "length"),  # of HUGE_FILES
     "huge_room": ("file",),  # how many pages more a mount lets its files have, by fstatfs
     "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
+    "fill_group": ("size",),  # in a group of its own, beside a member: how both have ended
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "ksm_unmerge": (),  # and undoes that everywhere
     "ksm_zero_pages": ("enable",),
@@ -167,8 +168,9 @@ def file_tag(slot: int, page: int) -> int:
     return (slot + 1) << 32 | (page + 1)
 
 
-LITTLE, MUCH = 16 << 20, 128 << 20
-"""Bytes for `fill_memory`: within and beyond what a group may charge (memory_group.LIMIT)."""
+LITTLE, MORE, MUCH = 16 << 20, 80 << 20, 128 << 20
+"""Bytes for `fill_memory`: within and beyond what a group may charge (memory_group.LIMIT). MORE is
+for `fill_group`: within that and what may be in swap (memory_group.SWAPPED)."""
 
 FORKS = ("fork", "into_child")
 KSM_WRITES = ("ksm_unmerge", "ksm_zero_pages", "ksm_most")
@@ -327,7 +329,9 @@ class Environment:
     writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
     shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
     same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
-    cgroup of the process may charge, 0 for one that is not the oracle's.
+    cgroup of the process may charge, 0 for one that is not the oracle's; filled_pages: how many the
+    members of the group beside may have, in memory and swap; kills_all: all of them are killed
+    where one is.
     shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
     huge_faults: which mappings get huge pages by faults (machine_settings.HUGE_FAULTS): 0 none,
@@ -349,6 +353,8 @@ class Environment:
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    filled_pages: int
+    kills_all: bool
     has_mounts: bool
     huge_faults: int
     shows_peak: bool

@@ -7,7 +7,7 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.composed_calls import COMPOSED, crowd
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.program_builder import WORD_MASK, Builder, with_refs
-from zaplock.oracle.program_forks import fork, into_child
+from zaplock.oracle.program_forks import fill_group, fork, into_child
 from zaplock.oracle.program_setup import HUGE_FILE_FDS, ProgramNames
 
 MAX_SEEN = ring.SCRATCH_SIZE  # pages of mincore's vector
@@ -62,6 +62,8 @@ def _one(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
     if op.name in _CALLED:
         return with_refs(b, op, _entry(index, op), results)
     arguments = _arguments(index, op)
+    if op.name == "fill_group":
+        return fill_group(b, arguments[0], names.filled_group)
     if op.name == "crowd":
         return crowd(b, names.max_map_count - 1 - arguments[0])
     return COMPOSED[op.name](b, op, arguments, results)

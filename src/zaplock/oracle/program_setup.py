@@ -42,7 +42,8 @@ class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
     `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS.
-    `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
+    `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
+    file by which a process joins the group of `fill_group`. `cpu`: where a
     sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
     swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
@@ -50,6 +51,7 @@ class ProgramNames(NamedTuple):
     files: tuple[int, ...]
     filled: int
     meminfo: int
+    filled_group: int
     ksm: KsmNames
     max_map_count: int
     huge_files: dict[int, int]

@@ -39,6 +39,8 @@ class ProcessFacts(NamedTuple):
     gigantic_pages: int
     swap_pages: int
     group_pages: int
+    filled_pages: int
+    kills_all: bool
     has_mounts: bool
     huge_faults: int
     shows_peak: bool
@@ -66,7 +68,9 @@ class RealSide:
         self._surroundings = MachineWatch()
         self._merging = MergingTurn()
         self._disk = _nameless("disk")
-        self._names, self._strings = file_names(self._disk, _sysctl("max_map_count"))
+        self._names, self._strings = file_names(
+            self._disk, _sysctl("max_map_count"), memory_group.filled_by()
+        )
         self._begin()
         for _ in range(_MOST_STARTS):
             if not (changed := self._surroundings.changed_since(0)):
@@ -97,6 +101,8 @@ class RealSide:
             gigantic_pages=self._surroundings.free_at_first(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
+            filled_pages=memory_group.filled_pages(free_swap_pages()),
+            kills_all=memory_group.kills_all(),
             has_mounts=self._mounts is not None,
             huge_faults=machine_settings.huge_faults(),
             shows_peak=True,
@@ -302,8 +308,11 @@ class RealSide:
         self._surroundings.close()
 
 
-def file_names(disk: int, max_map_count: int) -> tuple[ProgramNames, bytes]:
-    """Lay out the names of the files for the ring, `disk` being open under that number."""
+def file_names(disk: int, max_map_count: int, filled: str) -> tuple[ProgramNames, bytes]:
+    """Lay out the names of the files for the ring, `disk` being open under that number.
+
+    `filled`: the file by which a process joins the group that is filled.
+    """
     data, where = ring.strings(
         {
             **dict(zip(ops.FILES, ops.FILES, strict=True)),
@@ -311,6 +320,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[ProgramNames, bytes]:
             "zero": "/dev/zero",
             "filled": f"/proc/self/fd/{ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT}",
             "meminfo": "/proc/meminfo",
+            "filled_group": filled,
             "ksm_run": f"{KSM}/run",
             "ksm_scans": f"{KSM}/full_scans",
             "ksm_zero_pages": f"{KSM}/use_zero_pages",
@@ -324,6 +334,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[ProgramNames, bytes]:
         files,
         where["filled"],
         where["meminfo"],
+        where["filled_group"],
         KsmNames(*(where[f"ksm_{name}"] for name in KsmNames._fields)),
         max_map_count,
         {slot: where[name] for slot, (name, _) in ops.HUGE_FILES.items()},

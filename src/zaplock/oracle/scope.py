@@ -27,7 +27,9 @@ class Scope:
     """What to leave out, because the other side does not cover it (see docs/fidelity.md).
 
     `slots`: the files that there are; `shares`: and those on mounts of hugetlbfs. `spares_ring`:
-    keep away from the ring, where no seal does.
+    keep away from the ring, where no seal does. `fills`: how much a group is filled with; ops.MORE
+    is for guests, since where writing to swap is slow the kernel kills before swap is full.
+    `unmerges_first`: all merging is undone before ksmd scans, as with a low max_page_sharing.
     """
 
     without: frozenset[str] = frozenset()
@@ -37,6 +39,8 @@ class Scope:
     slots: tuple[int, ...] = tuple(range(len(ops.FILES)))
     shares: tuple[int, ...] = tuple(ops.MOUNT_OF)
     spares_ring: bool = False
+    fills: tuple[int, ...] = (ops.LITTLE, ops.MUCH)
+    unmerges_first: bool = False
 
 
 EVERYTHING = Scope()

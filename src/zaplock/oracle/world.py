@@ -89,7 +89,8 @@ class World:
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
-        self.machine.globals.put("swap_free", environment.swap_pages)
+        swaps = not environment.group_pages  # that group may have nothing in swap
+        self.machine.globals.put("swap_free", environment.swap_pages if swaps else 0)
         if follows_references:
             self.machine.globals.put("references", 1)
         self.machine.uffd_modes.put(UFFD, "sigbus")

@@ -146,6 +146,8 @@ class Design:
     finds_zeros: bool = False
     ksm_zeros_first: bool = False
     ksm_marks_zeros: bool = False
+    ksm_finds_closed: bool = True
+    unmerges_closed: bool = True
     collapse_passes_holes: bool = False
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True
@@ -167,6 +169,7 @@ class Design:
     merges_anew: bool = False
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
+    process_advice_first: bool = False
     droppable: bool = False
     watches_droppable: bool = True
     uffd_keeps_wp: bool = False

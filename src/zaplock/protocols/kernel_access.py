@@ -294,7 +294,7 @@ def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
     assert frame is not None
     if frame.kind == "ksm":
         handle = lookup(m, space, address)
-        ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1)
+        ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1, closed_too=True)
     elif frame.forked and is_own(frame):
         pages = PAGES_PER_PMD if pte.kind == "thp" else 1
         first = vpn - vpn % pages + pte.delta

@@ -68,7 +68,7 @@ async def set_mergeable(cx: Cx, handle: int, enable: bool) -> None:
     if enable and not vma.flags & (VM_MERGEABLE | UNMERGEABLE):
         await change_flags(handle, vma.flags | VM_MERGEABLE)
     elif not enable and vma.flags & VM_MERGEABLE:
-        await unmerge_ksm_pages(vma, vma.start, vma.end)
+        await unmerge_ksm_pages(vma, vma.start, vma.end, cx.design.unmerges_closed)
         await change_flags(handle, vma.flags & ~VM_MERGEABLE)
 
 
@@ -81,24 +81,32 @@ def change_flags(m: Machine, _task: Task, handle: int, flags: int) -> None:
 
 
 @step
-def unmerge_ksm_pages(m: Machine, task: Task, vma: Vma, low: int, high: int) -> None:
+def unmerge_ksm_pages(
+    m: Machine, task: Task, vma: Vma, low: int, high: int, closed_too: bool
+) -> None:
     """Give addresses [low, high) of a mergeable VMA pages of their own again."""
     if vma.flags & VM_MERGEABLE and vma.anon_vma:
-        ksm.unmerge(m, task, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+        ksm.unmerge(m, task, vma, first, last, closed_too=closed_too)
 
 
 async def ksm_scan(cx: Cx) -> int:
     """Let ksmd scan everything, which nobody changes meanwhile, until it merges no more."""
     design = cx.design
     await merge_pages(
-        ksm.ScanRules(design.finds_zeros, design.ksm_zeros_first, design.ksm_marks_zeros)
+        ksm.ScanRules(
+            design.finds_zeros,
+            design.ksm_zeros_first,
+            design.ksm_marks_zeros,
+            design.ksm_finds_closed,
+        )
     )
     return 0
 
 
 async def ksm_unmerge(cx: Cx) -> int:
     """Write 2 to KSM's `run`: what was merged is undone in all processes, and may merge anew."""
-    await unmerge_all()
+    await unmerge_all(cx.design.unmerges_closed)
     return 0
 
 
@@ -127,10 +135,9 @@ def merge_pages(m: Machine, task: Task, rules: ksm.ScanRules) -> None:
 
 
 @step
-def unmerge_all(m: Machine, task: Task) -> None:
+def unmerge_all(m: Machine, task: Task, closed_too: bool) -> None:
     """Give all mergeable VMAs pages of their own again."""
-    for vma in ksm.mergeable_vmas(m):
-        ksm.unmerge(m, task, vma, vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
+    ksm.unmerge_all(m, task, closed_too=closed_too)
 
 
 @step

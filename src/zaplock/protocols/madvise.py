@@ -143,7 +143,7 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
         if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
             return 0
         if not error and advice == f.MADV_UNMERGEABLE:
-            await unmerge_ksm_pages(vma, low, high)
+            await unmerge_ksm_pages(vma, low, high, cx.design.unmerges_closed)
         if error or flags == vma.flags:
             return error
         modified = await modify_vma(cx, handle, low, high, flags)

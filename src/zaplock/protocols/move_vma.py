@@ -124,7 +124,8 @@ async def move(
             return MremapResult(handle)
         vma = await read_vma(handle)
     if vma.flags & VM_MERGEABLE:
-        await unmerge_ksm_pages(vma, r.address, r.address + r.old_length)
+        closed_too = cx.design.unmerges_closed
+        await unmerge_ksm_pages(vma, r.address, r.address + r.old_length, closed_too)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     if await no_memory(cx):

@@ -16,7 +16,7 @@ error that passes.
 A guest may be hostile, and QEMU is what stands between it and this machine. So QEMU has no device
 but those that the probe needs, may start no program and gain no right (-sandbox, no_new_privs), and
 where root starts it, it runs as `nobody` in a folder that holds nothing but the guest's own files:
-a copy of the kernel, the root file system, the capsule and the console.
+a copy of the kernel, the root file system, the capsule, the console and its disk, if it has one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from zaplock.compiled import cache
 from zaplock.errors import UserError
@@ -79,11 +79,19 @@ def _silent(_phase: str) -> None:
     pass
 
 
+class Disk(NamedTuple):
+    """A disk of so many bytes that is gone with its guest: `head`, then zeroes."""
+
+    size: int
+    head: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class GuestMachine:
     """The guest's hardware. `memory` in bytes; `shift` matters in an exact guest only.
 
     cpu_has: features of an emulated CPU besides those that every x86-64 has, by QEMU's names.
+    disk: what an NVMe disk holds at first, none without; Debian's kernels have its driver built in.
     """
 
     memory: int
@@ -92,6 +100,7 @@ class GuestMachine:
     shift: int = EXACT_SHIFT
     boot_options: tuple[str, ...] = ()
     cpu_has: tuple[str, ...] = ()
+    disk: Disk | None = None
 
 
 def program() -> str:
@@ -132,7 +141,7 @@ def _run(
     progress: Progress,
 ) -> capsule.Capsule:
     with Scratch("guest") as folder:
-        user = _lay_out(folder, kernel, build.probe(), accelerator)
+        user = _lay_out(folder, kernel, build.probe(), accelerator, machine.disk)
         command = _command(kernel, machine, arguments, accelerator, folder)
         status, said = _supervised(command, folder, limit_s, progress, user)
         result = capsule.read(folder / "capsule")
@@ -166,7 +175,7 @@ def running(
     """
     accelerator = _accelerator(kernel)
     with Scratch("guest") as folder:
-        user = _lay_out(folder, kernel, init, accelerator)
+        user = _lay_out(folder, kernel, init, accelerator, machine.disk)
         with (folder / "said").open("w+b") as said:
             command = _command(kernel, machine, arguments, accelerator, folder)
             process = _started(command, folder, said, user)
@@ -177,8 +186,14 @@ def running(
                 process.wait()
 
 
-def _lay_out(folder: Path, kernel: Kernel, init: Path, accelerator: str) -> _User | None:
+def _lay_out(
+    folder: Path, kernel: Kernel, init: Path, accelerator: str, disk: Disk | None
+) -> _User | None:
     """Put what a guest needs into its folder; return whom QEMU is to run as (None: as we do)."""
+    if disk:
+        with (folder / "disk").open("wb") as file:
+            file.write(disk.head)
+            file.truncate(disk.size)
     capsule.make(folder / "capsule")
     (folder / "initramfs").write_bytes(initramfs.guest_root(init.read_bytes()))
     (folder / "kernel").write_bytes(kernel.content())
@@ -232,7 +247,14 @@ def _command(
         *("-object", memory_file, "-device", "ivshmem-plain,memdev=capsule"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
         *("-serial", f"file:{folder / 'console'}"),
+        *(_nvme(folder / "disk") if machine.disk else ()),
     ]
+
+
+def _nvme(disk: Path) -> tuple[str, ...]:
+    """Return the options for a disk that is a file; nobody needs it after the guest."""
+    file = f"driver=file,filename={disk},node-name=disk,cache.no-flush=on"
+    return "-blockdev", file, "-device", "nvme,drive=disk,serial=1"
 
 
 def _supervised(
@@ -296,9 +318,10 @@ def _let_in(folder: Path, user: _User) -> None:
     for name in ("initramfs", "kernel"):
         os.chown(folder / name, 0, user.gid)
         (folder / name).chmod(0o640)
-    for name in ("capsule", "console"):
-        os.chown(folder / name, user.uid, user.gid)
-        (folder / name).chmod(0o600)
+    for name in ("capsule", "console", "disk"):
+        if (folder / name).exists():
+            os.chown(folder / name, user.uid, user.gid)
+            (folder / name).chmod(0o600)
 
 
 def _what_failed(
