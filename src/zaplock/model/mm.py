@@ -209,10 +209,16 @@ class Mm:
             raise KeyError(f"an mm has no counter {counter!r}; it has {', '.join(COUNTERS)}")
         return 0
 
+    def raise_mark(self, mark: Counter, value: int) -> None:
+        """Keep a high-water mark."""
+        if value > self.count(mark):
+            self.counters.put(mark, value)
+
     @property
     def rss(self) -> int:
         """Pages resident: anonymous, file and shmem."""
-        return self.count("rss_anon") + self.count("rss_file") + self.count("rss_shmem")
+        count = self.counters.data.get
+        return count("rss_anon", 0) + count("rss_file", 0) + count("rss_shmem", 0)
 
 
 def change_limits(space: Mm, limits: ResourceLimits) -> None:

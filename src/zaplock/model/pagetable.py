@@ -153,10 +153,15 @@ def zap(
     Entries of the kinds `spares` stay; with REARM among them, what is write-protected leaves a
     marker of that.
     """
-    split_huge_at(m, task, space, first)
-    split_huge_at(m, task, space, last)
+    runs = space.ptes.overlapping(first, last)
+    if not runs:
+        return 0
+    if "thp" in (outermost := (runs[0][2].kind, runs[-1][2].kind)) or "zero_thp" in outermost:
+        split_huge_at(m, task, space, first)
+        split_huge_at(m, task, space, last)
+        runs = space.ptes.overlapping(first, last)
     cleared = 0
-    for low, high, pte in space.ptes.overlapping(first, last):
+    for low, high, pte in runs:
         kind = pte.kind
         if kind in spares:
             continue

@@ -344,23 +344,27 @@ def _kept(make: Callable[[Lock], LockStep]) -> Callable[[Lock], LockStep]:
     action, write, killable = one.action, one.write, one.killable
 
     def at_once(machine: Machine, task: Task, lock: Lock) -> int:
-        locks = machine.locks
-        sem = locks.data.get(lock, FREE)
-        if sem is FREE and action == "down":
-            locks.put(lock, _only_holder(task.tid, write))
-            return 0
-        if action == "up" and sem is _only_holder(task.tid, write):
-            locks.put(lock, FREE)
-            return 0
         if killable and ends_wait(machine, task, lock, write):
             return EINTR_RESULT
         return _at_once(machine, task, action, lock, write)
+
+    def down_at_once(machine: Machine, task: Task, lock: Lock) -> int:
+        if machine.locks.data.get(lock, FREE) is not FREE:
+            return at_once(machine, task, lock)
+        machine.locks.put(lock, _only_holder(task.tid, write))
+        return 0
+
+    def up_at_once(machine: Machine, task: Task, lock: Lock) -> int:
+        if machine.locks.data.get(lock, FREE) is not _only_holder(task.tid, write):
+            return at_once(machine, task, lock)
+        machine.locks.put(lock, FREE)
+        return 0
 
     @wraps(make)
     def step_of(lock: Lock) -> LockStep:
         return kept(lock) if watching.watch is None else make(lock)
 
-    TAKEN_ALONE[step_of] = at_once
+    TAKEN_ALONE[step_of] = {"down": down_at_once, "up": up_at_once}.get(action, at_once)
     return step_of
 
 

@@ -62,8 +62,8 @@ class Gather(msgspec.Struct, frozen=True):
 
 def note_peak(m: Machine, space: Mm) -> None:
     """Keep the peak of resident memory (update_hiwater_rss), where that is followed."""
-    if m.globals.get("peaks", 0) and space.rss > space.count("hiwater_rss"):
-        space.counters.put("hiwater_rss", space.rss)
+    if m.globals.get("peaks", 0):
+        space.raise_mark("hiwater_rss", space.rss)
 
 
 @step
@@ -72,8 +72,9 @@ def tlb_gather_mmu(m: Machine, task: Task, mm: int, first: int, last: int) -> in
 
     The peak of resident memory is noted before, where that is followed.
     """
-    note_peak(m, m.mm(mm))
-    m.mm(mm).add("tlb_flush_pending", 1)
+    space = m.mm(mm)
+    note_peak(m, space)
+    space.add("tlb_flush_pending", 1)
     gather = m.new_handle(task, "gather")
     m.gathers.put(gather, Gather(mm, first, last))
     return gather

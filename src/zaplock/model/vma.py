@@ -253,11 +253,18 @@ def forbid_torn_down(m: Machine, task: Task, mm: int, start: int, end: int) -> N
 def remove(m: Machine, task: Task, handle: int) -> Vma:
     """Take a VMA out of the tree; it lives on, detached."""
     vma = vma_of(m, task, handle)
+    detach(m, handle, vma)
+    return vma
+
+
+def detach(m: Machine, handle: int, vma: Vma) -> Vma:
+    """Take a VMA, with its fields, out of the tree; return what it is now."""
     space = m.mm(vma.mm)
     space.tree.drop(vma.start)
     space.add("map_count", -1)
-    m.vmas.put(handle, change(vma, attached=False))
-    return vma
+    detached = change(vma, attached=False)
+    m.vmas.put(handle, detached)
+    return detached
 
 
 def free(m: Machine, task: Task, handle: int) -> None:
@@ -423,8 +430,9 @@ def absorb(m: Machine, task: Task, left: int, right: int, paid: bool = False) ->
     first, second = vma_of(m, task, left), vma_of(m, task, right)
     if not paid:
         m.spend("vma_merge")
-    remove(m, task, right)
-    unlink_rmap(m, task, right)
+    detach(m, right, second)
+    if second.file:
+        unlink_vma(m, second.file, right)
     free(m, task, right)
     donor = first if first.anon_vma else second
     grown = change(
@@ -458,24 +466,22 @@ def merge_around(
     It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
     they merge with the `untouched` too (6.16).
     """
-    original = vma_of(m, task, handle)
-
-    def joins(neighbour: int) -> bool:
-        other = vma_of(m, task, neighbour)
-        return neighbour != apart and (untouched or accepts(original, other))
-
-    vma = vma_of(m, task, handle)
+    original = vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     neighbour = None
     left = previous(space, vma.start)
-    if left and joins(left) and can_merge(m, vma_of(m, task, left), vma):
-        neighbour = vma_of(m, task, left)
-        handle = absorb(m, task, left, handle, new)
-        vma, new = vma_of(m, task, handle), False
+    if left and left != apart:
+        before = vma_of(m, task, left)
+        if can_merge(m, before, vma) and (untouched or accepts(original, before)):
+            neighbour = before
+            handle = absorb(m, task, left, handle, new)
+            vma, new = vma_of(m, task, handle), False
     right = following(space, vma.end)
-    if right and joins(right) and can_merge(m, vma, vma_of(m, task, right)):
-        neighbour = neighbour or vma_of(m, task, right)
-        handle = absorb(m, task, handle, right, new)
+    if right and right != apart:
+        behind = vma_of(m, task, right)
+        if can_merge(m, vma, behind) and (untouched or accepts(original, behind)):
+            neighbour = neighbour or behind
+            handle = absorb(m, task, handle, right, new)
     if neighbour and mark != "any":
         keep_mark(m, task, handle, neighbour if mark == "neighbour" else original)
     return handle

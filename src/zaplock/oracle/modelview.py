@@ -6,7 +6,8 @@ The view is a reader only. It walks the VMAs once and their page-table runs with
 from __future__ import annotations
 
 import struct
-from operator import attrgetter, itemgetter, sub
+from itertools import compress, repeat
+from operator import attrgetter, ne, sub
 from signal import SIGSEGV
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from zaplock.model.machine import Machine
 from zaplock.model.mm import Counter, Pte
 from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
-from zaplock.model.store import Cells, RangeMap
+from zaplock.model.store import RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import FILE, LONG_REGION, MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
@@ -68,22 +69,6 @@ class _Seen(NamedTuple):
     tags: bytes
 
 
-class _Copy:
-    """What cells were when they were last asked about."""
-
-    __slots__ = ("_copy", "_data")
-
-    def __init__(self, cells: Cells[Any, Any]) -> None:
-        self._data, self._copy = cells.data, dict[Any, Any]()
-
-    def is_old(self) -> bool:
-        """Return whether the cells differ from the copy, and copy them again."""
-        if self._data == self._copy:
-            return False
-        self._copy = self._data.copy()
-        return True
-
-
 class _Walk:
     """The runs of a page table by VMA, as `overlapping` has them, in one go upwards."""
 
@@ -120,14 +105,19 @@ class ModelView:
     def __init__(
         self, machine: Machine, mm: int, ring: int, parent: ModelView | None = None
     ) -> None:
-        self._machine, self._space, self._ring = machine, machine.mm(mm), ring
+        space = machine.mm(mm)
+        self._machine, self._space, self._ring = machine, space, ring
         self._shared: dict[int, str] = parent._shared if parent else {}
         self._base: tuple[int, ...] = parent._base if parent else ()
         self._seen: dict[int, _Seen] = {}
-        self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
-        self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
-        self._content, self._aging = _Copy(machine.content), _Copy(machine.aging)
-        self._counts = _Copy(self._space.counters)
+        self._cells: list[dict[Any, Any]] = [
+            cells.data
+            for cells in (
+                space.tree, machine.vmas, space.ptes, machine.frames, machine.content, machine.aging
+            )
+        ]  # fmt: skip
+        self._copies: list[dict[Any, Any]] = []  # of these, as they were at the last snapshot
+        self._counts: tuple[int, ...] = ()
         self._regions: list[int] = []
         self._packed = b""
         self._last: Snapshot | None = None
@@ -141,7 +131,8 @@ class ModelView:
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
-        self._base = self._counters()
+        self._counts = tuple(map(self._space.counters.data.get, _COUNTED, repeat(0)))
+        self._base = self._in_kb()[0]
 
     def afresh(self, machine: Machine | None = None) -> ModelView:
         """Return a view with the same baseline that remembers nothing, of another machine maybe."""
@@ -153,34 +144,29 @@ class ModelView:
 
     def snapshot(self) -> Snapshot:
         """Read everything."""
-        # Every copy is asked, so that none stays old.
-        mapped = self._tree.is_old() | self._all_vmas.is_old()
-        framed = self._frames.is_old()
-        paged = self._ptes.is_old() | framed
-        written = self._content.is_old()
-        aged = self.shows_references and self._aging.is_old()
-        marked = (framed or aged) and self._shows_marks()
-        paged |= aged
-        counted = self._counts.is_old()
-        last = self._last
-        if last is not None and not (mapped or paged or written or counted):
+        last, cells, copies = self._last, self._cells, self._copies
+        counts = tuple(map(self._space.counters.data.get, _COUNTED, repeat(0)))
+        if cells == copies and counts == self._counts and last is not None:
             return last
-        if last is None or mapped or paged or written:
-            vmas, regions, tags = self._look(paged or written, written, marked)
-        else:
-            vmas, regions, tags = last[:3]
-        counters = tuple(map(sub, self._counters(), self._base))
-        if self._ring_locked:
-            counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
-        self._last = Snapshot(vmas, regions, tags, counters, self._peak(counters))
-        return self._last
-
-    def _peak(self, counters: tuple[int, ...]) -> tuple[int, int]:
-        """Return the peak of resident memory, twice; what the process had at first is not in it."""
-        if not self._machine.globals.get("peaks", 0):
-            return 0, 0
-        mark = self._space.counters.data.get("hiwater_rss", 0) * _KB - self._base[_VMRSS]
-        return (max(mark, counters[_VMRSS]),) * 2
+        self._counts = counts
+        if last is None:
+            copies += [cell.copy() for cell in cells]
+            last = self._last = Snapshot(*self._look(True, True, True), *self._counters())
+            return last
+        changed = list(map(ne, cells, copies))
+        for at in compress(range(len(cells)), changed):
+            copies[at] = cells[at].copy()
+        mapped, described, paged, framed, written, aged = changed
+        aged = aged and self.shows_references
+        paged = paged or framed or aged or written
+        seen: tuple[tuple[ObservedVma, ...], bytes, bytes] = last[:3]
+        if paged or mapped or described:
+            marked = (framed or aged) and self._shows_marks()
+            seen = self._look(paged, written, marked)
+        now = Snapshot(*seen, *self._counters())
+        if now != last:
+            last = self._last = now
+        return last
 
     def _shows_marks(self) -> bool:
         """Return whether pages have marks that show, and that may change where no entry does."""
@@ -408,22 +394,34 @@ class ModelView:
             return self._shared.setdefault(file, f"shared{len(self._shared)}")
         return name
 
-    def _counters(self) -> tuple[int, ...]:
-        counts = _COUNTS({**_AT_FIRST, **self._space.counters.data})
-        total, hiwater, anon, file, shmem, locked, data, stack, text, tables, swap, huge = counts
+    def _counters(self) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Return the counters, and the peak of resident memory twice, beyond the baseline."""
+        now, mark = self._in_kb()
+        counters = tuple(map(sub, now, self._base))
+        if self._ring_locked:
+            counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
+        if not self._machine.globals.get("peaks", 0):
+            return counters, (0, 0)
+        peak = max(mark - self._base[_VMRSS], counters[_VMRSS])
+        return counters, (peak, peak)
+
+    def _in_kb(self) -> tuple[tuple[int, ...], int]:
+        """Read the counters, and the mark that resident memory has left."""
+        total, highest, anon, file, shmem, locked, data, stack, text, tables, swap, huge, mark = (
+            self._counts
+        )
         return (
-            (total if total > hiwater else hiwater) * _KB, total * _KB, locked * _KB,
+            (total if total > highest else highest) * _KB, total * _KB, locked * _KB,
             0, (anon + file + shmem) * _KB, anon * _KB, file * _KB, shmem * _KB, data * _KB,
             stack * _KB, text * _KB, tables >> 10, swap * _KB, huge * _KB,
-        )  # fmt: skip
+        ), mark * _KB  # fmt: skip
 
 
-_AT_FIRST: dict[Counter, int] = {
-    "total_vm": 0, "hiwater_vm": 0, "rss_anon": 0, "rss_file": 0, "rss_shmem": 0, "locked_vm": 0,
-    "data_vm": 0, "stack_vm": 0, "exec_vm": 0, "pgtables_bytes": 0, "swap_ents": 0,
-    "hugetlb_usage": 0,
-}  # fmt: skip
-_COUNTS = itemgetter(*_AT_FIRST)
+_COUNTED: tuple[Counter, ...] = (
+    "total_vm", "hiwater_vm", "rss_anon", "rss_file", "rss_shmem", "locked_vm",
+    "data_vm", "stack_vm", "exec_vm", "pgtables_bytes", "swap_ents", "hugetlb_usage",
+    "hiwater_rss",
+)  # fmt: skip
 
 
 def _is_long(start: int, end: int) -> bool:

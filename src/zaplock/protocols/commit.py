@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def may_expand_vm(m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int) -> int:
     """Return 0, or -ENOMEM where RLIMIT_AS or RLIMIT_DATA would be passed."""
     space = m.mm(mm)
-    replaced = sum(
-        min(end, vma.end) - max(start, vma.start)
-        for vma in (vma_of(m, task, handle) for handle in overlapping(m, space, start, end))
-    )
+    replaced = 0
+    for handle in overlapping(m, space, start, end):
+        vma = vma_of(m, task, handle)
+        replaced += min(end, vma.end) - max(start, vma.start)
     return 0 if fits_limits(space, vm_flags, end - start - replaced >> PAGE_SHIFT) else -ENOMEM
 
 

@@ -36,7 +36,6 @@ from zaplock.protocols.teardown import (
     floor_and_ceiling,
     free_pgd_range,
     leave_tree_and_books,
-    raise_mark,
     tlb_finish_mmu,
 )
 
@@ -88,7 +87,7 @@ def zap_borders(m: Machine, task: Task, mm: int, batch: int, start: int, end: in
     first, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
     low, high = whole_tables(start, end)
     space = m.mm(mm)
-    raise_mark(m, mm, "hiwater_rss", space.rss)
+    space.raise_mark("hiwater_rss", space.rss)
     zap(m, task, space, batch, first, low)
     zap(m, task, space, batch, high, last)
 

@@ -400,5 +400,9 @@ def may_grow_into(m: Machine, task: Task, mm: int, start: int, end: int) -> bool
 @step
 def count_locked(m: Machine, task: Task, handles: Handles) -> int:
     """Count the pages of the locked VMAs among these."""
-    vmas = [vma_of(m, task, handle) for handle in handles]
-    return sum(vma.nr_pages for vma in vmas if vma.flags & VM_LOCKED)
+    locked = 0
+    for handle in handles:
+        vma = vma_of(m, task, handle)
+        if vma.flags & VM_LOCKED:
+            locked += vma.nr_pages
+    return locked

@@ -38,8 +38,10 @@ async def seal_in_range(cx: Cx, start: int, end: int) -> bool:
 @step
 def any_sealed(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
     """Return whether a VMA of the range is sealed."""
-    handles = find_vmas.run(m, task, mm, start, end)
-    return any(vma_of(m, task, handle).flags & VM_SEALED for handle in handles)
+    for handle in find_vmas.run(m, task, mm, start, end):
+        if vma_of(m, task, handle).flags & VM_SEALED:
+            return True
+    return False
 
 
 ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC

@@ -40,11 +40,11 @@ from zaplock.model.vma import (
     Vma,
     account_parts,
     change,
+    detach,
     following,
     free,
     previous,
     read_vma,
-    remove,
     unlink_rmap,
     vma_of,
 )
@@ -76,7 +76,7 @@ def begin_unmap(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
     """tlb_gather_mmu and update_hiwater_rss; from here on the range is being torn down."""
     gather = tlb_gather_mmu.run(m, task, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     space = m.mm(mm)
-    raise_mark(m, mm, "hiwater_rss", space.rss)
+    space.raise_mark("hiwater_rss", space.rss)
     space.teardown.put(gather, (start, end))
     return gather
 
@@ -85,13 +85,6 @@ def begin_unmap(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
 def end_unmap(m: Machine, _task: Task, mm: int, gather: int) -> None:
     """The range is no longer torn down."""
     m.mm(mm).teardown.drop(gather)
-
-
-def raise_mark(m: Machine, mm: int, mark: Counter, value: int) -> None:
-    """Keep a high-water mark."""
-    space = m.mm(mm)
-    if value > space.count(mark):
-        space.counters.put(mark, value)
 
 
 async def unmap_vmas(
@@ -332,7 +325,7 @@ def detach_vmas_to_be_unmapped(m: Machine, task: Task, handles: Handles) -> None
         vma = vma_of(m, task, handle)
         assert_write_locked(m, task, vma, "the tree at")
         m.spend("vma_detach")
-        remove(m, task, handle)
+        detach(m, handle, vma)
 
 
 def leave_tree_and_books(m: Machine, task: Task, handle: int) -> Vma:
@@ -340,14 +333,14 @@ def leave_tree_and_books(m: Machine, task: Task, handle: int) -> Vma:
     vma = vma_of(m, task, handle)
     assert_write_locked(m, task, vma, "the tree at")
     m.spend("vma_detach")
-    remove(m, task, handle)
+    left = detach(m, handle, vma)
     space = m.mm(vma.mm)
-    raise_mark(m, vma.mm, "hiwater_vm", space.count("total_vm"))
+    space.raise_mark("hiwater_vm", space.count("total_vm"))
     space.add("total_vm", -vma.nr_pages)
     account_parts(space, vma.flags, vma.file, -vma.nr_pages)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", -vma.nr_pages)
-    return vma_of(m, task, handle)
+    return left
 
 
 async def remove_vma_list(cx: Cx, handles: Handles) -> None:
@@ -396,7 +389,8 @@ def close_vma(m: Machine, task: Task, handle: int) -> None:
 @step
 def raise_hiwater_vm(m: Machine, _task: Task, mm: int) -> None:
     """Keep the high-water mark of total_vm before it falls."""
-    raise_mark(m, mm, "hiwater_vm", m.mm(mm).count("total_vm"))
+    space = m.mm(mm)
+    space.raise_mark("hiwater_vm", space.count("total_vm"))
 
 
 @step
