@@ -76,7 +76,8 @@ OF_STATUS, IN_RECORDS = 1, 2  # what READ and SMAPS read, and how they tell what
 ENTRY = 64
 RESULT = 56  # where in an entry its result is
 
-_PACK = struct.Struct("<IIQQQQQQQ").pack
+PACK = struct.Struct("<IIQQQQQQQ").pack
+"""Packs an entry: handler, `number` (see `entry`), six arguments, 0 where its result will be."""
 _PADDING = tuple((0,) * (7 - count) for count in range(7))
 
 
@@ -85,9 +86,9 @@ def entry(handler: int, *arguments: int, number: int = 0) -> bytes:
 
     `number` is the system call's, or how a file is read (OF_STATUS, IN_RECORDS).
     """
-    return _PACK(handler, number, *arguments, *_PADDING[len(arguments)])
+    return PACK(handler, number, *arguments, *_PADDING[len(arguments)])
 
 
 def syscall(number: int, *arguments: int) -> bytes:
     """Pack the entry of one system call."""
-    return _PACK(SYSCALL, number, *arguments, *_PADDING[len(arguments)])
+    return PACK(SYSCALL, number, *arguments, *_PADDING[len(arguments)])
