@@ -37,6 +37,7 @@ from zaplock.oracle import (
     ksm,
     memory_group,
     ops,
+    program,
     ring,
     script,
     seeded_faults,
@@ -198,6 +199,7 @@ def test_an_observation_that_is_as_before_needs_one_before() -> None:
 def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
     pick, kept = random.Random(5), Parser()
     starts: list[int] = []
+    before: list[bytes] = []
     for _ in range(300):
         if starts and pick.random() < 0.4:
             starts.remove(pick.choice(starts))
@@ -205,11 +207,58 @@ def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
             starts = sorted({*starts, pick.randrange(1, 30) * ring.PAGE})
         locked = frozenset(pick.sample([*starts, ring.RING], pick.randint(0, 2)) if starts else ())
         texts = [_smaps_of(start, start in locked) for start in (*starts, ring.RING)]
-        told = b"".join(texts), bytes(16), _STATUS
-        found, whole = kept.snapshot(*told), Parser().snapshot(*told)
+        found = kept.snapshot(_changed(before, texts), bytes(16), _STATUS)
+        whole = Parser().snapshot(_changed([], texts), bytes(16), _STATUS)
         assert found == whole
         assert [vma.start for vma in found.vmas] == starts
         assert (found.counters[2] < 0) == (ring.RING in locked)
+        before = texts
+
+
+def test_changes_that_begin_or_end_within_a_record_are_refused() -> None:
+    smaps = _smaps_of(ring.PAGE, False)
+    for head in ((8, 0), (0, 8), (8, 8), (len(smaps) + 8, 0), (0, len(smaps) + 8)):
+        parser = Parser()
+        parser.snapshot(_changed([], [smaps]), bytes(16), _STATUS)
+        with pytest.raises(ValueError, match="is not in list"):
+            parser.snapshot(ring.SMAPS_HEAD.pack(*head) + smaps, bytes(16), _STATUS)
+
+
+def test_a_number_that_outgrows_its_column_is_read_whole() -> None:
+    def told(*, peak: int, swap: int) -> bytes:
+        kb = {"VmPeak": peak, "VmSwap": swap}
+        names = (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib")
+        lines = "".join(f"{name}:\t{kb.get(name, 0):8} kB\n" for name in names)
+        return f"Name:\tx\n{lines}".encode()
+
+    parser, swap_at = Parser(), ops.COUNTERS.index("VmSwap")
+    smaps = _changed([], [_smaps_of(ring.PAGE, False)])
+    wide = 1 << 33  # ten digits, where eight have room
+    for peak, swap in ((7, 5), (wide, 5), (7, wide), (99_999_999, 5), (wide, wide), (12, 34)):
+        counters = parser.snapshot(smaps, bytes(16), told(peak=peak, swap=swap)).counters
+        assert (counters[0], counters[swap_at]) == (peak, swap)
+        smaps = None
+
+
+@needs_kernel
+def test_what_the_bare_process_tells_of_changes_is_what_it_tells_whole(bench: Bench) -> None:
+    """It forgets after each observation what it was; then all of the next one is written down."""
+    real, generator = bench.real, Generator(20, COVERED)
+    forgets = program.Look(ring.OBSERVE, ring.OBSERVE + ring.keep_nothing())
+    differed = 0
+    for _ in range(20):
+        sequence = generator.sequence()
+        if ops.shows_references(sequence) or ops.shows_lazyfree(sequence):
+            continue  # these have observations of their own
+        by_changes = real.run(sequence)
+        short = real._child.observed_length()
+        built = program.build(sequence, real._names, forgets)
+        real._run(built.code)
+        whole = real._steps(sequence, built)
+        found = compare.first_divergence(sequence, by_changes, whole)
+        assert found is None, found.differences
+        differed += real._child.observed_length() > 2 * short
+    assert differed > 5
 
 
 @pytest.mark.parametrize(
@@ -225,13 +274,14 @@ def test_figures_that_no_known_kernel_tells_are_refused(was: str, now: str, told
     smaps = _smaps_of(ring.PAGE, False)
     assert was.encode() in smaps
     with pytest.raises(ValueError, match=told):
-        Parser().snapshot(smaps.replace(was.encode(), now.encode()), bytes(16), _STATUS)
+        text = smaps.replace(was.encode(), now.encode())
+        Parser().snapshot(_changed([], [text]), bytes(16), _STATUS)
 
 
 def test_a_kernel_without_ksm_in_smaps_has_merged_nothing() -> None:
     smaps, place = _smaps_of(ring.PAGE, False), ops.FIGURES.index("KSM")
     for text, kb in ((smaps, 4), (smaps.replace(b"KSM: 4 kB\n", b""), 0)):
-        (vma,) = Parser().snapshot(text, bytes(16), _STATUS).vmas
+        (vma,) = Parser().snapshot(_changed([], [text]), bytes(16), _STATUS).vmas
         assert vma.figures[place] == kb
         assert vma.figures[ops.FIGURES.index("Hugetlb")] == 8
 
@@ -245,10 +295,22 @@ def _smaps_of(start: int, locked: bool) -> bytes:
 
 _STATUS = (
     "".join(
-        ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmExe", "VmLib"))]
+        ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib"))]
     ).encode()
-    + b"CoreDumping: 0\n"
 )
+
+
+def _changed(before: list[bytes], now: list[bytes]) -> bytes:
+    """Tell of records of smaps what the bare process does: those that are not as before."""
+    low = high = 0
+    most = min(len(before), len(now))
+    while low < most and before[low] == now[low]:
+        low += 1
+    while high < most - low and before[-1 - high] == now[-1 - high]:
+        high += 1
+    between = now[low : len(now) - high]
+    head = (sum(map(len, now[:low])), sum(map(len, now[len(now) - high :])))
+    return ring.SMAPS_HEAD.pack(*head) + b"".join(between)
 
 
 @needs_kernel

@@ -201,10 +201,14 @@ class BareProcess:
 
         It is what the next program writes to.
         """
-        length = os.lseek(self._out, 0, os.SEEK_CUR)
+        length = self.observed_length()
         if length <= OBSERVATIONS_MAPPED:
             return self._observations
         return os.pread(self._out, length, 0)
+
+    def observed_length(self) -> int:
+        """Return how many bytes the last program observed."""
+        return os.lseek(self._out, 0, os.SEEK_CUR)
 
     def program(self, length: int) -> bytes:
         """Read the last program back, now with its results."""

@@ -35,16 +35,18 @@ def first_divergence(
     sequence: Sequence[Op], real: Sequence[OracleStep], model: Sequence[OracleStep]
 ) -> Divergence | None:
     """Return the first operation after which two runs differ, None if there is none."""
-    equal: tuple[Snapshot | None, Snapshot | None] = None, None
+    shown: Snapshot | None = None
+    expected: Snapshot | None = None
     for index, (ours, theirs) in enumerate(zip(real, model, strict=False)):
-        if not same_outcome(ours.outcome, theirs.outcome) or (
+        outcome, snapshot = ours
+        awaited, other = theirs
+        if not (outcome == awaited or same_outcome(outcome, awaited)) or not (
             # What both sides know to be as before was compared before.
-            (ours.snapshot is not equal[0] or theirs.snapshot is not equal[1])
-            and not alike(ours.snapshot, theirs.snapshot)
+            (snapshot is shown and other is expected) or alike(snapshot, other)
         ):
             told = tuple(differences(ours, theirs))[:MOST]
             return Divergence(tuple(sequence), index, told or ("unequal in no field",))
-        equal = ours.snapshot, theirs.snapshot
+        shown, expected = snapshot, other
     if len(real) == len(model):
         return None
     return Divergence(tuple(sequence), min(len(real), len(model)), ("length of the runs",))
@@ -59,14 +61,18 @@ def same_outcome(ours: CallOutcome, theirs: CallOutcome) -> bool:
     return alike(ours.child, theirs.child)
 
 
-_ALL_BUT_PEAK = len(Snapshot._fields) - 1
-
-
 def alike(ours: Snapshot, theirs: Snapshot) -> bool:
     """Return whether two snapshots agree: in all, and their peaks as far as these are known."""
-    if ours[:_ALL_BUT_PEAK] != theirs[:_ALL_BUT_PEAK]:
-        return False
-    return ours.peak[0] <= theirs.peak[1] and theirs.peak[0] <= ours.peak[1]
+    vmas, regions, tags, counters, (low, high) = ours
+    other_vmas, other_regions, other_tags, other_counters, (other_low, other_high) = theirs
+    return (
+        vmas == other_vmas
+        and regions == other_regions
+        and tags == other_tags
+        and counters == other_counters
+        and low <= other_high
+        and other_low <= high
+    )
 
 
 def differences(real: OracleStep, model: OracleStep) -> Iterator[str]:

@@ -31,37 +31,38 @@ class Coverage:
 
     def __init__(self) -> None:
         self.counts: Counter[Key] = Counter()
-        self._features: dict[ObservedVma, str] = {}
+        self._features: dict[tuple[str, str, str, bool], str] = {}
 
     def add(self, sequence: Sequence[Op], steps: Sequence[OracleStep], before: Snapshot) -> None:
         """Count every operation of a run."""
-        counts, results = self.counts, [step.outcome.result for step in steps]
-        for op, step in zip(sequence, steps, strict=True):
-            outcome = outcome_name(step.outcome.result)
-            counts[op.name, outcome, self._feature(op, results, before)] += 1
-            before = step.snapshot
+        results = [step.outcome.result for step in steps]
+        vmas, met = before.vmas, list[Key]()
+        for (name, arguments), result, step in zip(sequence, results, steps, strict=True):
+            at, feature = _ADDRESS.get(name), ""
+            if at is not None:
+                value = arguments[at]
+                if isinstance(value, Ref):
+                    value = results[value.op] + value.delta
+                feature = self._feature(vma_at(vmas, value))
+            met.append((name, "ok" if result >= 0 else _failure(result), feature))
+            vmas = step.snapshot.vmas
+        self.counts.update(met)
 
-    def _feature(self, op: Op, results: Sequence[int], before: Snapshot) -> str:
-        k = _ADDRESS.get(op.name)
-        if k is None:
-            return ""
-        value = op.args[k]
-        if isinstance(value, Ref):
-            value = results[value.op] + value.delta
-        vma = vma_at(before.vmas, value)
+    def _feature(self, vma: ObservedVma | None) -> str:
         if vma is None:
             return "hole"
-        return self._features.get(vma) or self._describe(vma)
+        seen = vma.perms, vma.name, vma.flags, vma.figures[0] > 0
+        return self._features.get(seen) or self._describe(*seen)
 
-    def _describe(self, vma: ObservedVma) -> str:
+    def _describe(self, perms: str, name: str, flags: str, is_present: bool) -> str:
         if len(self._features) > 50_000:
             self._features.clear()
-        kind = "shared" if vma.perms[3] == "s" else "private"
-        backing = "file" if vma.name and not vma.name.startswith("shared") else "anon"
-        present = "" if vma.figures[0] else "-empty"
-        flags = [flag for flag in vma.flags.split() if flag in TELLING]
-        text = "+".join([f"{kind}-{backing}{present}", *flags])
-        self._features[vma] = text
+        kind = "shared" if perms[3] == "s" else "private"
+        backing = "file" if name and not name.startswith("shared") else "anon"
+        present = "" if is_present else "-empty"
+        telling = [flag for flag in flags.split() if flag in TELLING]
+        text = "+".join([f"{kind}-{backing}{present}", *telling])
+        self._features[perms, name, flags, is_present] = text
         return text
 
     def merge(self, counts: Counter[Key]) -> None:
@@ -76,13 +77,9 @@ class Coverage:
         return summed
 
 
-def outcome_name(result: int) -> str:
-    """Name a result: "ok", an errno, or a signal with its code."""
-    return "ok" if result >= 0 else _failure(result)
-
-
 @lru_cache(maxsize=1000)
 def _failure(result: int) -> str:
+    """Name what is no success: an errno, or a signal with its code."""
     caught = ops.signalled(result)
     if caught:
         return f"{_SIGNALS.get(caught[0], caught[0])}/{_CODES.get(caught, caught[1])}"

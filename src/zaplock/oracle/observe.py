@@ -1,19 +1,17 @@
 """What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
 
 Most of an address space is the same from one operation to the next. What is the same as a whole,
-byte for byte, the bare process has found out and not written down again; of smaps only the texts
-between those at both ends that are as before are parsed, and lines, figures and counters that were
-met before are found by their bytes.
+byte for byte, the bare process has found out and not written down again; of smaps it writes down
+only the records (VMAs) between those at both ends that are as before. Lines, figures and counters
+that were met before are found by their bytes.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter, sub
-from typing import NamedTuple
 
 from zaplock.oracle import ring
 from zaplock.oracle.ops import COUNTERS, FIGURES, HUGETLB_OF_SMAPS, ObservedVma, Snapshot
@@ -26,30 +24,17 @@ MARKS = ("LazyFree", "Referenced")
 """What some sequences make no use of, where whoever else works on the machine may change it."""
 
 _COUNT = struct.Struct("<q").unpack_from
+_HEAD, _HEAD_SIZE = ring.SMAPS_HEAD.unpack_from, ring.SMAPS_HEAD.size
+_FLAGS, _COUNTED_FROM = b"VmFlags: ", b"VmPeak"
+_new = tuple.__new__
 _CACHE_LIMIT = 200_000
 _VMLCK, _VMRSS = COUNTERS.index("VmLck"), COUNTERS.index("VmRSS")
 
-_PEAK = re.compile(rb"VmHWM:\s+(\d+)")
-
-
-class _Head(NamedTuple):
-    """A VMA without its flags."""
-
-    start: int
-    end: int
-    perms: str
-    offset: int
-    inode: bytes
-    name: str
-    figures: tuple[int, ...]
-
-
-_Piece = tuple[str, _Head | None]
-"""The flags of one VMA and what precedes the flags of the next (None at the end)."""
 _Place = tuple[int, int, str, int, bytes, str]
 """Start, end, permissions, offset, inode and name of a VMA."""
-_Picks = tuple[Callable[[list[bytes]], tuple[bytes, ...]], list[tuple[int, tuple[int, ...]]]]
+_Picks = tuple[Callable[[Sequence[bytes]], tuple[bytes, ...]], list[tuple[int, tuple[int, ...]]]]
 """Which words of a text the wanted numbers are, and which of them are sums of which words."""
+_PADDED = 8  # digits to which known kernels fill up a number of kB (fs/proc/task_mmu.c)
 
 
 class _Fields:
@@ -66,40 +51,58 @@ class _Fields:
         `hidden`: those of which 0 is read whatever the text says.
         """
         self._wanted, self._sums, self._hidden = wanted, sums, hidden
-        self._picks: dict[int, _Picks] = {}
+        self._picks: dict[int, _Picks] = {}  # by the number of words
+        self._columns: dict[int, tuple[struct.Struct, _Picks]] = {}  # by the length of the text
 
     def read(self, text: bytes) -> tuple[int, ...]:
         """Return the wanted numbers of a text; raises ValueError where one isn't there."""
-        words = text.split()
-        pick, sums = self._picks.get(len(words)) or self._learn(text, words)
+        known = self._columns.get(len(text))
+        if known is None:
+            words: Sequence[bytes] = text.split()
+            pick, sums = self._picks.get(len(words)) or self._learn(text, len(words))
+        else:
+            columns, (pick, sums) = known
+            words = columns.unpack(text)
         values = list(map(int, pick(words)))
         for at, places in sums:
             values[at] = sum([int(words[place]) for place in places])
         return tuple(values)
 
-    def _learn(self, text: bytes, words: list[bytes]) -> _Picks:
+    def _learn(self, text: bytes, count: int) -> _Picks:
         """Find out which words of such a text the wanted numbers are."""
         where: dict[str, int] = {}
-        at = 0
-        for line in text.splitlines():
+        columns: dict[str, int] = {}
+        layout, at, is_padded = "<", 0, True
+        for line in text.splitlines(keepends=True):
             name, number, *unit = line.split()
             if not number.isdigit() or unit not in ([], [b"kB"]):
                 raise ValueError(f"not one number a line: {text[:200]!r}")
-            where[name.decode().removesuffix(":")] = at + 1
+            called = name.decode().removesuffix(":")
+            columns[called], where[called] = len(columns), at + 1
             at += 2 + len(unit)
+            end = line.index(number, len(name)) + len(number)
+            room = end - len(name)
+            is_padded &= room > _PADDED >= len(number)
+            layout += f"{len(name)}x{room}s{len(line) - end}x"
+        learnt = self._picks[count] = self._picked(where, text)
+        if is_padded:  # any number of more digits makes a text longer
+            self._columns[len(text)] = struct.Struct(layout), self._picked(columns, text)
+        return learnt
+
+    def _picked(self, where: dict[str, int], text: bytes) -> _Picks:
         zeros = {*self._hidden, *(one for one in NEW_FIGURES if one not in where)}
         parts = {**dict.fromkeys(zeros, ()), **self._sums}
         if missing := {*self._wanted, *sum(self._sums.values(), ())} - {*where, *parts}:
             raise ValueError(f"no {', '.join(sorted(missing))} in {text[:200]!r}")
-        learnt = self._picks[len(words)] = (
-            itemgetter(*(where.get(one, 1) for one in self._wanted)),
+        some = next(iter(where.values()))
+        return (
+            itemgetter(*(where.get(one, some) for one in self._wanted)),
             [
                 (place, tuple(where[part] for part in parts[one]))
                 for place, one in enumerate(self._wanted)
                 if one in parts
             ],
         )
-        return learnt
 
 
 _Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, str]]
@@ -129,14 +132,13 @@ class Parser:
         self._counters: dict[bytes, tuple[tuple[int, ...], tuple[int, int]]] = {}
         self._headers: dict[bytes, _Place] = {}
         self._shared: dict[bytes, str] = {}
-        self._texts: list[bytes] = []
-        self._pieces: list[_Piece] = []
+        self._ends: list[int] = [0]  # of the records of smaps, behind the beginning of the first
         self._shown: list[ObservedVma | None] = []
         self._last: Snapshot | None = None
         self._counted: tuple[int, ...] = ()
         self._ring_locked = False
         self._end = ring.TASK_SIZE
-        self._status_fields = _Fields(COUNTERS, {"VmExec": ("VmExe", "VmLib")})
+        self._status_fields = _Fields((*COUNTERS, "VmHWM"), {"VmExec": ("VmExe", "VmLib")})
         self.baseline = baseline
         self.begin()
 
@@ -156,7 +158,7 @@ class Parser:
         self._bodies, self._spelled = texts
         self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, _SUMS, hidden))
         self._shared.clear()
-        self._texts, self._pieces, self._shown, self._last = [], [], [], None
+        self._ends, self._shown, self._last = [0], [], None
         for known in (self._bodies, self._counters, self._headers):
             if len(known) > _CACHE_LIMIT:
                 known.clear()
@@ -176,7 +178,7 @@ class Parser:
             self._status(status)
         if smaps is not None or status is not None:
             counters = _without_ring(self._counted) if self._ring_locked else self._counted
-        self._last = Snapshot(vmas, regions, tags, counters, self._peak)
+        self._last = _new(Snapshot, (vmas, regions, tags, counters, self._peak))
         return self._last
 
     def same_again(self) -> Snapshot:
@@ -186,85 +188,87 @@ class Parser:
         return self._last
 
     def _vmas(self, smaps: bytes) -> tuple[ObservedVma, ...]:
-        """Parse the texts between those at the beginning and at the end that are as before.
+        """Parse the records between those at the beginning and at the end that are as before."""
+        before, behind = _HEAD(smaps)
+        ends, shown = self._ends, self._shown
+        last = ends[-1] - behind
+        low, high = ends.index(before), ends.index(last)
+        new, new_ends = self._records(smaps, before - _HEAD_SIZE)
+        grown = before + len(smaps) - _HEAD_SIZE - last
+        if grown:
+            ends[low + 1 :] = new_ends + [end + grown for end in ends[high + 1 :]]
+        else:
+            ends[low + 1 : high + 1] = new_ends
+        shown[low:high] = new
+        return tuple([vma for vma in shown if vma is not None])
 
-        VMA k is told by the texts k and k + 1: its header and body, then its flags.
+    def _records(self, smaps: bytes, offset: int) -> tuple[list[ObservedVma | None], list[int]]:
+        """Parse all records that are told: what is compared of each, and where it ends.
+
+        `offset`: what to add to a place in `smaps` for the place in the whole text.
         """
-        texts = smaps.split(b"VmFlags: ")
-        texts[-1] = texts[-1].partition(b"\n")[0]  # of what is cut off there are no flags
-        old, pieces, shown = self._texts, self._pieces, self._shown
-        most = min(len(texts), len(old))
-        low = 0
-        while low < most and texts[low] == old[low]:
-            low += 1
-        high = 0
-        while high < most - low and texts[-1 - high] == old[-1 - high]:
-            high += 1
-        changed = [self._piece(text) for text in texts[low : len(texts) - high]]
-        self._texts = texts
-        self._pieces = pieces = pieces[:low] + changed + pieces[len(old) - high :]
-        first, last = max(low - 1, 0), len(texts) - max(high, 1)
-        middle = [self._compared(pieces[k][1], pieces[k + 1][0]) for k in range(first, last)]
-        self._shown = shown[:first] + middle + shown[len(old) - max(high, 1) :]
-        return tuple([vma for vma in self._shown if vma is not None])
+        shown: list[ObservedVma | None] = []
+        ends: list[int] = []
+        at = _HEAD_SIZE
+        while at < len(smaps):
+            flags = smaps.find(_FLAGS, at)
+            end = smaps.find(b"\n", flags) + 1 if flags >= 0 else 0
+            if end:
+                shown.append(self._record(smaps, at, flags, end))
+            else:  # it is cut off, and has no flags
+                shown.append(None)
+                end = len(smaps)
+            ends.append(end + offset)
+            at = end
+        return shown, ends
 
-    def _compared(self, head: _Head | None, flags: str) -> ObservedVma | None:
-        """Return a VMA; None where it is not compared."""
-        if head is None:
-            return None
-        start, end, perms, offset, inode, name, figures = head
-        if start == ring.RING:
-            self._ring_locked = "lo" in flags
-        elif start < self._end:
-            if name == "shared":  # numbered in the order in which a sequence shows them
-                name = self._shared.setdefault(inode, f"shared{len(self._shared)}")
-            return ObservedVma(start, end, perms, offset, name, flags, figures)
-        return None
+    def _record(self, smaps: bytes, at: int, flags: int, end: int) -> ObservedVma | None:
+        """Parse a VMA between two places, its flags being told from `flags` on.
 
-    def _piece(self, text: bytes) -> _Piece:
-        """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
-        flags, _, rest = text.partition(b"\n")
-        if b"-" in flags:  # that is a header: nothing precedes the first
-            flags, rest = b"", text
-        header, _, body = rest.partition(b"\n")
-        head = None
-        if body:
-            figures = self._bodies.get(body)
-            if figures is None:
-                figures = self._bodies[body] = self._body_fields.read(body)
-            place = self._headers.get(header)
-            if place is None:
-                place = self._headers[header] = _place(header)
-            head = _Head(*place, figures)
-        spelled = self._spelled.get(flags)
+        Returns None where it is not compared.
+        """
+        body = smaps.find(b"\n", at)
+        header, text, told = smaps[at:body], smaps[body + 1 : flags], smaps[flags:end]
+        place = self._headers.get(header)
+        if place is None:
+            place = self._headers[header] = _place(header)
+        start, stop, perms, offset, inode, name = place
+        spelled = self._spelled.get(told)
         if spelled is None:
-            spelled = self._spelled[flags] = self._spelling(flags)
-        return spelled, head
+            spelled = self._spelled[told] = self._spelling(told)
+        if start >= self._end or start == ring.RING:
+            if start == ring.RING:
+                self._ring_locked = "lo" in spelled
+            return None
+        figures = self._bodies.get(text)
+        if figures is None:
+            figures = self._bodies[text] = self._body_fields.read(text)
+        if name == "shared":  # numbered in the order in which a sequence shows them
+            name = self._shared.setdefault(inode, f"shared{len(self._shared)}")
+        return _new(ObservedVma, (start, stop, perms, offset, name, spelled, figures))
 
     def _spelling(self, flags: bytes) -> str:
         # Kernels with soft-dirty tracking show it of every VMA until somebody clears it. "??" is
         # a flag that a kernel has no name for.
-        shown = (flag for flag in flags.decode().split() if flag not in self._unnamed)
+        told = flags.decode().split()[1:]
+        shown = (flag for flag in told if flag not in self._unnamed)
         return " ".join(sorted(shown))
 
     def _status(self, status: bytes) -> None:
         """Read the counters and the peak."""
-        begin = status.index(b"VmPeak")
-        text = status[begin : status.index(b"CoreDumping", begin)]
+        text = status[status.index(_COUNTED_FROM) :]
         known = self._counters.get(text)
         if known is None:
-            counters = self._status_fields.read(text)
-            if self.baseline:
-                counters = tuple(map(sub, counters, self.baseline))
-            known = self._counters[text] = counters, self._peak_of(text)
+            known = self._counters[text] = self._read_status(text)
         self._counted, peak = known
         self._peak = peak if self._shows_peak else (0, 0)
 
-    def _peak_of(self, status: bytes) -> tuple[int, int]:
-        """Read VmHWM, which may be off by what per-CPU counters have not told yet."""
-        told = _PEAK.search(status)
-        peak = int(told[1]) if told else 0
-        return peak - self._resident - self._slack_kb, peak - self._resident + self._slack_kb
+    def _read_status(self, text: bytes) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Read counters and VmHWM, which may be off by what per-CPU counters have not told yet."""
+        *counted, peak = self._status_fields.read(text)
+        peak -= self._resident
+        counters = tuple(map(sub, counted, self.baseline) if self.baseline else counted)
+        return counters, (peak - self._slack_kb, peak + self._slack_kb)
 
     def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
         count = _COUNT(scan)[0]

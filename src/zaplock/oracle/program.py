@@ -34,6 +34,9 @@ class Place(NamedTuple):
     after: int
 
 
+_new = tuple.__new__
+
+
 class BareProgram(NamedTuple):
     """The bytes of a program and where in it each operation's results will be."""
 
@@ -86,13 +89,15 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
     begin(build_into, sequence, names, meminfo=look.needs_meminfo)
     baseline = build_into.add(look.before)
     results: list[int] = []
-    places = []
+    places = list[Place]()
     after = (DRAIN if names.cpu >= 0 else b"") + look.after
     drained = len(after) - len(look.after)
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
         results.append(result)
-        places.append(Place(result, seen, child, build_into.add(after) + drained))
+        places.append(_new(Place, (result, seen, child, build_into.here + drained)))
+        build_into.parts.append(after)
+        build_into.here += len(after)
     if build_into.segment >= 0:
         remove_segment(build_into)
     if not used.isdisjoint(ops.KSM_WRITES):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from zaplock import advice
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.composed_calls import COMPOSED, crowd
@@ -25,6 +27,17 @@ _CALLED: dict[str, tuple[int, int, tuple[int, ...]]] = {
 }
 """Operations of one entry: its handler, the system call's number, arguments behind their own."""
 
+_PLAIN: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
+    name: (
+        handler,
+        number,
+        ops.TAKES_FILE.get(name, -1),
+        (*more, *(0,) * (6 - len(ops.arguments_of(name)) - len(more) - (name in ops.WRITERS))),
+    )
+    for name, (handler, number, more) in _CALLED.items()
+}
+"""The same, with which of its arguments is a file (-1: none), and all that follows its own."""
+
 DRAIN_ALL = ring.call("move_pages", 0, 0, 0, ring.RING + ring.SCRATCH, ring.RING + ring.SCRATCH, 2)
 """move_pages of no page: before anything else it empties the LRU batches of every CPU.
 
@@ -42,8 +55,8 @@ def operation(
     """Append one operation; return the places of its result, vector and child (or -1)."""
     name = op.name
     settles = names.settles and is_pageout(op)
-    if name in _CALLED and not settles:
-        result = with_refs(b, op, _entry(index, op), results)
+    if name in _PLAIN and not settles:
+        result = _plain(b, index, op, results)
         return result, _seen(b, op) if name == "mincore" else -1, -1
     if name == "fork":
         return fork(b)
@@ -57,10 +70,28 @@ def operation(
     return result, -1, -1
 
 
+def _plain(b: Builder, index: int, op: Op, results: list[int]) -> int:
+    """Append an operation of _CALLED; return the place of its result."""
+    name, arguments = op
+    handler, number, file_at, behind = _PLAIN[name]
+    try:
+        if file_at >= 0:
+            words = list(arguments)
+            words[file_at] = _descriptor(words[file_at])
+            entry = stub.PACK(handler, number, *words, *behind, 0)
+        elif name in ops.WRITERS:
+            entry = stub.PACK(handler, number, *arguments, ops.store_tag(index), *behind, 0)
+        else:
+            entry = stub.PACK(handler, number, *arguments, *behind, 0)
+    except struct.error:  # not all of them are words: some are negative, or earlier results
+        return with_refs(b, op, _entry(index, op), results)
+    return b.add_one(entry)
+
+
 def _one(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> int:
     """Append what one operation does; return the place of its result."""
-    if op.name in _CALLED:
-        return with_refs(b, op, _entry(index, op), results)
+    if op.name in _PLAIN:
+        return _plain(b, index, op, results)
     arguments = _arguments(index, op)
     if op.name == "fill_group":
         return fill_group(b, arguments[0], names.filled_group)

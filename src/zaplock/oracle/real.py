@@ -341,6 +341,9 @@ def file_names(disk: int, max_map_count: int, filled: str) -> tuple[ProgramNames
     ), data
 
 
+_new = tuple.__new__
+
+
 class _Reader:
     """Walk once through what a program left behind."""
 
@@ -365,14 +368,20 @@ class _Reader:
         return self._data[begin : self._at]
 
     def steps(self, sequence: Sequence[Op], places: Sequence[program.Place]) -> list[OracleStep]:
-        words, snapshot, found = self._words, self.snapshot, []
+        """Read every operation's outcome and what came after it; a snapshot precedes the first."""
+        words, found = self._words, list[OracleStep]()
+        shown = self._parser.same_again()
         for op, (at, seen, child, after) in zip(sequence, places, strict=True):
             result = words[at + stub.RESULT >> 3]
             if seen >= 0 or child >= 0 or op.name in ops.SUCCEED_WITH_0:
                 outcome = self._outcome(op, result, seen, child)
+                shown = self.snapshot(after)
             else:
                 outcome = _plain(result)
-            found.append(OracleStep(outcome, snapshot(after)))
+                first = after + stub.RESULT >> 3
+                if not words[first] == words[first + 8] == words[first + 16] == ring.AS_BEFORE:
+                    shown = self.snapshot(after)
+            found.append(_new(OracleStep, (outcome, shown)))
         return found
 
     def _outcome(self, op: Op, result: int, seen: int, child: int) -> CallOutcome:

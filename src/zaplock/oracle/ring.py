@@ -45,6 +45,7 @@ MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them 
 LONG_REGION = 1 << 30  # bytes from which on a region is read by the first page of each 2 MiB only
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
 BUFFER_ROOM = BUFFER_SIZE - 8  # the stub ends what it compares with a word of zeros
+SMAPS_HEAD = struct.Struct("<QQ")  # of what is observed of smaps: see observe
 AS_BEFORE = -1  # the result of an entry that has observed the same again
 NOTHING_KEPT = (1 << 64) - 1  # no length
 PROGRAM = 0x19000
@@ -212,17 +213,23 @@ def observe(scan_arg: int = SCAN_ARG) -> bytes:
     """Make the three entries that write down the address space: counters, smaps, pages.
 
     Only what is not the same, byte for byte, as at the last time is written; the result of an entry
-    is AS_BEFORE otherwise.
+    is AS_BEFORE otherwise. Of smaps that is: how many bytes are as before at its beginning and at
+    its end (SMAPS_HEAD), and what is between.
     """
-    buffer, end = RING + BUFFER, RING + BUFFER + BUFFER_ROOM
+    buffer, end, head = RING + BUFFER, RING + BUFFER + BUFFER_ROOM, SMAPS_HEAD.size
     smaps, pages, status = (RING + place for place, _ in KEPT.values())
     return b"".join(
         [
-            stub.entry(stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status),
-            stub.entry(stub.SMAPS, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
+            stub.entry(
+                stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status, number=stub.OF_STATUS
+            ),
+            stub.entry(
+                stub.SMAPS, SMAPS_FD, BUFFER_ROOM - head, buffer + head, OUT_FD, SMAPS_LIMIT, smaps,
+                number=stub.IN_RECORDS,
+            ),
             stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
         ]
-    )
+    )  # fmt: skip
 
 
 OBSERVE = observe()

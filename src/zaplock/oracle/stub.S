@@ -99,9 +99,17 @@ read_on:
         jae     observed
         cmp     r12, [rbx+16]
         jb      1b
-        mov     rdi, [rbx+32]
         mov     rsi, r15
         mov     rdx, r12
+        test    r14, r14
+        jnz     2f
+        cmp     dword ptr [rbx+4], 2
+        jne     2f
+        sub     rsi, 16                 # records of which none are as before: see there
+        add     rdx, 16
+        mov     qword ptr [rsi], 0
+        mov     qword ptr [rsi+8], 0
+2:      mov     rdi, [rbx+32]
         mov     eax, 1
         syscall
         add     r14, r12
@@ -110,8 +118,29 @@ read_on:
 
 observed:                               # r12 bytes at r15 are the rest, r14 are written out: write
         mov     rdi, [rbx+48]           # them to the file a3, if they are all and not the same that
-        test    rdi, rdi                # are kept at a5 (their length, the room, themselves). Result
-        jz      6f                      # = bytes, -1 where they are the same
+        mov     eax, [rbx+4]            # are kept at a5 (their length, the room, themselves). Result
+        cmp     eax, 1                  # = bytes, -1 where they are the same
+        ja      records
+        jb      3f
+        mov     r8, 0x706d754465726f43  # CoreDump: of status only what comes before that counts, as
+        mov     rcx, [rdi]              # how often the process had to wait is never the same for long
+        cmp     rcx, r12
+        jae     1f
+        cmp     r8, [r15+rcx]
+        je      2f
+1:      xor     ecx, ecx
+        cmp     r12, 8
+        jb      3f
+        lea     rdx, [r12-8]
+4:      cmp     r8, [r15+rcx]
+        je      2f
+        inc     rcx
+        cmp     rcx, rdx
+        jbe     4b
+        jmp     3f
+2:      mov     r12, rcx
+3:      test    rdi, rdi
+        jz      6f
         test    r14, r14
         jnz     5f
         mov     qword ptr [r15+r12], 0
@@ -121,14 +150,12 @@ observed:                               # r12 bytes at r15 are the rest, r14 are
         jne     4f
         xor     eax, eax
 2:      cmp     rax, rcx
-        je      3f
+        je      same
         mov     rdx, [r15+rax*8]
         cmp     rdx, [rdi+16+rax*8]
         jne     4f
         inc     rax
         jmp     2b
-3:      mov     rax, -1
-        jmp     done
 4:      cmp     r12, [rdi+8]
         ja      5f
         mov     [rdi], r12
@@ -143,6 +170,105 @@ observed:                               # r12 bytes at r15 are the rest, r14 are
         mov     eax, 1
         syscall
         lea     rax, [r14+r12]
+        jmp     done
+same:   mov     rax, -1
+        jmp     done
+
+records:                                # as observed, of smaps: written are how many bytes are as
+        xor     ecx, ecx                # before at the beginning (rcx) and at the end (rdx), both
+        xor     edx, edx                # whole records, then what is between. Before the buffer is
+        test    r14, r14                # room for the two. A record begins with a line that has no
+        jz      1f                      # capital at its beginning
+        mov     qword ptr [rdi], -1
+        mov     rdi, [rbx+32]
+        mov     rsi, r15
+        mov     rdx, r12
+        mov     eax, 1
+        syscall
+        lea     rax, [r14+r12+16]
+        jmp     done
+1:      mov     r8, [rdi]
+        mov     qword ptr [r15+r12], 0
+        cmp     r12, [rdi+8]
+        ja      8f
+        cmp     r8, -1
+        je      9f
+        mov     r9, r12
+        cmp     r9, r8
+        cmova   r9, r8
+        and     r9, -8
+2:      cmp     rcx, r9                 # the first word that is not the same
+        je      3f
+        mov     rax, [r15+rcx]
+        cmp     rax, [rdi+16+rcx]
+        jne     3f
+        add     rcx, 8
+        jmp     2b
+3:      cmp     r12, r8
+        jne     4f
+        mov     rax, [r15+rcx]
+        cmp     rax, [rdi+16+rcx]
+        jne     4f
+        cmp     rcx, r9
+        je      same
+4:      dec     rcx                     # back to the beginning of a record
+        jle     5f
+        cmp     byte ptr [r15+rcx-1], 10
+        jne     4b
+        movzx   eax, byte ptr [r15+rcx]
+        sub     eax, 65
+        cmp     eax, 26
+        jb      4b
+        jmp     6f
+5:      xor     ecx, ecx
+6:      mov     r9, r12                 # the last words that are the same, as far as they don't
+        cmp     r9, r8                  # overlap those
+        cmova   r9, r8
+        sub     r9, rcx
+        lea     rsi, [r15+r12]
+        mov     r10, rsi
+        lea     r11, [rdi+16+r8]
+2:      sub     r9, 8
+        jb      3f
+        mov     rax, [r10-8]
+        cmp     rax, [r11-8]
+        jne     3f
+        sub     r10, 8
+        sub     r11, 8
+        jmp     2b
+3:      inc     r10                     # on to the beginning of a record
+        cmp     r10, rsi
+        jae     9f
+        cmp     byte ptr [r10-1], 10
+        jne     3b
+        movzx   eax, byte ptr [r10]
+        sub     eax, 65
+        cmp     eax, 26
+        jb      3b
+        mov     rdx, rsi
+        sub     rdx, r10
+        jmp     9f
+8:      mov     qword ptr [rdi], -1     # too long to be kept
+        jmp     10f
+9:      mov     [rdi], r12
+        mov     r8, rcx
+        lea     rsi, [r15+rcx]
+        lea     rdi, [rdi+16+rcx]
+        mov     rcx, r12
+        sub     rcx, r8
+        add     rcx, 8
+        rep movsb
+        mov     rcx, r8
+10:     lea     rsi, [r15+rcx-16]
+        mov     [rsi], rcx
+        mov     [rsi+8], rdx
+        sub     r12, rcx
+        sub     r12, rdx
+        lea     rdx, [r12+16]
+        mov     rdi, [rbx+32]
+        mov     eax, 1
+        syscall
+        lea     rax, [r12+16]
         jmp     done
 
 op_smaps:                               # as op_read of smaps, after status. If that is as before, and
