@@ -184,7 +184,10 @@ def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
     dumps_core = bool(DUMPED.intersection(stack)) and _dumps_core(path)
-    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core)
+    alone = "begin_new_exec" in stack and len(_threads(pid)) == 1
+    means = meaning(
+        stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core, alone=alone
+    )
     if not stack or not (means.does or state == "D" or means.operation or means.perhaps):
         return None
     if not every and not means.does and state != "D" and not has_mappers(stack):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 VMA_LOCK = "a VMA's lock"
 RMAP_LOCK = "a file's i_mmap lock or an anon_vma's"
+FROZEN_FILES = "a file system that is frozen (fsfreeze -u lets it go on)"
 NOT_KNOWN = "(not known on what)"
 
 _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -47,6 +48,13 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                              "__mutex_lock", "mutex_lock", "mutex_lock_killable",
                              "__mutex_lock_slowpath", "percpu_rwsem_wait", "__down_common")),
 )  # fmt: skip
+_STARTS_WRITING = frozenset(
+    {"vfs_write", "mnt_want_write", "mnt_want_write_file", "xfs_write_fault", "do_page_mkwrite",
+     "__xfs_filemap_fault", "vfs_fallocate", "do_sys_ftruncate", "do_ftruncate", "io_write"}
+)  # fmt: skip
+"""Whoever sleeps in percpu_rwsem_wait directly below these, or below a file system's page_mkwrite,
+is about to write to a file system that is frozen (sb_start_write, sb_start_pagefault, inlined)."""
+
 _BY_FUNCTION = {name: reason for reason, names in _REASONS for name in names}
 _PLAINER = {reason: place for place, (reason, _) in enumerate(_REASONS)}
 
@@ -57,8 +65,18 @@ def reason_of(kernel: tuple[str, ...]) -> str:
     Of several known functions the most telling decides: waiting for a page's lock inside of
     reclaim is reclaim. The table is in that order.
     """
+    if _waits_for_a_thaw(kernel):
+        return FROZEN_FILES
     names = {name.partition(".")[0] for name in kernel}
     found = {_BY_FUNCTION.get(name, "") for name in names} - {""}
     if not any(name.startswith("rwsem_down_") for name in names):
         found -= {RMAP_LOCK}
     return min(found, key=lambda reason: _PLAINER[reason], default="")
+
+
+def _waits_for_a_thaw(kernel: tuple[str, ...]) -> bool:
+    if "percpu_rwsem_wait" not in kernel:
+        return False
+    callers = kernel[kernel.index("percpu_rwsem_wait") + 1 :]
+    below = next((name for name in callers if "percpu_down_read" not in name), "")
+    return below.partition(".")[0] in _STARTS_WRITING or below.endswith("_page_mkwrite")
