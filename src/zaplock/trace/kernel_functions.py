@@ -299,6 +299,7 @@ HALTED = {
     "do_freezer_trap": FROZEN, "__refrigerator": FROZEN,
     "coredump_task_exit": "kept until the core of its process is written",
     "mem_cgroup_oom_synchronize": "out of memory in its cgroup",
+    "seccomp_do_user_notification": "waiting for the answer of a seccomp listener",
 }  # fmt: skip
 """What a task is that runs no program until somebody lets it, by what it sleeps in."""
 

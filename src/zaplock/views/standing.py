@@ -43,6 +43,8 @@ _LET_GO = {
     "/proc/PID/coredump_filter and MADV_DONTDUMP make a core smaller.",
     "out of memory in its cgroup": "Give the group more (memory.limit_in_bytes), or let something "
     "in it be killed (0 in memory.oom_control).",
+    "waiting for the answer of a seccomp listener": "Does the process that has the listener open "
+    "(anon_inode:seccomp notify in /proc/PID/fd) live and answer?",
 }
 
 
