@@ -15,7 +15,6 @@ CLOCK_MONOTONIC differ. The task clock leaves out stolen time, so a sleep is at 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
