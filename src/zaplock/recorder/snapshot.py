@@ -15,6 +15,7 @@ CLOCK_MONOTONIC differ. The task clock leaves out stolen time, so a sleep is at 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from zaplock.recorder.control_groups import Freezer
 from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.subjects import Subjects
-from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, WRITE
+from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, SERVES_FUSE, WRITE
 from zaplock.trace.kernel_stacks import advice_of, functions, has_mappers, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
@@ -105,6 +106,36 @@ def _sleeping_holders(on: CpuVisits, pids: set[int], hidden: set[int]) -> Iterat
             one = _seen(pid, tid, by, every=True)
             if one and one.task.does == "holds":
                 yield one
+
+
+def fuse_servers() -> tuple[Seen, ...]:
+    """Find the first threads of the processes that serve FUSE file systems, and what keeps them."""
+    return visiting(lambda on: tuple(_fuse_servers(_Means(on))))
+
+
+def _fuse_servers(by: _Means) -> Iterator[Seen]:
+    for pid in _processes():
+        if not _has_open(pid, "/dev/fuse"):
+            continue
+        seen = [one for tid in _threads(pid) if (one := _seen(pid, tid, by, every=True))]
+        halted = [one.task.operation for one in seen if one.task.operation in HALTED.values()]
+        waits = [one for one in seen if one.task.does == "waits" and one.subject == pid]
+        kept = halted[0] if halted else "waiting for its own mmap_lock" if waits else ""
+        operation = f"{SERVES_FUSE}, {kept}" if kept else SERVES_FUSE
+        now_ns, (state, _) = time.monotonic_ns(), _state(f"/proc/{pid}")
+        yield Seen(FoundTask(pid, now_ns, state, "", operation, ()), pid, pid)
+
+
+def _has_open(pid: int, path: str) -> bool:
+    try:
+        files = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for file in files:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{file}") == path:
+                return True
+    return False
 
 
 def _look(on: CpuVisits, pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:

@@ -291,6 +291,9 @@ USEREVENT = "a call of which its userfaultfd monitor has to be told"
 
 UNANSWERED = (USERFAULT, USEREVENT)
 
+SERVES_FUSE = "serving a FUSE file system"
+"""What a process does that has /dev/fuse open, where somebody waits for the answer of one."""
+
 FROZEN = "frozen with its cgroup"
 
 HALTED = {

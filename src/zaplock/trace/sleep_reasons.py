@@ -9,6 +9,7 @@ from __future__ import annotations
 VMA_LOCK = "a VMA's lock"
 RMAP_LOCK = "a file's i_mmap lock or an anon_vma's"
 FROZEN_FILES = "a file system that is frozen (fsfreeze -u lets it go on)"
+FUSE = "the answer of a FUSE file system"
 NOT_KNOWN = "(not known on what)"
 
 _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -23,13 +24,17 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                         "mem_cgroup_oom_synchronize")),
     ("a page that is being migrated", ("migration_entry_wait", "migration_entry_wait_on_locked",
                                        "__migration_entry_wait", "pmd_migration_entry_wait")),
+    (FUSE, ("request_wait_answer", "fuse_simple_request", "__fuse_simple_request",
+            "fuse_request_send", "__fuse_request_send")),
+    ("the answer of an NFS server", ("rpc_wait_bit_killable", "nfs_wait_bit_killable",
+                                     "nfs_wait_on_request", "rpc_wait_for_completion_task")),
     ("swap", ("swap_read_folio", "swap_readpage", "do_swap_page", "swapin_readahead")),
     ("a file's pages (I/O)", ("filemap_fault", "filemap_read", "filemap_update_page",
                               "page_cache_ra_unbounded", "read_pages", "do_read_cache_folio",
                               "wait_on_page_writeback", "folio_wait_writeback", "write_cache_pages",
                               "file_write_and_wait_range", "filemap_write_and_wait_range",
                               "submit_bio_wait", "blk_mq_get_tag", "jbd2_log_wait_commit",
-                              "__wait_on_buffer", "fuse_simple_request", "nfs_wait_on_request")),
+                              "__wait_on_buffer")),
     ("I/O", ("io_schedule", "io_schedule_timeout")),
     ("a page's lock", ("__folio_lock", "__folio_lock_killable", "__folio_lock_or_retry",
                        "folio_wait_bit", "folio_wait_bit_common", "__lock_page",

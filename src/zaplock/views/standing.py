@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_functions import FROZEN, HALTED, UNANSWERED
+from zaplock.trace.kernel_functions import FROZEN, HALTED, SERVES_FUSE, UNANSWERED
 from zaplock.trace.kernel_stacks import (
     has_mappers,
     may_have_a_vmas_lock,
@@ -18,7 +18,7 @@ from zaplock.trace.kernel_stacks import (
     waits_for_mappers,
 )
 from zaplock.trace.madvise import with_advice
-from zaplock.trace.sleep_reasons import VMA_LOCK, reason_of
+from zaplock.trace.sleep_reasons import FUSE, VMA_LOCK, reason_of
 from zaplock.units import duration
 from zaplock.views.sentences import what, who
 
@@ -66,13 +66,27 @@ def asleep_with_it(analysis: Analysis, task: FoundTask) -> Iterator[str]:
     elif reason := reason_of(task.stack):
         mates = [one for one in found if one.tid != task.tid and _mates(analysis, one, task)]
         having = [one for one in mates if not one.does and may_have_a_vmas_lock(one.stack)]
-        yield f"it slept itself, on {reason}{_may(analysis, having) if reason == VMA_LOCK else ''}"
+        may = _may(analysis, having) if reason == VMA_LOCK else ""
+        yield f"it slept itself, on {reason}{may or _servers(analysis, reason)}"
 
 
 def _may(analysis: Analysis, having: list[FoundTask]) -> str:
     """Name those that may have what somebody waits for; "" where there are none."""
     named = [f"{who(analysis, one.tid)} in {_in_what(one)}" for one in having[:_OFTEN]]
     return f", which {' or '.join(named)} may have" if named else ""
+
+
+def _servers(analysis: Analysis, reason: str) -> str:
+    """Name who may have to answer, where somebody waits for a FUSE file system."""
+    serving = [one for one in analysis.events.found if one.operation.startswith(SERVES_FUSE)]
+    if reason != FUSE or not serving:
+        return ""
+    kept = [
+        f"{who(analysis, one.tid)}{one.operation.removeprefix(SERVES_FUSE)}"
+        for one in serving[:_OFTEN]
+    ]
+    more = f" or {len(serving) - _OFTEN} more" if len(serving) > _OFTEN else ""
+    return f", which may be served by {' or '.join(kept)}{more}"
 
 
 def _in_what(task: FoundTask) -> str:
@@ -119,9 +133,11 @@ def _slow_pages(analysis: Analysis) -> Iterator[str]:
     for task in analysis.events.found:
         if not task.does and reads_a_page(task.stack) and _is_slow(task):
             doing = what(with_advice(task.operation, task.detail), task.length)
+            served = _servers(analysis, reason_of(task.stack))
+            by = f"a FUSE file system{served}," if served else "a file system or swap"
             yield (
-                f"{who(analysis, task.tid)} stands in {doing}{_since([task])}, until a file system "
-                f"or swap brings a page: {_NO_WAIT}. It is in {stack_line(task.stack)}"
+                f"{who(analysis, task.tid)} stands in {doing}{_since([task])}, until {by} brings "
+                f"a page: {_NO_WAIT}. It is in {stack_line(task.stack)}"
             )
 
 
@@ -138,7 +154,8 @@ def _uninterruptible(analysis: Analysis) -> Iterator[str]:
     for task in stuck[:_OFTEN]:
         operation = task.operation or operation_of(task.stack)
         doing = f" in {operation}" if operation else ""
-        on = f", on {reason}" if (reason := reason_of(task.stack)) else ""
+        reason = reason_of(task.stack)
+        on = f", on {reason}{_servers(analysis, reason)}" if reason else ""
         yield (
             f"{who(analysis, task.tid)} has slept{doing}{_since([task])} so that no signal wakes "
             f"it (state D){on}: {_NO_WAIT}. It is in {stack_line(task.stack)}"
