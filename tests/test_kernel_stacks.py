@@ -3,17 +3,19 @@
 import pytest
 
 from zaplock import advice
-from zaplock.trace.kernel_functions import USEREVENT, USERFAULT
+from zaplock.trace.kernel_functions import THREADS_END, USEREVENT, USERFAULT
 from zaplock.trace.kernel_stacks import (
     advice_of,
     functions,
     has_mappers,
+    may_have_a_vmas_lock,
     meaning,
     operation_of,
     syscall_of,
     waits_for_mappers,
 )
 from zaplock.trace.madvise import POPULATES, advised
+from zaplock.trace.sleep_reasons import FROZEN_FILES, reason_of
 
 NEW, OLD = (6, 18), (5, 10)
 
@@ -358,3 +360,57 @@ def test_a_collapse_that_was_asked_for_is_no_work_of_khugepaged() -> None:
     stack = ("collapse_huge_page", "hpage_collapse_scan_pmd", "madvise_collapse", "do_madvise")
     assert operation_of(stack) == "madvise"
     assert operation_of((*stack[:2], "khugepaged")) == "khugepaged"
+
+
+@pytest.mark.parametrize(
+    ("stack", "mode", "operation"),
+    [
+        ("__x64_sys_munlock < do_syscall_64", "exclusive", "munlock"),
+        ("__x64_sys_mincore < do_syscall_64", "shared", "mincore"),
+        ("__arm64_sys_munlockall < invoke_syscall", "exclusive", "munlockall"),
+        ("lock_next_vma < proc_get_vma < seq_read_iter < vfs_read < ksys_read", "shared", "read"),
+        ("migrate_to_node < do_migrate_pages < kernel_migrate_pages", "shared", ""),
+        ("tcp_zerocopy_receive < do_tcp_getsockopt < __x64_sys_getsockopt", "shared", "getsockopt"),
+        ("get_dump_page < dump_user_range < elf_core_dump < vfs_coredump", "shared", "core dump"),
+    ],
+)
+def test_who_asks_in_a_function_that_others_are_inlined_into_waits(
+    stack: str, mode: str, operation: str
+) -> None:
+    """Stacks of 6.18, whose machine code says which functions take the lock."""
+    assert said(stack) == ("waits", mode, operation)
+
+
+def test_an_execve_waits_for_its_threads_or_for_the_lock_of_its_old_memory() -> None:
+    stack = ["begin_new_exec", "load_elf_binary", "bprm_execve", "__x64_sys_execve"]
+    alone = meaning(stack, asleep=True, kernel=NEW, alone=True)
+    assert (alone.does, alone.mode, alone.operation) == ("waits", "shared", "execve")
+    beside = meaning(stack, asleep=True, kernel=NEW)
+    assert (beside.does, beside.operation) == ("", THREADS_END)
+
+
+def test_a_thread_that_a_seccomp_listener_keeps_is_told() -> None:
+    stack = "seccomp_do_user_notification < __seccomp_filter < syscall_trace_enter"
+    assert said(stack) == ("", "", "waiting for the answer of a seccomp listener")
+
+
+@pytest.mark.parametrize(
+    ("stack", "frozen"),
+    [
+        ("percpu_rwsem_wait < ext4_page_mkwrite < do_page_mkwrite < handle_mm_fault", True),
+        ("percpu_rwsem_wait < __percpu_down_read < vfs_write < ksys_write", True),
+        # A uprobe is being registered, a process is moved to another cgroup.
+        ("percpu_rwsem_wait < dup_mm < copy_process < kernel_clone", False),
+        ("percpu_rwsem_wait < cgroup_procs_write < kernfs_fop_write_iter < vfs_write", False),
+    ],
+)
+def test_who_is_about_to_write_waits_for_a_frozen_file_system(stack: str, frozen: bool) -> None:
+    assert (reason_of(tuple(stack.split(" < "))) == FROZEN_FILES) == frozen
+
+
+def test_a_fault_has_its_vmas_lock_until_it_lets_go_of_it() -> None:
+    fault = "do_wp_page < __handle_mm_fault < handle_mm_fault < exc_page_fault"
+    assert may_have_a_vmas_lock(f"ext4_page_mkwrite < {fault}".split(" < "))
+    assert not may_have_a_vmas_lock(f"handle_userfault < {fault}".split(" < "))
+    assert not may_have_a_vmas_lock(f"filemap_fault < {fault}".split(" < "))
+    assert may_have_a_vmas_lock(["unmap_page_range", "madvise_dontneed_single_vma", "do_madvise"])

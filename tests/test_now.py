@@ -13,6 +13,7 @@ import pytest
 from scenes import GIB, MM, MS
 
 from zaplock.cli import main
+from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.snapshot import born_ns
 from zaplock.trace.analysis import analyse
 from zaplock.trace.handwritten import Log
@@ -130,3 +131,46 @@ def test_a_task_is_told_to_be_as_old_as_it_is() -> None:
         born = born_ns(Path(f"/proc/{process.pid}/stat").read_text())
         process.kill()
     assert begun_ns - 20_000_000 <= born <= time.monotonic_ns()
+
+
+_NEVER_SLEEPS = """
+import os, signal, time
+os.sched_setaffinity(0, {0})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+print("go", flush=True)
+signal.alarm(5)
+while True:
+    pass
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="a real-time thread needs root")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it would have the only cpu")
+def test_a_look_is_called_back_from_a_cpu_that_a_real_time_thread_keeps() -> None:
+    """`why` came back when that thread ended: whoever binds itself there gets no share at all."""
+    if 0 not in os.sched_getaffinity(0):
+        pytest.skip("cpu 0 is not ours")
+    hog = subprocess.Popen([sys.executable, "-c", _NEVER_SLEEPS], stdout=subprocess.PIPE, text=True)
+    try:
+        assert hog.stdout
+        assert hog.stdout.readline() == "go\n"
+        other = max(os.sched_getaffinity(0))
+
+        def visit(on: CpuVisits) -> tuple[bool, bool, bool, bool]:
+            return on.go_to(0), on.go_to(0), on.go_to(other), hog.poll() is None
+
+        assert visiting(visit) == (False, False, True, True)
+    finally:
+        hog.kill()
+        hog.wait()
+
+
+def test_a_look_goes_where_it_may_and_nowhere_else() -> None:
+    mine = os.sched_getaffinity(0)
+
+    def visit(on: CpuVisits) -> tuple[list[set[int]], bool]:
+        return [os.sched_getaffinity(0) for cpu in mine if on.go_to(cpu)], on.go_to(4000)
+
+    assert visiting(visit) == ([{cpu} for cpu in mine], False)
+    assert os.sched_getaffinity(0) == mine

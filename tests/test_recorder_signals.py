@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zaplock.cli._signals import in_good_order, number_of
 from zaplock.recorder.tracefs import opened
 from zaplock.recorder.uninterrupted import surely
 
@@ -114,3 +115,38 @@ def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
     )
     code = 128 + getattr(signal, name)
     assert (done.returncode, done.stderr) == (code, "zaplock: interrupted\n")
+
+
+_BEGINS = """
+import os, signal, sys
+from zaplock import __main__
+
+class Comes:
+    def find_spec(self, name, *_):
+        if name == "zaplock.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Comes())
+__main__.main()
+"""
+
+
+def test_an_interrupt_before_the_verb_has_begun_ends_it_without_a_traceback() -> None:
+    begins = [sys.executable, "-P", "-c", _BEGINS]
+    done = subprocess.run(begins, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_what_a_library_makes_of_an_interrupt_is_an_interrupt_all_the_same() -> None:
+    """numpy's import says that it is badly installed, whatever has broken it off."""
+
+    def imports() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("badly installed") from None
+
+    with pytest.raises(KeyboardInterrupt) as ended, in_good_order():
+        imports()
+    assert number_of(ended.value) == signal.SIGTERM

@@ -16,10 +16,9 @@ notebook `%load_ext zaplock` brings `%%zaplock`, which records a cell; results d
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from zaplock.version import __version__
+
+TYPE_CHECKING = False  # as type checkers read it; typing's import takes longer than all of this
 
 __all__ = [
     "AddressSpace",
@@ -57,6 +56,8 @@ else:
 
     def __getattr__(name: str) -> object:
         """Import the parts at their first use, so that `zaplock --help` answers at once."""
+        from importlib import import_module
+
         if name in _MODULES:
             return import_module(f"zaplock.{name}")
         if name in _HOMES:

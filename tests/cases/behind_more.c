@@ -3,6 +3,7 @@
  *     behind_more truncated GIB NICE    another process truncates a file that one maps; says its PID
  *     behind_more full GROUP            a thread's memory cgroup (v1) is full, and nothing is killed
  *     behind_more core                  it crashes, and its core is written
+ *     behind_more thawed FILE           a thread writes to FILE, which is mapped; another protects it
  */
 #include "common.h"
 
@@ -97,6 +98,40 @@ static void core(void)
 	abort();
 }
 
+static char *mapped;
+
+static void *writer(void *unused)
+{
+	named("writer");
+	mapped[0] = 1;
+	pause();
+	return unused;
+}
+
+static void *protector(void *unused)
+{
+	named("protector");
+	mprotect(mapped, 4096, PROT_READ);
+	pause();
+	return unused;
+}
+
+/* Says "go" when the file system may be frozen, writes after a line, protects after another. */
+static void thawed(const char *path)
+{
+	pthread_t threads[3];
+
+	mapped = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, open(path, O_RDWR), 0);
+	(void)*(volatile char *)mapped;
+	say("go");
+	getchar();
+	pthread_create(&threads[0], 0, writer, 0);
+	getchar();
+	pthread_create(&threads[1], 0, victim, 0);
+	usleep(10000);
+	pthread_create(&threads[2], 0, protector, 0);
+}
+
 int main(int argc, char **argv)
 {
 	if (!strcmp(argv[1], "truncated"))
@@ -105,6 +140,8 @@ int main(int argc, char **argv)
 		full(argv[2]);
 	if (!strcmp(argv[1], "core"))
 		core();
+	if (!strcmp(argv[1], "thawed"))
+		thawed(argv[2]);
 	pause();
 	return argc < 2;
 }

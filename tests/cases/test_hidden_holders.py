@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,7 +140,37 @@ def test_a_thread_whose_page_does_not_come_is_said_to_wait_for_that(
         said = zaplock("why", program.pid, "-d", "300ms")
     assert "culprit (tid " in said
     assert "stands in page fault for " in said
-    assert "until a file system or swap brings a page: that is no wait for the lock" in said
+    assert "until a FUSE file system, which may be served by slow_files (tid " in said
+    assert "brings a page: that is no wait for the lock" in said
+
+
+def test_who_serves_the_file_system_that_a_holder_waits_for_is_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    """sshfs, lxcfs: one ps hangs behind another, which has the lock until the server answers."""
+    reader = None
+    try:
+        with mapping_a_slow_file(folder, tmp_path, "idle") as program:
+            address = str(number_before_go(program, 16))
+            reader = subprocess.Popen(
+                [sys.executable, "-c", READ, f"/proc/{program.pid}/mem", address]
+            )
+            until(stack_has(reader.pid, "request_wait_answer"))
+            until(victim_waits(program.pid))
+            (server,) = (
+                int(one.name)
+                for one in Path("/proc").glob("[0-9]*")
+                if (one / "comm").read_text() == "slow_files\n"
+                and f"\nPPid:\t{os.getpid()}\n" in (one / "status").read_text()
+            )
+            os.kill(server, signal.SIGSTOP)
+            said = zaplock("why", program.pid, "-d", "300ms")
+    finally:
+        if reader:  # only now, since a reader waits for its page whatever comes
+            reader.kill()
+            reader.wait()
+    assert "it slept itself, on the answer of a FUSE file system, which may be served by " in said
+    assert f"slow_files (tid {server}), stopped by a signal" in said
 
 
 def test_a_container_that_reads_its_own_smaps_is_named_by_our_numbers(folder: Path) -> None:

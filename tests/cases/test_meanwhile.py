@@ -10,14 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import built, running
 from test_already_so import stack_has, until
 from test_hidden_holders import READ, number_before_go, victim_waits
 
+from zaplock.agent import blocked_tracing
+from zaplock.agent.main_loop import Agent
+from zaplock.agent.metrics import Metrics
+from zaplock.agent.settings import Settings
 from zaplock.cli import _meanwhile, main
 from zaplock.recorder.tracefs import mounted
 
@@ -65,25 +71,31 @@ def probing(program: Path) -> Iterator[int]:
         append(where / "uprobe_events", f"-:{name}/at\n")
 
 
-@pytest.mark.parametrize("verb", ["why", "record"])
-def test_what_the_stacks_tell_is_said_until_tracing_can_be_switched_on(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Hang:
+    """A process whose lock is held while somebody registers a uprobe in it; `ends` ends it all."""
+
+    pid: int
+    prober: int
+    ends: Callable[[], None]
+
+
+@contextlib.contextmanager
+def nothing_can_be_traced(folder: Path) -> Iterator[Hang]:
     """perf or bpftrace adds a probe, waits for the lock of the process that hangs, and all tracing
     waits for that."""
     if os.geteuid() != 0:
         pytest.skip("recording needs root")
-    monkeypatch.setattr(_meanwhile, "PATIENCE_S", 0.2)
-    at = tmp_path / "mount"
+    at = folder / "mount"
     at.mkdir()
-    said, told, reader = io.StringIO(), list[str](), None
+    reader = None
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(running(built("slow_files", tmp_path), at))
+        files = stack.enter_context(running(built("slow_files", folder), at))
         assert files.process.stdout is not None
         if files.process.stdout.readline() != "go\n":
             pytest.skip("there is no FUSE here")
         stack.callback(subprocess.run, ["umount", "-l", at], capture_output=True, check=False)
-        program = stack.enter_context(running(built("hidden", tmp_path), 0, 0, "idle", at / "f"))
+        program = stack.enter_context(running(built("hidden", folder), 0, 0, "idle", at / "f"))
         address = str(number_before_go(program, 16))
 
         def ends() -> None:
@@ -97,25 +109,72 @@ def test_what_the_stacks_tell_is_said_until_tracing_can_be_switched_on(
         reader = subprocess.Popen([sys.executable, "-c", READ, f"/proc/{program.pid}/mem", address])
         until(stack_has(reader.pid, "request_wait_answer"))
         until(victim_waits(program.pid))
-        prober = stack.enter_context(probing(tmp_path / "hidden"))
+        prober = stack.enter_context(probing(folder / "hidden"))
         stack.callback(ends)
         until(stack_has(prober, "register_for_each_vma"))
+        yield Hang(program.pid, prober, ends)
+
+
+@pytest.mark.parametrize("verb", ["why", "record"])
+def test_what_the_stacks_tell_is_said_until_tracing_can_be_switched_on(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_meanwhile, "PATIENCE_S", 0.2)
+    said, told = io.StringIO(), list[str]()
+    with nothing_can_be_traced(tmp_path) as hang:
 
         def let_go_once_told() -> None:
             end = time.monotonic() + 10
             while "register_for_each_vma <" not in said.getvalue() and time.monotonic() < end:
                 time.sleep(0.01)
             told.append(said.getvalue())
-            ends()
+            hang.ends()
 
         waiting = threading.Thread(target=let_go_once_told)
         waiting.start()
         more = ["-o", str(tmp_path / "x.zaplock")] if verb == "record" else []
         with contextlib.redirect_stdout(said):
-            assert main([verb, "-p", str(program.pid), "-d", "200ms", *more]) == 0
+            assert main([verb, "-p", str(hang.pid), "-d", "200ms", *more]) == 0
         waiting.join()
-    assert f"(tid {prober}) registers a uprobe" in told[0]
+    assert f"(tid {hang.prober}) registers a uprobe" in told[0]
     assert "in read of /proc" in told[0]
     assert "victim (tid " in told[0]
     assert "next: zaplock " not in told[0]
     assert "next: zaplock " in said.getvalue()
+
+
+def test_an_agent_logs_what_the_stacks_tell_until_tracing_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked_tracing, "PATIENCE_S", 0.2)
+    said = list[tuple[str, dict[str, Any]]]()
+    with nothing_can_be_traced(tmp_path) as hang:
+
+        def say(event: str, **fields: Any) -> None:
+            said.append((event, fields))
+            if event == "tracing blocked":
+                hang.ends()
+
+        settings = Settings(
+            store=str(tmp_path / "store"),
+            spool=tmp_path / "spool",
+            host="here",
+            limit_ns=10**9,
+            after_ns=10**8,
+        )
+        agent = Agent(
+            settings,
+            lambda: [hang.pid],
+            Metrics(),
+            ended=lambda: "tracing goes on" in dict(said),
+            say=say,
+        )
+        agent.run()
+    told = dict(said)["tracing blocked"]
+    assert [one["tid"] for one in told["registering"]] == [hang.prober]
+    tasks = {(one["task"], one["does"]): one for one in told["tasks"]}
+    assert tasks["victim", "waits"]["lock_of"] == hang.pid
+    (holder,) = (one for one in told["tasks"] if one["does"] == "holds")
+    assert holder["operation"] == f"read of /proc/{hang.pid}/mem"
+    assert holder["kernel_stack"]
+    assert dict(said)["tracing goes on"]["after_ns"] > 200_000_000

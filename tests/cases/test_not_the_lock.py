@@ -181,7 +181,8 @@ def test_a_thread_that_cannot_be_woken_is_told_with_where_it_is(
         if asks:
             asks.kill()
             asks.wait()
-    assert "so that no signal wakes it (state D): that is no wait for the lock. It is in " in said
+    assert "so that no signal wakes it (state D), on the answer of a FUSE file system" in said
+    assert ": that is no wait for the lock. It is in " in said
 
 
 def test_a_strangers_frozen_group_is_not_told_and_the_targets_own_is(folder: Path) -> None:

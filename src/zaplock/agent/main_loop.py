@@ -13,6 +13,7 @@ for some seconds. Of more than `MOST_MMS` processes those with the most threads 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.agent import spool
+from zaplock.agent.blocked_tracing import told_if_blocked
 from zaplock.agent.hooks import Hooks
 from zaplock.agent.log import Say, log_line
 from zaplock.agent.metrics import Metrics
@@ -124,9 +126,15 @@ class Agent:
         """Watch some processes until others are to be watched."""
         options = Options(pids=pids, groups=_GROUPS, watch=True, buffer_kb=self._buffer_kb())
         try:
-            with capturing(options) as capture:
+            with contextlib.ExitStack() as stack:
+                with told_if_blocked(pids, self.say):
+                    capture = stack.enter_context(capturing(options))
                 self._refused = {p: one for p, one in self._refused.items() if p not in pids}
-                Watching(self, capture, pids).run()
+                try:
+                    Watching(self, capture, pids).run()
+                finally:
+                    with told_if_blocked(pids, self.say):
+                        stack.close()
         except UserError as error:
             gone = [pid for pid in pids if not os.path.exists(f"/proc/{pid}")]
             if gone:

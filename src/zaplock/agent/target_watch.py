@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.agent import spool
+from zaplock.agent.blocked_tracing import told_if_blocked
 from zaplock.agent.settings import SECOND, clock_offset_ns
 from zaplock.agent.spool import Trouble
 from zaplock.recorder.buffers import Chunk, per_cpu
@@ -91,7 +92,8 @@ class Watching:
 
     def run(self) -> None:
         """Watch until others are to be watched, or the agent ends."""
-        self._capture.start()
+        with told_if_blocked(self._pids, self._agent.say):
+            self._capture.start()
         self._names.of(self._pids)
         self._names.mms.update(self._mms)
         self._guard = Guard(self._capture.instances)
@@ -216,7 +218,9 @@ class Watching:
                       unit=self._units.get(self._mms.get(fired.mm, 0), "unknown"))  # fmt: skip
             return None
         holders = tuple(task for task in looked if task.does == "holds")
-        seen = noticed(self._capture, self._stream, self._queues, fired, self._stream.operations)
+        stream = self._stream
+        with told_if_blocked(self._pids, agent.say):
+            seen = noticed(self._capture, stream, self._queues, fired, stream.operations)
         return seen, holders
 
     def _record(self, seen: Noticed, holders: tuple[FoundTask, ...]) -> None:
@@ -232,7 +236,8 @@ class Watching:
             if began:
                 self._keep(seen, holders, began)
         finally:
-            self._capture.narrow()
+            with told_if_blocked(self._pids, agent.say):
+                self._capture.narrow()
             self._guard.expect()
             for chunk in self._capture.buffers.pieces():
                 self._follow(chunk)

@@ -101,6 +101,10 @@ def in_good_order() -> Iterator[None]:
         yield
         if _raised.number:  # forgotten in the last moment
             raise EndedBySignal(_raised.number)
+    except Exception as error:  # what a library in C made of it: numpy's import an ImportError
+        if not _raised.number:
+            raise
+        raise EndedBySignal(_raised.number) from error
     finally:
         _raised.answered()
         sys.unraisablehook = hook

@@ -10,13 +10,19 @@ from zaplock.errors import UserError
 from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.shared_mm import share_mm
-from zaplock.recorder.snapshot import Seen, TaskSnapshot, look, sleeping_holders
+from zaplock.recorder.snapshot import Seen, TaskSnapshot, fuse_servers, look, sleeping_holders
 from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.kernel_functions import HALTED
-from zaplock.trace.kernel_stacks import has_mappers, reads_a_page, waits_for_mappers
+from zaplock.trace.kernel_stacks import (
+    has_mappers,
+    may_have_a_vmas_lock,
+    reads_a_page,
+    waits_for_mappers,
+)
 from zaplock.trace.madvise import ADVISING
 from zaplock.trace.recorded_tasks import FoundTask
+from zaplock.trace.sleep_reasons import FUSE, VMA_LOCK, reason_of
 
 MOST_PROCESSES = 8
 """Of a whole system so many processes in trouble are looked up, the earliest first."""
@@ -139,13 +145,27 @@ def _with_holders(
             if len(may) == 1:
                 having = _having(may[0], pid)
                 seen = replace(seen, seen=(*(one for one in seen.seen if one not in may), having))
-    told = tuple(one for one in seen.seen if _is_told(one))
+    drained = {one.subject for one in seen.seen if one.task.does and _waits_for_a_vma(one)}
+    if any(reason_of(one.task.stack) == FUSE for one in seen.seen):
+        known = {one.task.tid for one in seen.seen}
+        servers = (one for one in fuse_servers() if one.task.tid not in known)
+        seen = replace(seen, seen=(*seen.seen, *servers))
+    told = tuple(one for one in seen.seen if _is_told(one) or _drains(one, drained))
     return replace(seen, seen=told)
 
 
 def _is_told(one: Seen) -> bool:
     task = one.task
     return bool(task.does or task.operation or task.state == "D" or reads_a_page(task.stack))
+
+
+def _waits_for_a_vma(one: Seen) -> bool:
+    return reason_of(one.task.stack) == VMA_LOCK
+
+
+def _drains(one: Seen, drained: set[int]) -> bool:
+    """Say whether a holder may wait until this task lets go of a VMA's lock."""
+    return one.subject in drained and may_have_a_vmas_lock(one.task.stack)
 
 
 def _may_have(one: Seen, pid: int, asked_ns: int) -> bool:

@@ -20,19 +20,16 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from zaplock.recorder.control_groups import Freezer
-from zaplock.recorder.scheduling import start_first
+from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.subjects import Subjects
-from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, WRITE
+from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, SERVES_FUSE, WRITE
 from zaplock.trace.kernel_stacks import advice_of, functions, has_mappers, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
-
-Found = TypeVar("Found")
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""
@@ -85,7 +82,7 @@ def look(pids: Iterable[int], *, hidden: Iterable[int] = (), foreign: bool = Tru
 
     `hidden` are threads of ours that are not to be told of.
     """
-    return _aside(lambda: _look(set(pids), set(hidden), foreign))
+    return visiting(lambda on: _look(on, set(pids), set(hidden), foreign))
 
 
 def sleeping_holders(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> tuple[Seen, ...]:
@@ -94,20 +91,11 @@ def sleeping_holders(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> tupl
     A reader of another process's memory does while a file system (FUSE) brings it a page. `look`
     leaves such sleepers out, since nearly every task of a machine is one.
     """
-    return _aside(lambda: tuple(_sleeping_holders(set(pids), set(hidden))))
+    return visiting(lambda on: tuple(_sleeping_holders(on, set(pids), set(hidden))))
 
 
-def _aside(work: Callable[[], Found]) -> Found:
-    """Look from a thread of its own, since it goes from cpu to cpu with a higher priority."""
-    found: list[Found] = []
-    looker = threading.Thread(target=lambda: found.append(work()))
-    start_first(looker)
-    looker.join()
-    return found[0]
-
-
-def _sleeping_holders(pids: set[int], hidden: set[int]) -> Iterator[Seen]:
-    by = _Means()
+def _sleeping_holders(on: CpuVisits, pids: set[int], hidden: set[int]) -> Iterator[Seen]:
+    by = _Means(on)
     end = time.monotonic() + FOREIGN_PATIENCE_S
     for pid in _processes():
         for tid in () if pid in pids else _threads(pid):
@@ -120,8 +108,38 @@ def _sleeping_holders(pids: set[int], hidden: set[int]) -> Iterator[Seen]:
                 yield one
 
 
-def _look(pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
-    by = _Means()
+def fuse_servers() -> tuple[Seen, ...]:
+    """Find the first threads of the processes that serve FUSE file systems, and what keeps them."""
+    return visiting(lambda on: tuple(_fuse_servers(_Means(on))))
+
+
+def _fuse_servers(by: _Means) -> Iterator[Seen]:
+    for pid in _processes():
+        if not _has_open(pid, "/dev/fuse"):
+            continue
+        seen = [one for tid in _threads(pid) if (one := _seen(pid, tid, by, every=True))]
+        halted = [one.task.operation for one in seen if one.task.operation in HALTED.values()]
+        waits = [one for one in seen if one.task.does == "waits" and one.subject == pid]
+        kept = halted[0] if halted else "waiting for its own mmap_lock" if waits else ""
+        operation = f"{SERVES_FUSE}, {kept}" if kept else SERVES_FUSE
+        now_ns, (state, _) = time.monotonic_ns(), _state(f"/proc/{pid}")
+        yield Seen(FoundTask(pid, now_ns, state, "", operation, ()), pid, pid)
+
+
+def _has_open(pid: int, path: str) -> bool:
+    try:
+        files = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for file in files:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{file}") == path:
+                return True
+    return False
+
+
+def _look(on: CpuVisits, pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
+    by = _Means(on)
     hidden.add(threading.get_native_id())
     seen = [
         one
@@ -196,7 +214,10 @@ def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
     dumps_core = bool(DUMPED.intersection(stack)) and _dumps_core(path)
-    means = meaning(stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core)
+    alone = "begin_new_exec" in stack and len(_threads(pid)) == 1
+    means = meaning(
+        stack, asleep=state in "DSI", kernel=by.kernel, dumps_core=dumps_core, alone=alone
+    )
     if not stack or not (means.does or state == "D" or means.operation or means.perhaps):
         return None
     if not every and not means.does and state != "D" and not has_mappers(stack):
@@ -259,29 +280,19 @@ def _arguments(call: list[str]) -> tuple[int, ...]:
 
 
 class _Means:
-    """What a look is made with."""
+    """What a look is made with; `on` is what takes it to the cpus."""
 
-    def __init__(self) -> None:
-        self.cpus, self.subjects, self.freezer = _Cpus(), Subjects(), Freezer()
+    def __init__(self, on: CpuVisits) -> None:
+        self.cpus, self.subjects, self.freezer = _Cpus(on), Subjects(), Freezer()
         self.kernel = version(os.uname().release)
 
 
 class _Cpus:
     """This thread, on one cpu after the other; what each one's task clock is ahead or behind."""
 
-    def __init__(self) -> None:
-        self._allowed = os.sched_getaffinity(0)
+    def __init__(self, on: CpuVisits) -> None:
+        self.go_to = on.go_to
         self._offset_ns: dict[int, int | None] = {}
-        with contextlib.suppress(OSError):  # without it we come to a cpu somewhat later
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-
-    def go_to(self, cpu: int) -> bool:
-        """Run on that cpu from now on."""
-        try:
-            os.sched_setaffinity(0, {cpu})
-        except OSError:  # not ours, or off line
-            return False
-        return True
 
     def since(self, path: str, cpu: int) -> int:
         """Return when (CLOCK_MONOTONIC) a sleeping task last ran, 0 where that isn't known."""

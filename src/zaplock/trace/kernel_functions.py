@@ -19,17 +19,25 @@ ASKS = {
             "do_mremap", "do_mlock", "apply_mlockall_flags", "do_shmat", "ksys_shmdt", "do_mbind",
             "do_mseal", "mlock_fixup", "__do_sys_brk", "__do_sys_mremap", "__do_sys_munlock",
             "__do_sys_munlockall", "__do_sys_mlockall", "__do_sys_remap_file_pages",
-            "__do_sys_mseal", "prctl_set_mm", "prctl_set_vma", "prctl_set_mm_map",
+            "__do_sys_mseal", "__do_sys_pkey_alloc", "__do_sys_pkey_free", "__do_sys_prctl",
+            "prctl_set_mm", "prctl_set_vma", "prctl_set_mm_map", "map_vdso", "map_vdso_once",
         ),
         (WRITE, ""),
     ),
-    **dict.fromkeys(("do_madvise", "madvise_lock", "do_process_madvise"), (EITHER, "")),
+    **dict.fromkeys(
+        ("do_madvise", "madvise_lock", "do_process_madvise", "replace_mm_exe_file"), (EITHER, "")
+    ),
     **dict.fromkeys(
         (
             "__do_sys_mincore", "__do_sys_msync", "__mm_populate", "do_pages_move",
             "do_pages_stat", "kernel_move_pages", "do_migrate_pages", "process_vm_rw_core",
             "process_vm_rw_single_vec", "__do_sys_process_mrelease", "do_get_mempolicy",
-            "add_page_for_migration", "add_folio_for_migration",
+            "add_page_for_migration", "add_folio_for_migration", "kernel_get_mempolicy",
+            "migrate_to_node", "madvise_do_behavior", "madvise_vma_behavior", "madvise_collapse",
+            "get_user_pages", "get_user_pages_remote", "get_futex_key", "fault_in_user_writeable",
+            "fault_in_safe_writeable", "copy_remote_vm_str", "vdso_join_timens",
+            "tcp_zerocopy_receive", "xdp_umem_create", "kvm_host_page_size",
+            "perf_event_addr_filters_apply", "trace_user_stack_print", "proc_pid_ksm_stat",
         ),
         (READ, ""),
     ),
@@ -48,6 +56,9 @@ ASKS = {
     "__access_remote_vm": (READ, ""), "access_remote_vm": (READ, ""),
     "m_start": (READ, ""), "m_next": (READ, ""), "proc_get_vma": (READ, ""),
     "lock_vma_range": (READ, ""), "query_vma_setup": (READ, ""), "do_procmap_query": (READ, ""),
+    "lock_next_vma": (READ, ""), "lock_next_vma_under_mmap_lock": (READ, ""),
+    "query_matching_vma": (READ, ""), "get_dump_page": (READ, "core dump"),
+    "dump_user_range": (READ, "core dump"), "begin_new_exec": (READ, ""),
     "show_smaps_rollup": (READ, "read of smaps_rollup"), "pagemap_read": (READ, ""),
     "do_pagemap_scan": (READ, ""), "clear_refs_write": (WRITE, "write of clear_refs"),
     "proc_map_files_lookup": (READ, ""), "proc_map_files_readdir": (READ, ""),
@@ -59,16 +70,21 @@ ASKS = {
     "userfaultfd_release_all": (WRITE, "close of a userfaultfd"),
     "mfill_atomic": (READ, "UFFDIO_COPY"), "mwriteprotect_range": (READ, "UFFDIO_WRITEPROTECT"),
     "uffd_mfill_lock": (READ, ""), "uffd_move_lock": (READ, "UFFDIO_MOVE"),
+    "uffd_lock_vma": (READ, ""), "userfaultfd_release_new": (WRITE, "close of a userfaultfd"),
     "collapse_huge_page": (EITHER, "khugepaged"),
     "khugepaged_scan_mm_slot": (READ, "khugepaged"),
     "collapse_scan_mm_slot": (READ, "khugepaged"), "__khugepaged_exit": (WRITE, "exit"),
+    "khugepaged": (READ, "khugepaged"), "ksm_scan_thread": (READ, "ksmd"),
     "scan_get_next_rmap_item": (READ, "ksmd"), "unmerge_and_remove_all_rmap_items": (READ, "ksmd"),
     "break_cow": (READ, "ksmd"), "try_to_merge_with_ksm_page": (READ, "ksmd"),
     "__ksm_exit": (WRITE, "exit"), "ksm_enable_merge_any": (WRITE, ""),
     "register_for_each_vma": (WRITE, "uprobe registration"),
+    **dict.fromkeys(("__create_xol_area", "arch_uprobe_optimize"), (WRITE, "uprobe hit")),
+    "find_active_uprobe_rcu": (READ, "uprobe hit"),
     "__oom_reap_task_mm": (READ, "oom_reaper"),
     "oom_reap_task_mm": (READ, "oom_reaper"), "task_numa_work": (READ, "NUMA balancing"),
     "io_sqe_buffer_register": (READ, ""), "hva_to_pfn_slow": (READ, "KVM page fault"),
+    "hva_to_pfn": (READ, "KVM page fault"), "async_pf_execute": (READ, "KVM page fault"),
     "binder_alloc_free_page": (READ, ""), "binder_alloc_new_buf": (READ, ""),
     "mmu_notifier_register": (WRITE, "mmu_notifier_register"),
     "account_locked_vm": (WRITE, ""), "aio_setup_ring": (WRITE, ""), "ioctx_alloc": (WRITE, ""),
@@ -77,6 +93,7 @@ ASKS = {
     "mem_cgroup_move_charge": (READ, "cgroup change"),
     "mem_cgroup_move_task": (READ, "cgroup change"),
     "unuse_mm": (READ, "swapoff"), "try_to_unuse": (READ, "swapoff"),
+    "__do_sys_swapoff": (READ, "swapoff"),
     "acct_collect": (READ, "exit"),
     "damon_va_prepare_access_checks": (READ, "DAMON"), "damon_va_check_accesses": (READ, "DAMON"),
     "damon_va_mkold": (READ, "DAMON"), "damon_va_young": (READ, "DAMON"),
@@ -84,7 +101,18 @@ ASKS = {
     "task_vma_seq_get_next": (READ, "BPF iterator"),
     "amdgpu_ttm_tt_get_user_pages": (READ, ""), "svm_range_set_attr": (WRITE, ""),
 }  # fmt: skip
-"""Who asks for the lock: function, mode, what for ("": the system call's own name)."""
+"""Who asks for the lock: function, mode, what for ("": the system call's own name).
+
+All that call an mmap_lock's tracepoint in 6.18 are here, read from its machine code, but those that
+only try, those whose lock nobody else has yet (of an exec's new address space), and vfs_coredump,
+which also sleeps for other reasons. The entry of a call stands under `__do_sys_`.
+"""
+
+THREADS_END = "an execve that waits until its other threads have ended"
+"""What a task does that sleeps in begin_new_exec beside other threads (de_thread, inlined).
+
+Alone in its process it waits there for the lock of its old memory (exec_mmap, inlined).
+"""
 
 HAS = {
     **dict.fromkeys(
@@ -263,6 +291,9 @@ USEREVENT = "a call of which its userfaultfd monitor has to be told"
 
 UNANSWERED = (USERFAULT, USEREVENT)
 
+SERVES_FUSE = "serving a FUSE file system"
+"""What a process does that has /dev/fuse open, where somebody waits for the answer of one."""
+
 FROZEN = "frozen with its cgroup"
 
 HALTED = {
@@ -271,6 +302,7 @@ HALTED = {
     "do_freezer_trap": FROZEN, "__refrigerator": FROZEN,
     "coredump_task_exit": "kept until the core of its process is written",
     "mem_cgroup_oom_synchronize": "out of memory in its cgroup",
+    "seccomp_do_user_notification": "waiting for the answer of a seccomp listener",
 }  # fmt: skip
 """What a task is that runs no program until somebody lets it, by what it sleeps in."""
 

@@ -50,6 +50,7 @@ from zaplock.trace.kernel_functions import (
     READS_PAGES,
     RETURNS,
     SINCE,
+    THREADS_END,
     UNTIL,
     USEREVENT,
     USERFAULT,
@@ -113,11 +114,17 @@ def syscall_of(stack: Sequence[str]) -> str:
 
 
 def meaning(
-    stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int], dumps_core: bool = False
+    stack: Sequence[str],
+    *,
+    asleep: bool,
+    kernel: tuple[int, int],
+    dumps_core: bool = False,
+    alone: bool = False,
 ) -> StackMeaning:
     """Say what a stack means; `asleep` is a task in state D or S, `kernel` its version.
 
     `dumps_core`: the core of its process is being written (CoreDumping in /proc/PID/status).
+    `alone`: its process has no other thread.
 
     >>> meaning(["vm_mmap_pgoff", "do_syscall_64"], asleep=True, kernel=(6, 18))
     StackMeaning(does='waits', mode='exclusive', operation='mmap')
@@ -132,8 +139,10 @@ def meaning(
         return StackMeaning("", "", call)
     if asleep and inner[0] in DUMPED and (dumps_core or inner[0] not in ASKS):
         return StackMeaning("", "", HALTED["coredump_task_exit"])
+    if asleep and inner[0] == "begin_new_exec" and not alone:
+        return StackMeaning("", "", THREADS_END)
     if slow or asleep:
-        asks = ASKS.get(inner[0])
+        asks = ASKS.get(_SYSCALL.sub(r"__do_sys_\1", inner[0]))
         if asks:
             mode = {"read": READ, "write": WRITE}[slow["mode"]] if slow else asks[0]
             operation = _work(inner, call) or _own(asks[1], call)
@@ -206,6 +215,17 @@ def has_mappers(stack: Sequence[str]) -> bool:
 def reads_a_page(stack: Sequence[str]) -> bool:
     """Say whether a page fault waits for a file system, or for swap, to bring a page."""
     return bool(READS_PAGES.intersection(_since_return(stack)))
+
+
+def may_have_a_vmas_lock(stack: Sequence[str]) -> bool:
+    """Say whether a task is in what is done under the lock of a VMA: a page fault, an madvise.
+
+    >>> may_have_a_vmas_lock(["ext4_page_mkwrite", "do_wp_page", "handle_mm_fault"])
+    True
+    """
+    names = set(_since_return(stack))
+    under = "handle_mm_fault" in names or names & ADVISED_ZAPS
+    return bool(under) and not names & (LETS_GO | {"handle_userfault"})
 
 
 def _is_guard(number: int | None) -> bool:

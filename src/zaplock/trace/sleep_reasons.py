@@ -8,6 +8,8 @@ from __future__ import annotations
 
 VMA_LOCK = "a VMA's lock"
 RMAP_LOCK = "a file's i_mmap lock or an anon_vma's"
+FROZEN_FILES = "a file system that is frozen (fsfreeze -u lets it go on)"
+FUSE = "the answer of a FUSE file system"
 NOT_KNOWN = "(not known on what)"
 
 _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -22,13 +24,17 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                         "mem_cgroup_oom_synchronize")),
     ("a page that is being migrated", ("migration_entry_wait", "migration_entry_wait_on_locked",
                                        "__migration_entry_wait", "pmd_migration_entry_wait")),
+    (FUSE, ("request_wait_answer", "fuse_simple_request", "__fuse_simple_request",
+            "fuse_request_send", "__fuse_request_send")),
+    ("the answer of an NFS server", ("rpc_wait_bit_killable", "nfs_wait_bit_killable",
+                                     "nfs_wait_on_request", "rpc_wait_for_completion_task")),
     ("swap", ("swap_read_folio", "swap_readpage", "do_swap_page", "swapin_readahead")),
     ("a file's pages (I/O)", ("filemap_fault", "filemap_read", "filemap_update_page",
                               "page_cache_ra_unbounded", "read_pages", "do_read_cache_folio",
                               "wait_on_page_writeback", "folio_wait_writeback", "write_cache_pages",
                               "file_write_and_wait_range", "filemap_write_and_wait_range",
                               "submit_bio_wait", "blk_mq_get_tag", "jbd2_log_wait_commit",
-                              "__wait_on_buffer", "fuse_simple_request", "nfs_wait_on_request")),
+                              "__wait_on_buffer")),
     ("I/O", ("io_schedule", "io_schedule_timeout")),
     ("a page's lock", ("__folio_lock", "__folio_lock_killable", "__folio_lock_or_retry",
                        "folio_wait_bit", "folio_wait_bit_common", "__lock_page",
@@ -47,6 +53,13 @@ _REASONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                              "__mutex_lock", "mutex_lock", "mutex_lock_killable",
                              "__mutex_lock_slowpath", "percpu_rwsem_wait", "__down_common")),
 )  # fmt: skip
+_STARTS_WRITING = frozenset(
+    {"vfs_write", "mnt_want_write", "mnt_want_write_file", "xfs_write_fault", "do_page_mkwrite",
+     "__xfs_filemap_fault", "vfs_fallocate", "do_sys_ftruncate", "do_ftruncate", "io_write"}
+)  # fmt: skip
+"""Whoever sleeps in percpu_rwsem_wait directly below these, or below a file system's page_mkwrite,
+is about to write to a file system that is frozen (sb_start_write, sb_start_pagefault, inlined)."""
+
 _BY_FUNCTION = {name: reason for reason, names in _REASONS for name in names}
 _PLAINER = {reason: place for place, (reason, _) in enumerate(_REASONS)}
 
@@ -57,8 +70,18 @@ def reason_of(kernel: tuple[str, ...]) -> str:
     Of several known functions the most telling decides: waiting for a page's lock inside of
     reclaim is reclaim. The table is in that order.
     """
+    if _waits_for_a_thaw(kernel):
+        return FROZEN_FILES
     names = {name.partition(".")[0] for name in kernel}
     found = {_BY_FUNCTION.get(name, "") for name in names} - {""}
     if not any(name.startswith("rwsem_down_") for name in names):
         found -= {RMAP_LOCK}
     return min(found, key=lambda reason: _PLAINER[reason], default="")
+
+
+def _waits_for_a_thaw(kernel: tuple[str, ...]) -> bool:
+    if "percpu_rwsem_wait" not in kernel:
+        return False
+    callers = kernel[kernel.index("percpu_rwsem_wait") + 1 :]
+    below = next((name for name in callers if "percpu_down_read" not in name), "")
+    return below.partition(".")[0] in _STARTS_WRITING or below.endswith("_page_mkwrite")

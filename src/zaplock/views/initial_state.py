@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,14 +46,28 @@ def _listed(analysis: Analysis, tasks: list[FoundTask], limit: int) -> Iterator[
         if task.stack:
             yield f"        in the kernel: {stack_line(task.stack)}"
             yield from (f"        {line}" for line in asleep_with_it(analysis, task))
+        if task.does == "waits" and (other := _another(task)):
+            yield f"        that is another process's lock: ask zaplock why {other}"
     if len(tasks) > limit:
         waiting = sum(task.does == "waits" for task in tasks[limit:])
         yield f"    ... and {len(tasks) - limit:,} more, {waiting:,} of them waiting"
 
 
+def _another(task: FoundTask) -> int:
+    """Return the process whose lock a task is about, if it is none that was looked at; 0: unknown.
+
+    >>> _another(FoundTask(7, 0, "D", "", "read of /proc/4711/maps", (), does="waits"))
+    4711
+    """
+    found = re.search("of /proc/([0-9]+)/", task.operation)
+    return int(found[1]) if found and not task.mm else 0
+
+
 def _sentence(analysis: Analysis, task: FoundTask) -> str:
     mode = "exclusively" if task.exclusive else "shared"
-    lock = f"the lock of {owner(analysis, task.mm)}" if task.mm else "an mmap_lock"
+    other = _another(task)
+    unknown = f"the lock of process {other}" if other else "an mmap_lock"
+    lock = f"the lock of {owner(analysis, task.mm)}" if task.mm else unknown
     verb = "waited for" if task.does == "waits" else "had"
     doing = what(with_advice(task.operation, task.detail), task.length)
     since_ns = analysis.recorded_ns - task.since_ns

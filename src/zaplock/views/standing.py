@@ -9,10 +9,16 @@ from collections.abc import Iterator
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_functions import FROZEN, HALTED, UNANSWERED
-from zaplock.trace.kernel_stacks import has_mappers, reads_a_page, waits_for_mappers
+from zaplock.trace.kernel_functions import FROZEN, HALTED, SERVES_FUSE, UNANSWERED
+from zaplock.trace.kernel_stacks import (
+    has_mappers,
+    may_have_a_vmas_lock,
+    operation_of,
+    reads_a_page,
+    waits_for_mappers,
+)
 from zaplock.trace.madvise import with_advice
-from zaplock.trace.sleep_reasons import reason_of
+from zaplock.trace.sleep_reasons import FUSE, VMA_LOCK, reason_of
 from zaplock.units import duration
 from zaplock.views.sentences import what, who
 
@@ -37,6 +43,8 @@ _LET_GO = {
     "/proc/PID/coredump_filter and MADV_DONTDUMP make a core smaller.",
     "out of memory in its cgroup": "Give the group more (memory.limit_in_bytes), or let something "
     "in it be killed (0 in memory.oom_control).",
+    "waiting for the answer of a seccomp listener": "Does the process that has the listener open "
+    "(anon_inode:seccomp notify in /proc/PID/fd) live and answer?",
 }
 
 
@@ -51,16 +59,44 @@ def asleep_with_it(analysis: Analysis, task: FoundTask) -> Iterator[str]:
     """Say what a holder sleeps on itself, and who may have that, where the look tells."""
     if task.does != "holds" or task.state not in ("D", "S"):
         return
+    found = analysis.events.found
     if waits_for_mappers(task.stack):
-        having = [one for one in analysis.events.found if has_mappers(one.stack)]
-        named = [
-            f"{who(analysis, one.tid)} in {what(one.operation or 'the kernel', one.length)}"
-            for one in having[:_OFTEN]
-        ]
-        may = f", which {', '.join(named)} may have" if named else ""
-        yield f"it slept itself, for the lock of a file's mappings (i_mmap){may}"
+        having = [one for one in found if has_mappers(one.stack)]
+        yield f"it slept itself, for the lock of a file's mappings (i_mmap){_may(analysis, having)}"
     elif reason := reason_of(task.stack):
-        yield f"it slept itself, on {reason}"
+        mates = [one for one in found if one.tid != task.tid and _mates(analysis, one, task)]
+        having = [one for one in mates if not one.does and may_have_a_vmas_lock(one.stack)]
+        may = _may(analysis, having) if reason == VMA_LOCK else ""
+        yield f"it slept itself, on {reason}{may or _servers(analysis, reason)}"
+
+
+def _may(analysis: Analysis, having: list[FoundTask]) -> str:
+    """Name those that may have what somebody waits for; "" where there are none."""
+    named = [f"{who(analysis, one.tid)} in {_in_what(one)}" for one in having[:_OFTEN]]
+    return f", which {' or '.join(named)} may have" if named else ""
+
+
+def _servers(analysis: Analysis, reason: str) -> str:
+    """Name who may have to answer, where somebody waits for a FUSE file system."""
+    serving = [one for one in analysis.events.found if one.operation.startswith(SERVES_FUSE)]
+    if reason != FUSE or not serving:
+        return ""
+    kept = [
+        f"{who(analysis, one.tid)}{one.operation.removeprefix(SERVES_FUSE)}"
+        for one in serving[:_OFTEN]
+    ]
+    more = f" or {len(serving) - _OFTEN} more" if len(serving) > _OFTEN else ""
+    return f", which may be served by {' or '.join(kept)}{more}"
+
+
+def _in_what(task: FoundTask) -> str:
+    operation = task.operation or operation_of(task.stack) or "the kernel"
+    return what(with_advice(operation, task.detail), task.length)
+
+
+def _mates(analysis: Analysis, one: FoundTask, other: FoundTask) -> bool:
+    """Say whether two tasks work on one address space, as far as their processes tell."""
+    return _process(analysis, one) == analysis.events.mms.get(other.mm, 0) != 0
 
 
 def no_waits(analysis: Analysis) -> Iterator[str]:
@@ -97,9 +133,11 @@ def _slow_pages(analysis: Analysis) -> Iterator[str]:
     for task in analysis.events.found:
         if not task.does and reads_a_page(task.stack) and _is_slow(task):
             doing = what(with_advice(task.operation, task.detail), task.length)
+            served = _servers(analysis, reason_of(task.stack))
+            by = f"a FUSE file system{served}," if served else "a file system or swap"
             yield (
-                f"{who(analysis, task.tid)} stands in {doing}{_since([task])}, until a file system "
-                f"or swap brings a page: {_NO_WAIT}. It is in {stack_line(task.stack)}"
+                f"{who(analysis, task.tid)} stands in {doing}{_since([task])}, until {by} brings "
+                f"a page: {_NO_WAIT}. It is in {stack_line(task.stack)}"
             )
 
 
@@ -114,10 +152,13 @@ def _uninterruptible(analysis: Analysis) -> Iterator[str]:
         if _is_slow(task) and not reads_a_page(task.stack) and _process(analysis, task) in owners
     ]
     for task in stuck[:_OFTEN]:
-        doing = f" in {task.operation}" if task.operation else ""
+        operation = task.operation or operation_of(task.stack)
+        doing = f" in {operation}" if operation else ""
+        reason = reason_of(task.stack)
+        on = f", on {reason}{_servers(analysis, reason)}" if reason else ""
         yield (
             f"{who(analysis, task.tid)} has slept{doing}{_since([task])} so that no signal wakes "
-            f"it (state D): {_NO_WAIT}. It is in {stack_line(task.stack)}"
+            f"it (state D){on}: {_NO_WAIT}. It is in {stack_line(task.stack)}"
         )
     if len(stuck) > _OFTEN:
         yield f"... and {len(stuck) - _OFTEN:,} more in state D."
