@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
-<<<<<<< HEAD
-from zaplock.cli._oracle_sides import bench_of, lent, refuse_in_guests, scope_of, sides_text
-from zaplock.cli._streams import while_read
-=======
 from zaplock.cli._oracle_sides import bench_of, lent, scope_of, sides_text
->>>>>>> wt-guests
+from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:

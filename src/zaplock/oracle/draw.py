@@ -69,13 +69,9 @@ class Draw:
 
     def __post_init__(self) -> None:
         self.theme = self.random.choice(self.scope.themes)
-<<<<<<< HEAD
         sometimes = self.theme in SOMETIMES_WATCHED
-        self.watches = self.theme in WATCHERS or (sometimes and self.chance(30))
-=======
-        watches = self.theme in WATCHERS or (self.pages_out and self.chance(30))
+        watches = self.theme in WATCHERS or (sometimes and self.chance(30))
         self.watches = watches and "uffd_register" not in self.scope.without
->>>>>>> wt-guests
         self.moves = self.theme in WITH_OWN_MAKERS and self.chance(50)
         self.forks = self.theme != "gigantic" or self.chance(40)
         self.merges = self._choose_merging()
