@@ -114,3 +114,59 @@ def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
     )
     code = 128 + getattr(signal, name)
     assert (done.returncode, done.stderr) == (code, "zaplock: interrupted\n")
+
+
+_WHILE_IMPORTED = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "told"),
+    [
+        ("argparse", -signal.SIGINT, ""),
+        ("zaplock.cli._streams", -signal.SIGINT, ""),
+        ("zaplock.cli.designs", 130, "zaplock designs: interrupted\n"),
+    ],
+)
+def test_ctrl_c_while_zaplock_is_still_imported_is_no_traceback(
+    module: str, code: int, told: str, tmp_path: Path
+) -> None:
+    """It comes when Python looks for a module: early ones end as any program, others are told."""
+    (tmp_path / "sitecustomize.py").write_text(_WHILE_IMPORTED.format(module=module))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "zaplock", "designs"],
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}:{tmp_path}"},
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "class Named:\n    def __set_name__(self, owner, name): interrupt()\n"
+        "class Own: one = Named()\n",
+        "try: interrupt()\nexcept KeyboardInterrupt: raise ImportError('could not') from None\n",
+    ],
+    ids=["__set_name__", "import"],
+)
+def test_a_signal_of_which_an_error_was_made_is_a_signal(own: str, tmp_path: Path) -> None:
+    """Python 3.11 makes a RuntimeError of it in a class, and libraries in C an ImportError."""
+    file = tmp_path / "own.py"
+    interrupt = "def interrupt(): os.kill(os.getpid(), signal.SIGINT)"
+    file.write_text(f"import os, signal\n{interrupt}\n{own}")
+    typed = ["check", "munmap+fault", "--design", f"{file}:NONE"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "zaplock", *typed],
+        env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "zaplock check: interrupted\n")

@@ -17,7 +17,6 @@ notebook `%load_ext zaplock` brings `%%zaplock`, which records a cell; results d
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from zaplock.version import __version__
 
@@ -45,6 +44,7 @@ _HOMES = {
 }
 _MODULES = ("author", "buffers", "release")  # the last can be called
 
+TYPE_CHECKING = False  # a type checker takes it for true; typing itself is half of this import
 if TYPE_CHECKING:
     from zaplock import author, buffers
     from zaplock.api import AddressSpace

@@ -31,7 +31,7 @@ from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._signals import in_good_order, number_of
 from zaplock.cli._streams import guarded
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
-from zaplock.untrusted_names import visible
+from zaplock.untrusted_names import readable
 from zaplock.version import __version__
 
 
@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {readable(message)} (see {self.prog} --help)\n")
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse them, and ask after a misspelt option what was meant."""
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 require_room()
                 return _while_read(partial(_run, verb, arguments[1:], own_process=own_process))
         except UserError as error:
-            print(f"{name}: {visible(str(error))}", file=sys.stderr)
+            print(f"{name}: {readable(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signalled:
             exec("")  # or an exec that was broken off ends Python by SIGINT (run_eval_code_obj)

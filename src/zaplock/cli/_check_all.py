@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step, while_read
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -45,7 +45,8 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
             print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
         else:
             _print_matrix(cells, designs)
-        next_step(shlex.join(["zaplock", "check", one.scenario, *design]), aside=args.json)
+        again = " ".join(map(shell_word, ["zaplock", "check", one.scenario, *design]))
+        next_step(again, aside=args.json)
     verdicts = {cell.verdict for cell in strange}
     if "broken" in verdicts:
         return 1

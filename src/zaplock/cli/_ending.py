@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
+
+from zaplock.untrusted_names import shell_word
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def options(given: Mapping[str, object]) -> str:
             if one is True:
                 words.append(f" {name}")
             elif one is not None and one is not False:
-                words.append(f" {name} {shlex.quote(str(one))}")
+                words.append(f" {name} {shell_word(str(one))}")
     return "".join(words)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.measure.guest.experiment import GuestPlan
@@ -132,6 +132,6 @@ def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Teard
 def next_command(args: argparse.Namespace) -> str:
     """Name the command that goes on from here."""
     if args.record:
-        return f"zaplock report {shlex.quote(args.record)}"
+        return f"zaplock report {shell_word(args.record)}"
     other = "debian:6.1" if args.kernel == "debian:6.12" else "debian:6.12"
     return f"zaplock measure {args.size} --kernel {other}{' --exact' if args.exact else ''}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._oracle_sides import bench_of, lent, refuse_in_guests, scope_of, sides_text
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.oracle.compare import Divergence
@@ -72,9 +72,9 @@ def replay_saved(args: argparse.Namespace) -> int:
         path = Path(args.save) / f"{Path(args.replay).stem}.py"
         outputs.write(path, script.write(found), parents=True)
         wrote(path)
-        next_step(f"python3 -I {shlex.quote(str(path))}")
+        next_step(f"python3 -I {shell_word(str(path))}")
     else:
-        which = f"{shlex.quote(args.replay)}{sides_text(args)}"
+        which = f"{shell_word(args.replay)}{sides_text(args)}"
         next_step(f"zaplock oracle --replay {which} --save out/oracle")
     return 1
 
@@ -87,6 +87,6 @@ def _write_c(source: Path, target: Path) -> int:
     text = reproducer.write(sequence, why, source.stem)
     outputs.write(target, text)
     wrote(target)
-    program = shlex.quote(target.stem)
-    next_step(f"cc -o {program} {shlex.quote(str(target))} && ./{program}")
+    program = shell_word(target.stem)
+    next_step(f"cc -o {program} {shell_word(str(target))} && ./{program}")
     return 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from zaplock.cli._ending import next_step
 from zaplock.cli._rows import add_top
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.advise.advice import Advice
@@ -157,5 +157,5 @@ def table(found: list[Advice], top: int) -> Grid:
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:
     if args.file:
-        return f"zaplock replay {shlex.quote(args.file)}", "would another way of freeing do"
+        return f"zaplock replay {shell_word(args.file)}", "would another way of freeing do"
     return f"zaplock record -p {args.pid}", "who really waits"

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
 from zaplock.cli._rows import add_top
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.trace.difference import RecordingDifference
@@ -72,7 +72,7 @@ def _print(found: RecordingDifference, top: int) -> None:
 
 
 def _next(args: argparse.Namespace, found: RecordingDifference) -> tuple[str, str]:
-    file = shlex.quote(args.after)
+    file = shell_word(args.after)
     if found.verdict == "not known":
         return "zaplock record -p PID -d 60s", "both for longer, under the same load"
     if found.after.queued:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._rows import add_top
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.executors import Executor
@@ -125,14 +125,14 @@ def _report(args: argparse.Namespace) -> str:
         wrote(args.html)
     else:
         _print(answer(found), report_tables(found, args.top))
-    store = shlex.quote(args.store)
-    return f"xdg-open {shlex.quote(args.html)}" if args.html else f"zaplock fleet advise {store}"
+    store = shell_word(args.store)
+    return f"xdg-open {shell_word(args.html)}" if args.html else f"zaplock fleet advise {store}"
 
 
 def _ask(args: argparse.Namespace) -> str:
     from zaplock.cli._busy import busy
     from zaplock.fleet.ask import ask
-    from zaplock.untrusted_names import cell
+    from zaplock.untrusted_names import cell, shell_word
     from zaplock.views.grid import Grid, words
 
     with busy("asking"):
@@ -150,7 +150,7 @@ def _ask(args: argparse.Namespace) -> str:
         more = len(found.rows) - len(rows)
         said = f"... and {more:,} more rows: --csv or --json gives all" if more > 0 else ""
         _print([], [Grid([words(name) for name in found.columns], rows, more=said)])
-    return f"zaplock fleet report {shlex.quote(args.store)}"
+    return f"zaplock fleet report {shell_word(args.store)}"
 
 
 def _replayed(args: argparse.Namespace, workers: Executor) -> FleetReplay:
@@ -178,8 +178,8 @@ def _replay(args: argparse.Namespace) -> str:
     else:
         _print([], [replay_table(found, args.top)])
         _print(replay_sentences(found), [])
-    return f"zaplock fleet advise {shlex.quote(args.store)}" + "".join(
-        f" --to {shlex.quote(one)}" for one in args.to or ["linux-6.18"]
+    return f"zaplock fleet advise {shell_word(args.store)}" + "".join(
+        f" --to {shell_word(one)}" for one in args.to or ["linux-6.18"]
     )
 
 
@@ -198,7 +198,7 @@ def _advise(args: argparse.Namespace) -> str:
             ["Spared is what sound replays stand for; at most is all that the cause makes wait."],
             [advice_table(advice, args.top)],
         )
-    return f"zaplock fleet replay {shlex.quote(args.store)} --to linux-6.18"
+    return f"zaplock fleet replay {shell_word(args.store)} --to linux-6.18"
 
 
 def _simulate(args: argparse.Namespace) -> str:
@@ -215,7 +215,7 @@ def _simulate(args: argparse.Namespace) -> str:
             f"{made.hosts:,} hosts, {made.waits:,} waits, {made.recordings:,} recordings; the "
             f"causes that were put in: {args.store}/truth.json"
         )
-    return f"zaplock fleet report {shlex.quote(args.store)}"
+    return f"zaplock fleet report {shell_word(args.store)}"
 
 
 def _print(lines: Iterable[str], tables: Iterable[Grid]) -> None:

@@ -19,12 +19,12 @@ does, else give --kernel.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     losses = f", at least {lost:,} lost" if lost else ""
     print(f"{len(events):,} events{losses}", file=out)
     wrote(output, aside=args.json)
-    next_step(f"zaplock report {shlex.quote(output)}", aside=args.json)
+    next_step(f"zaplock report {shell_word(output)}", aside=args.json)
     return 0
 
 

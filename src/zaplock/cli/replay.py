@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from zaplock.cli._ending import next_step, options, wrote
 from zaplock.cli._lists import items_of_all
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
@@ -136,7 +136,7 @@ def _print(found: Replay) -> None:
 
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:
-    file = shlex.quote(args.file)
+    file = shell_word(args.file)
     if args.plot is None:
         given = {
             "--design": args.design, "--free-by": args.free_by, "-p": args.pid, "--mm": args.mm,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from zaplock.cli._stack_files import (
     next_for_stack_files,
     write_stack_files,
 )
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
@@ -123,11 +123,11 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
 
 def _next(args: argparse.Namespace, written: list[Path]) -> None:
     """Say what was written and what to type next."""
-    file = shlex.quote(args.file)
+    file = shell_word(args.file)
     for path in written:
         wrote(path, aside=args.json)
     if args.html:
-        next_step(f"xdg-open {shlex.quote(args.html)}", aside=args.json)
+        next_step(f"xdg-open {shell_word(args.html)}", aside=args.json)
     elif args.perfetto:
         next_step("open it at ui.perfetto.dev", "the file stays in your browser", aside=args.json)
     elif not next_for_stack_files(args):
