@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from zaplock import cli
-from zaplock.cli import main
+from zaplock.cli import main, parser_of
+from zaplock.cli._designs import parse_designs
 from zaplock.cli._ending import next_step
 from zaplock.cli._overview import QUESTIONS, SUMMARIES
 from zaplock.cli._streams import guarded
@@ -298,3 +299,31 @@ def test_the_next_command_can_be_typed_as_it_is_shown(
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True,
                           env={**os.environ, "LC_ALL": "C.UTF-8"})  # fmt: skip
     assert done.stdout == os.fsencode(f"{name}/{name}")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["designs"],
+        ["designs", "5.15"],
+        ["designs", "5.15", "6.6"],
+        ["designs", "6.6", "linux-6.6"],
+        ["check", "--list"],
+        ["check", "munmap+fault", "--design", "linux-4.20"],
+        ["compare", "4K", "--no-measure", "--design", "linux-6.18", "--bystanders", "none"],
+        ["scale", "pft", "--cpus", "1,2", "--transfer", "7.5", "--nodes", "2", "--far", "1e2"],
+        ["calibrate", "--units"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+def test_the_next_command_is_one_that_is_taken(
+    typed: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it does: what it was given is read, and lists of designs are looked up."""
+    assert _code(typed) in (0, 1)
+    command = capsys.readouterr().out.rpartition("next: zaplock ")[2].partition("   (")[0]
+    verb, *words = shlex.split(command)
+    parsed = parser_of(verb).parse_all(words)
+    if designs := getattr(parsed, "design", None):
+        assert parse_designs(designs)

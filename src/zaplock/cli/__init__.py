@@ -26,6 +26,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
+from zaplock.cli._json_text import print_json
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._signals import in_good_order, number_of
@@ -120,11 +121,9 @@ class _ShowSchema(argparse.Action):
         self._verb = verb
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        import json
-
         from zaplock.cli._json_schemas import schema
 
-        print(json.dumps(schema(self._verb), indent=1))
+        print_json(schema(self._verb))
         parser.exit()
 
 

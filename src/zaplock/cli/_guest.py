@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 from zaplock.untrusted_names import shell_word
@@ -96,7 +96,7 @@ def list_kernels(*, as_json: bool) -> None:
     with Screen(stderr=True).status(Text("looking at Debian's package lists")):
         known = debian.known()
     if as_json:
-        print(json.dumps([asdict(one) for one in known], indent=2))
+        print_json([asdict(one) for one in known])
     else:
         for one in known:
             here = f"here, sha256 {one.sha256[:16]}..." if one.sha256 else ""

@@ -13,11 +13,11 @@ settings of its own (Java, Go, jemalloc, Redis, ...) is told those, and where th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._rows import add_top
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     worth = [one for one in told.advice if one.worth_it]
     found = sorted(worth, key=lambda one: (-one.caused_ns, -one.gain_ns, one.what))
     if args.json:
-        print(json.dumps(_to_json(told, found[: args.top], costs), indent=1))
+        print_json(_to_json(told, found[: args.top], costs))
     else:
         _print(args, told, found, costs)
     next_step(*_next(args), aside=args.json)

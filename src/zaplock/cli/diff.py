@@ -13,10 +13,10 @@ The exit code is 0 whatever the verdict; 1 with --fail-if-worse, where it is wor
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._rows import add_top
 from zaplock.untrusted_names import shell_word
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     with busy("comparing"):
         found = difference(before, after)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     else:
         _print(found, args.top)
     next_step(*_next(args, found), aside=args.json)

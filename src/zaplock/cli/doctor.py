@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 
 if TYPE_CHECKING:
     from zaplock.recorder.doctor import Finding
@@ -21,14 +22,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and tell."""
-    import json
 
     from zaplock.recorder.doctor import examine
 
     findings = examine()
     able = all(finding.ok for finding in findings if finding.needed)
     if args.json:
-        print(json.dumps({"able": able, "findings": [one.to_json() for one in findings]}, indent=2))
+        print_json({"able": able, "findings": [one.to_json() for one in findings]})
     else:
         _table(findings)
     following = ("zaplock record -d 5s", "") if able else ("zaplock doctor", "after mending")

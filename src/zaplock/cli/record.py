@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 from zaplock.untrusted_names import shell_word
@@ -287,8 +288,6 @@ def _say(
     flight: Flight | None,
     already: list[dict[str, Any]],
 ) -> None:
-    import json
-
     if args.json:
         outcome = {
             "file": path,
@@ -298,7 +297,7 @@ def _say(
             "notes": progress.notes,
             **({"found": already} if already else {}),
         }
-        print(json.dumps(outcome))
+        print_json(outcome)
     out = sys.stderr if args.json else sys.stdout
     for note in progress.notes:
         print(note, file=out)

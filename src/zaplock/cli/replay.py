@@ -14,13 +14,13 @@ replay's own error, printed first), under other designs, and with memory freed i
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items_of_all
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             plot(found, Path(args.plot))
         wrote(args.plot, aside=args.json)
     if args.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         _print(found)
     next_step(*_next(args), aside=args.json)

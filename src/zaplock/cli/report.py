@@ -8,13 +8,13 @@ import` or a simulation wrote.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._output_files import require_files, require_folders
 from zaplock.cli._rows import add_top
 from zaplock.cli._stack_files import (
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         from zaplock.views.report_json import report_json
 
-        print(json.dumps(report_json(analysis, top=args.top), indent=1))
+        print_json(report_json(analysis, top=args.top))
     if not args.json and not written:
         _print(args, analysis)
     _next(args, written)
