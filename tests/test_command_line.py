@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pkgutil
+import re
 import shlex
 import subprocess
 import sys
@@ -14,8 +16,12 @@ from pathlib import Path
 import pytest
 
 from zaplock import cli
-from zaplock.cli import main
+from zaplock.cli import main, parser_of
+from zaplock.cli._designs import parse_designs
+from zaplock.cli._ending import next_step
 from zaplock.cli._overview import QUESTIONS, SUMMARIES
+from zaplock.cli._streams import guarded
+from zaplock.untrusted_names import shell_word
 
 
 def test_zaplock_alone_asks_what_people_come_with(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,3 +240,90 @@ def _code(typed: list[str]) -> int:
         return main(typed)
     except SystemExit as ended:
         return int(str(ended.code))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["compare", "{}"],
+        ["compare", "{}G"],
+        ["why", "{}"],
+        ["why", "1", "-d", "{}"],
+        ["record", "--buffer", "{}", "--", "true"],
+        ["designs", "{}"],
+        ["designs", "6.6.{}"],
+        ["designs", "--{}"],
+        ["check", "{}"],
+        ["check", "--replay", "{}"],
+        ["scale", "pft", "--cpus", "{}"],
+        ["report", "{}"],
+        ["help", "{}"],
+        ["{}"],
+    ],
+)
+def test_a_value_of_5000_digits_does_not_fill_the_screen(
+    typed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told by its beginning; a path is told whole, since each of its parts is a name."""
+    assert _code([word.format("9" * 5000) for word in typed]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "9" * 20 in said
+    assert len(said) < 1600  # names of what there is
+    path = "/".join(["", *(letter * 250 for letter in "abcd")])
+    assert main(["report", path]) == 2
+    assert path in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["a b.zaplock", "it's", "a\nb\udcff\x85'c\\", "plain"])
+@pytest.mark.parametrize("width", [24, 80])
+def test_the_next_command_can_be_typed_as_it_is_shown(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a name has blanks, quotes or what can't be printed, and is folded."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with guarded():
+        next_step(f"printf %s/%s {shell_word(name)} {shell_word(name)}", "what for")
+    shown = terminal.getvalue()
+    assert ("\\\n" in shown) == (width == 24)
+    command = re.sub(r" *\(what for\)\n$", "", shown.removeprefix("next: "))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=True,
+                          env={**os.environ, "LC_ALL": "C.UTF-8"})  # fmt: skip
+    assert done.stdout == os.fsencode(f"{name}/{name}")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["designs"],
+        ["designs", "5.15"],
+        ["designs", "5.15", "6.6"],
+        ["designs", "6.6", "linux-6.6"],
+        ["check", "--list"],
+        ["check", "munmap+fault", "--design", "linux-4.20"],
+        ["compare", "4K", "--no-measure", "--design", "linux-6.18", "--bystanders", "none"],
+        ["scale", "pft", "--cpus", "1,2", "--transfer", "7.5", "--nodes", "2", "--far", "1e2"],
+        ["calibrate", "--units"],
+        ["doctor"],
+    ],
+    ids=" ".join,
+)
+def test_the_next_command_is_one_that_is_taken(
+    typed: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it does: what it was given is read, and lists of designs are looked up."""
+    assert _code(typed) in (0, 1)
+    command = capsys.readouterr().out.rpartition("next: zaplock ")[2].partition("   (")[0]
+    verb, *words = shlex.split(command)
+    parsed = parser_of(verb).parse_all(words)
+    if designs := getattr(parsed, "design", None):
+        assert parse_designs(designs)

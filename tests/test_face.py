@@ -192,6 +192,8 @@ def test_every_extra_is_in_the_project_and_every_package_in_its_extra() -> None:
     for package, extra in extras.EXTRAS.items():
         names = [one.partition(">")[0] for one in offered[extra]]
         assert told.get(package, package) in names, (package, extra)
+    page = (ROOT / "docs" / "installing.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(offered) - {"dev"}
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,10 @@ def test_each_answer_is_json_too(small: str, capsys: pytest.CaptureFixture[str])
 
     assert told("report", small)["hosts"] == FEW_HOSTS
     assert told("ask", small, "SELECT 1 AS one") == [{"one": 1}]
+    odd = "SELECT 'nan'::double AS n, [1, NULL] AS l, {'a': 1} AS s, 1.50::DECIMAL(4,2) AS d"
+    assert told("ask", small, odd) == [{"n": "nan", "l": [1, None], "s": {"a": 1}, "d": "1.50"}]
+    assert main(["fleet", "ask", small, "SELECT 1 AS a, 2 AS a", "--json"]) == 2
+    assert "two columns are called 'a'" in capsys.readouterr().err
     assert told("advise", small, *FEW)[0]["what"]
     assert FleetSimulatedJson.__annotations__.keys() == set(Made.__slots__)
 

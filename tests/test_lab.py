@@ -1,6 +1,5 @@
 """Comparing from Python: results that draw and explain themselves, and a lab of one's own."""
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,6 @@ GIB = 1 << 30
 @pytest.fixture(scope="module")
 def result() -> notebook.ComparisonResult:
     return zaplock.compare("8G", designs=["linux-4.9", "rfc-v6", "linux-6.18"])
-
-
-def test_the_examples_in_the_docstring_are_real() -> None:
-    assert doctest.testmod(notebook).failed == 0
 
 
 def test_a_result_has_its_table_as_a_frame(result: notebook.ComparisonResult) -> None:

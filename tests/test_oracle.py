@@ -293,11 +293,9 @@ def _smaps_of(start: int, locked: bool) -> bytes:
     return f"{start:x}-{start + ring.PAGE:x} rw-p 0 00:00 0\n{figures}VmFlags: {flags}\n".encode()
 
 
-_STATUS = (
-    "".join(
-        ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib"))]
-    ).encode()
-)
+_STATUS = "".join(
+    ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib"))]
+).encode()
 
 
 def _changed(before: list[bytes], now: list[bytes]) -> bytes:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -368,3 +369,36 @@ def test_a_counterexample_plays_forward_and_back(pages: dict[str, Path]) -> None
         await shown.until("location.hash === '#step-2'")
 
     drive(pages["check"], story)
+
+
+WITHOUT_SCRIPTS = {
+    "report": "The timeline and the lists of waits and holds are not shown",
+    "check": "The locks and the memory after each step are not shown",
+    "compare": "The timeline and the lists of waits and holds are not shown",
+    "replay": "The timeline and the lists of waits and holds are not shown",
+    "fleet": "",
+}
+SEEN = "[...document.querySelectorAll({selector!r})].filter(e => e.checkVisibility()).length"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_scripts_nothing_looks_as_if_there_were_none_of_it(
+    name: str, pages: dict[str, Path]
+) -> None:
+    """An empty list of waits says that nobody waited; a button that does nothing is broken."""
+
+    async def story(shown: Page) -> None:
+        for off in (False, True):
+            await shown.call("Emulation.setScriptExecutionDisabled", value=off)
+            await shown.call("Page.navigate", url=pages[name].as_uri())
+            deadline = time.monotonic() + 30
+            while await shown.ask("document.readyState") != "complete":
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            dead = await shown.ask(SEEN.format(selector="#bar, #timeline, #waits, #now, #play"))
+            assert bool(dead) != off
+            assert (WITHOUT_SCRIPTS[name] in await shown.ask("document.body.innerText")) == (
+                off or name == "fleet"
+            )
+
+    drive(pages[name], story)

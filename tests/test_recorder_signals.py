@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from zaplock.cli._signals import in_good_order, number_of
 from zaplock.recorder.tracefs import opened
 from zaplock.recorder.uninterrupted import surely
 
@@ -117,36 +116,57 @@ def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
     assert (done.returncode, done.stderr) == (code, "zaplock: interrupted\n")
 
 
-_BEGINS = """
+_WHILE_IMPORTED = """
 import os, signal, sys
-from zaplock import __main__
 
-class Comes:
-    def find_spec(self, name, *_):
-        if name == "zaplock.cli":
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.meta_path.insert(0, Comes())
-__main__.main()
+sys.meta_path.insert(0, Interrupts())
 """
 
 
-def test_an_interrupt_before_the_verb_has_begun_ends_it_without_a_traceback() -> None:
-    begins = [sys.executable, "-P", "-c", _BEGINS]
-    done = subprocess.run(begins, capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+@pytest.mark.parametrize(
+    ("module", "code", "told"),
+    [
+        ("argparse", -signal.SIGINT, ""),
+        ("zaplock.cli._streams", -signal.SIGINT, ""),
+        ("zaplock.cli.designs", 130, "zaplock designs: interrupted\n"),
+    ],
+)
+def test_ctrl_c_while_zaplock_is_still_imported_is_no_traceback(
+    module: str, code: int, told: str, tmp_path: Path
+) -> None:
+    """It comes when Python looks for a module: early ones end as any program, others are told."""
+    (tmp_path / "sitecustomize.py").write_text(_WHILE_IMPORTED.format(module=module))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "zaplock", "designs"],
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}:{tmp_path}"},
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
 
 
-def test_what_a_library_makes_of_an_interrupt_is_an_interrupt_all_the_same() -> None:
-    """numpy's import says that it is badly installed, whatever has broken it off."""
-
-    def imports() -> None:
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except KeyboardInterrupt:
-            raise ImportError("badly installed") from None
-
-    with pytest.raises(KeyboardInterrupt) as ended, in_good_order():
-        imports()
-    assert number_of(ended.value) == signal.SIGTERM
+@pytest.mark.parametrize(
+    "own",
+    [
+        "class Named:\n    def __set_name__(self, owner, name): interrupt()\n"
+        "class Own: one = Named()\n",
+        "try: interrupt()\nexcept KeyboardInterrupt: raise ImportError('could not') from None\n",
+    ],
+    ids=["__set_name__", "import"],
+)
+def test_a_signal_of_which_an_error_was_made_is_a_signal(own: str, tmp_path: Path) -> None:
+    """Python 3.11 makes a RuntimeError of it in a class, and libraries in C an ImportError."""
+    file = tmp_path / "own.py"
+    interrupt = "def interrupt(): os.kill(os.getpid(), signal.SIGINT)"
+    file.write_text(f"import os, signal\n{interrupt}\n{own}")
+    typed = ["check", "munmap+fault", "--design", f"{file}:NONE"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "zaplock", *typed],
+        env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "zaplock check: interrupted\n")

@@ -233,6 +233,7 @@ def test_the_command_tells_inputs_rates_and_ratios(
     told = json.loads(capsys.readouterr().out)
     assert told["transfer_ns"] == 78
     assert len(told["points"]) == 8
+    assert "linux-7.3,rivals --cpus 1,4 --single 900000 --transfer 78 --plot scale.svg" in out
     assert set(Point("d", "w", 1, 1.0).to_json()) == set(told["points"][0])
 
 

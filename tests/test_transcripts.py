@@ -187,3 +187,14 @@ def test_examples_of_python_do_what_they_show(page: Path) -> None:
     examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
     failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples)
     assert not failed.failed
+
+
+SOURCE = ROOT / "src"
+WITH_EXAMPLES = [path for path in sorted(SOURCE.rglob("*.py")) if "\n    >>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings_do_what_they_show(path: Path) -> None:
+    """The notebook's are what `help(zaplock.compare)` and the pages of the library show."""
+    module = import_module(".".join(path.relative_to(SOURCE).with_suffix("").parts))
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0

@@ -44,6 +44,7 @@ _HOMES = {
 }
 _MODULES = ("author", "buffers", "release")  # the last can be called
 
+TYPE_CHECKING = False  # a type checker takes it for true; typing itself is half of this import
 if TYPE_CHECKING:
     from zaplock import author, buffers
     from zaplock.api import AddressSpace

@@ -8,24 +8,22 @@ looked there for `zaplock` by then: in a directory that isn't yours call the `za
 
 import sys
 
-if (
-    __name__ == "__main__"
-    and not sys.flags.safe_path
-    and sys.path[:1] in ([""], [__import__("os").getcwd()])
-):
-    del sys.path[0]
+if __name__ == "__main__":
+    here = ([""], [__import__("os").getcwd()])
+    if not sys.flags.safe_path and sys.path[:1] in here:
+        del sys.path[0]
 
-# What `signal` is made of, without its enums, whose import takes longer than all of this.
-import _signal  # type: ignore[import-not-found]
+import signal
 
 
 def main() -> int:
-    """Run the command line; Ctrl-C before its verb has begun ends it without a traceback.
+    """Run one verb and return its exit code.
 
-    There is nothing to clean up by then, so that signal may do what it does to any program.
+    Ctrl-C while the parts of zaplock are still being imported ends it at once and in silence, as it
+    ends any program; from then on `zaplock.cli` says so.
     """
-    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from zaplock.cli import main as run
 
     return run()

@@ -18,6 +18,8 @@ are quoted (`cell`).
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -35,6 +37,43 @@ def visible(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
+
+
+def readable(message: str) -> str:
+    """Make a message visible, and of words that are longer than any name show the beginning.
+
+    >>> readable(f"size '{'9' * 5000}' is too large")
+    "size '99999999999999999999999999999... (5002 characters) is too large"
+    """
+    return _TOO_LONG.sub(_beginning, visible(message))
+
+
+_TOO_LONG = re.compile(r"[^\s/]{300,}")
+"""More than a part of a path may have (NAME_MAX, 255), with what stands around it."""
+
+
+def _beginning(word: re.Match[str]) -> str:
+    return f"{word[0][:30]}... ({len(word[0])} characters)"
+
+
+def shell_word(word: str) -> str:
+    r"""Quote a word for a shell, such that what is printed of it can be typed.
+
+    >>> shell_word("the db's.zaplock"), shell_word("a\nb\udcff")
+    ('\'the db\'"\'"\'s.zaplock\'', "$'a\\nb\\xff'")
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_typed, word)) + "'"
+
+
+def _typed(char: str) -> str:
+    """Escape a character as bash reads it, to which two digits are one byte and no character."""
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if 0x80 <= ord(char) < 0x100 else _escape(char)
 
 
 def _escape(char: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
@@ -21,6 +20,7 @@ from zaplock.engines.checking.schedule import spell, unspell
 from zaplock.errors import UserError
 from zaplock.model.words import MEMORY_MODELS, MemoryModel
 from zaplock.protocols.design import Design
+from zaplock.untrusted_names import shell_word
 
 _FAILING: Final = re.compile(r"~failing([1-9])$")
 
@@ -71,8 +71,8 @@ def read_token(
     if scenario and scenario != of:
         raise UserError(f"token {text!r} is of the scenario {of!r}, and not of {scenario!r}")
     for name, is_given, way_out in (
-        (of, of == scenario, f"zaplock check {shlex.quote(of)} --replay ..."),
-        (design, design in designs, f"--design {shlex.quote(design)} as well"),
+        (of, of == scenario, f"zaplock check {shell_word(of)} --replay ..."),
+        (design, design in designs, f"--design {shell_word(design)} as well"),
     ):
         if _runs_a_file(name) and not is_given:
             raise UserError(
@@ -101,4 +101,4 @@ def replaying(token: str, design: str, scenario: str = "", added: Added = Added(
     words += ["--design", design] if _runs_a_file(design) else []
     for option, names in (("--operation", added.operations), ("--invariant", added.invariants)):
         words += [word for name in names for word in (option, name)]
-    return shlex.join(words)
+    return " ".join(map(shell_word, words))

@@ -25,12 +25,13 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
+from zaplock.cli._json_text import print_json
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._signals import in_good_order, number_of
 from zaplock.cli._streams import guarded, while_read
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
-from zaplock.untrusted_names import visible
+from zaplock.untrusted_names import readable
 from zaplock.version import __version__
 
 
@@ -76,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {readable(message)} (see {self.prog} --help)\n")
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse them, and ask after a misspelt option what was meant."""
@@ -119,11 +120,9 @@ class _ShowSchema(argparse.Action):
         self._verb = verb
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        import json
-
         from zaplock.cli._json_schemas import schema
 
-        print(json.dumps(schema(self._verb), indent=1))
+        print_json(schema(self._verb))
         parser.exit()
 
 
@@ -155,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         code = _about(arguments)
                 return code
         except UserError as error:
-            print(f"{name}: {visible(str(error))}", file=sys.stderr)
+            print(f"{name}: {readable(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signalled:
             exec("")  # or an exec that was broken off ends Python by SIGINT (run_eval_code_obj)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -43,10 +43,11 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
     design = ["--design", one.design] if args.design else []
     with while_read():
         if args.json:
-            print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
+            print_json([_cell_json(cell) for cell in cells])
         else:
             _print_matrix(cells, designs)
-        next_step(shlex.join(["zaplock", "check", one.scenario, *design]), aside=args.json)
+        again = " ".join(map(shell_word, ["zaplock", "check", one.scenario, *design]))
+        next_step(again, aside=args.json)
     verdicts = {cell.verdict for cell in strange}
     if "broken" in verdicts:
         return 1
@@ -102,7 +103,7 @@ def every_mutant(args: argparse.Namespace) -> int:
         )
     with while_read():
         if args.json:
-            print(json.dumps([_killed_json(one) for one in found], indent=1))
+            print_json([_killed_json(one) for one in found])
         else:
             from zaplock.views.console import Screen
             from zaplock.views.matrix import mutation_summary, mutation_table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def one_scenario(args: argparse.Namespace, added: Added) -> int:
         _write_html(args, found, stories, again)
         if args.json:
             objects = [_as_json(one, story) for one, story in zip(found, stories)]
-            print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+            print_json(objects[0] if len(objects) == 1 else objects)
         else:
             _print_verdicts(scenario, found, stories, sampled=args.sample is not None)
         next_step(

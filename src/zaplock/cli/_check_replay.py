@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def replay(args: argparse.Namespace, added: Added) -> int:
                 "message": story.message or None,
                 "steps": steps(story),
             }
-            print(json.dumps(told, indent=2))
+            print_json(told)
         else:
             print(text(story, title, min(WIDTH, Screen().width)))
         next_step(f"{again} --html story.html", aside=args.json)
@@ -69,7 +69,7 @@ def _print_timed(
 ) -> None:
     if args.json:
         rows = [{"at_ns": at, "task": task, "step": step} for at, task, step in lines]
-        print(json.dumps({"token": args.replay, "violation": violation or None, "steps": rows}))
+        print_json({"token": args.replay, "violation": violation or None, "steps": rows})
     else:
         for at, task, step in lines:
             print(f"{at:>12} ns  {task:<16} {step}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping
 from os import PathLike, fspath
+
+from zaplock.untrusted_names import shell_word
 
 
 def wrote(path: str | PathLike[str], *, aside: bool = False) -> None:
@@ -26,7 +27,7 @@ def options(given: Mapping[str, object]) -> str:
             if one is True:
                 words.append(f" {name}")
             elif one is not None and one is not False:
-                words.append(f" {name} {shlex.quote(str(one))}")
+                words.append(f" {name} {shell_word(str(one))}")
     return "".join(words)
 
 

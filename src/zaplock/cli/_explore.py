@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,11 +157,17 @@ class _Session:
         from zaplock.views import explorer as views
 
         view = self.explorer.view()
-        print(json.dumps(views.as_json(view)) if self.json else views.screen(view), flush=True)
+        if self.json:
+            print_json(views.as_json(view), lines=True)
+        else:
+            print(views.screen(view), flush=True)
 
     def tell(self, what: str, lines: list[str]) -> None:
         """Print what was asked for."""
-        print(json.dumps({what: lines}) if self.json else "\n".join(lines), flush=True)
+        if self.json:
+            print_json({what: lines}, lines=True)
+        else:
+            print("\n".join(lines), flush=True)
 
 
 def _count(text: str) -> int:

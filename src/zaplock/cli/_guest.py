@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.measure.guest.experiment import GuestPlan
@@ -94,7 +94,7 @@ def list_kernels(*, as_json: bool) -> None:
     with busy("looking at Debian's package lists"):
         known = debian.known()
     if as_json:
-        print(json.dumps([asdict(one) for one in known], indent=2))
+        print_json([asdict(one) for one in known])
     else:
         for one in known:
             here = f"here, sha256 {one.sha256[:16]}..." if one.sha256 else ""
@@ -128,6 +128,6 @@ def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Teard
 def next_command(args: argparse.Namespace) -> str:
     """Name the command that goes on from here."""
     if args.record:
-        return f"zaplock report {shlex.quote(args.record)}"
+        return f"zaplock report {shell_word(args.record)}"
     other = "debian:6.1" if args.kernel == "debian:6.12" else "debian:6.12"
     return f"zaplock measure {args.size} --kernel {other}{' --exact' if args.exact else ''}"

@@ -24,8 +24,8 @@ from zaplock.trace.teardown_outcome import OutcomeDetail, Stalls
 
 VERSION: Final = 1
 DESCRIPTION: Final = (
-    "Times are integer nanoseconds (_ns), sizes bytes. Fields are added, never renamed or taken "
-    "away within a version."
+    "Times are integer nanoseconds (_ns), sizes bytes; what something costs may be a fraction of "
+    "them. Fields are added, never renamed or taken away within a version."
 )
 
 Mode = Literal["exclusive", "shared"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from zaplock.cli._oracle_sides import (
 )
 from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report
@@ -125,7 +125,7 @@ def say_next(report: Report, args: argparse.Namespace) -> None:
         what = f"--seed {args.seed}{themes}{sides} --save out/oracle"
     elif found:
         first = Path(args.save) / f"{_saved_as(found[0], 0)}.json"
-        what = f"--replay {shlex.quote(str(first))}{sides}"
+        what = f"--replay {shell_word(str(first))}{sides}"
     else:
         what = f"--seed {args.seed + 1} --seconds 60 --coverage{themes}{sides}"
     next_step(f"zaplock oracle {what}", aside=args.json)

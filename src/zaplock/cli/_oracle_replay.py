@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._oracle_sides import bench_of, lent, scope_of, sides_text
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.oracle.compare import Divergence
@@ -80,9 +80,9 @@ def _say_next(args: argparse.Namespace, saved: Path | None) -> None:
     """Say what to type next for a divergence: its script where it was saved, else how to save."""
     if saved:
         wrote(saved)
-        next_step(f"python3 -I {shlex.quote(str(saved))}")
+        next_step(f"python3 -I {shell_word(str(saved))}")
     else:
-        which = f"{shlex.quote(args.replay)}{sides_text(args)}"
+        which = f"{shell_word(args.replay)}{sides_text(args)}"
         next_step(f"zaplock oracle --replay {which} --save out/oracle")
 
 
@@ -94,6 +94,6 @@ def _write_c(source: Path, target: Path) -> int:
     text = reproducer.write(sequence, why, source.stem)
     outputs.write(target, text)
     wrote(target)
-    program = shlex.quote(target.stem)
-    next_step(f"cc -o {program} {shlex.quote(str(target))} && ./{program}")
+    program = shell_word(target.stem)
+    next_step(f"cc -o {program} {shell_word(str(target))} && ./{program}")
     return 0

@@ -6,13 +6,13 @@ import argparse
 import sys
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._oracle_sides import other_side, scope_of
 from zaplock.cli._streams import while_read
 
 
 def self_test(args: argparse.Namespace) -> int:
     """Put each fault into the model and see whether it is found within --seconds."""
-    import json
 
     from zaplock.oracle import seeded_faults
     from zaplock.oracle.campaign import Bench
@@ -40,7 +40,7 @@ def self_test(args: argparse.Namespace) -> int:
              "seconds": round(found.seconds, 2), "found_as": found.signature or None}
             for fault, found in rows
         ]  # fmt: skip
-        print(json.dumps(document, indent=1))
+        print_json(document)
     else:
         print(f"{len(rows) - len(missed)} of {len(rows)} faults found", *missed, sep="\n  missed: ")
         next_step("zaplock oracle --seconds 60 --coverage")
@@ -49,7 +49,6 @@ def self_test(args: argparse.Namespace) -> int:
 
 def compare_samples(args: argparse.Namespace, flag: str) -> int:
     """Compare lock sequences, or Committed_AS, for so many seconds."""
-    import json
     import time
 
     from zaplock.oracle import committed, lock_sequences
@@ -82,7 +81,7 @@ def compare_samples(args: argparse.Namespace, flag: str) -> int:
     counts = {"operations": operations, "lock_operations": lock_operations}
     with while_read():
         if args.json:
-            print(json.dumps({**counts, "differing": told}, indent=1))
+            print_json({**counts, "differing": told})
         else:
             print(*told[:10], sep="\n", end="\n" if told else "")
             print(f"{what} of {operations:,} operations compared, {len(told)} sequences differ")

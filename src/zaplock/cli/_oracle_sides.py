@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from zaplock.errors import no_such
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, SideMaker
@@ -112,5 +112,5 @@ def bench_of(args: argparse.Namespace, themes: Collection[str]) -> Iterator[Benc
 
 def sides_text(args: argparse.Namespace) -> str:
     """Return the options that say what is laid beside what, each behind a blank."""
-    kernel = f" --kernel {shlex.quote(args.kernel)}" if args.kernel else ""
+    kernel = f" --kernel {shell_word(args.kernel)}" if args.kernel else ""
     return f"{kernel} --against-itself" if args.against_itself else kernel

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 from zaplock.programs.recording import HOW
@@ -32,7 +32,7 @@ def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
             "unknown_borders": verdict.unknown_borders,
             "maps_not_compared": verdict.maps_not_compared,
         }  # fmt: skip
-        print(json.dumps(document, indent=1))
+        print_json(document)
     left = [*verdict.reasons, *verdict.maps_not_compared]
     if not verdict.calls + verdict.maps:
         told = left[0] if left else "it has no call that is about memory"
@@ -69,7 +69,7 @@ def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -
     if as_json:
         keys = ("compared", "differing", "refused", "maps", "differing_maps")
         document = {name: dict(zip(keys, counts, strict=True)) for name, counts in rows}
-        print(json.dumps(document, indent=1))
+        print_json(document)
         return 0 if agrees else 1
     from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, figure, words
@@ -162,7 +162,7 @@ def _print_coverage(report: Report) -> None:
         print(f"fewer than {manual.LEAST} times: {', '.join(rare)}")
 
 
-def print_json(report: Report, seed: int) -> None:
+def print_report_json(report: Report, seed: int) -> None:
     """Print a campaign's report as one JSON object."""
     outcomes: dict[str, Counter[str]] = {}
     for (name, outcome, _), count in report.coverage.items():
@@ -183,7 +183,7 @@ def print_json(report: Report, seed: int) -> None:
         "outcomes": outcomes,
         "kinds": len(report.coverage),
     }
-    print(json.dumps(document, indent=1))
+    print_json(document)
 
 
 def _as_json(found: Divergence, count: int) -> dict[str, object]:

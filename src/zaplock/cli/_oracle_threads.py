@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_threads(args: argparse.Namespace) -> int:
         bench.close()
     with while_read():
         if args.json:
-            print(json.dumps(_document(report, args.seed), indent=1))
+            print_json(_document(report, args.seed))
         else:
             _print(report)
         next_step(f"zaplock oracle --threads --seed {args.seed + 1} --seconds 600", aside=args.json)
@@ -95,7 +95,7 @@ def hunt_mutants(args: argparse.Namespace) -> int:
              "found_as": found.told or None}
             for name, found in rows
         ]  # fmt: skip
-        print(json.dumps(document, indent=1))
+        print_json(document)
     else:
         print(
             f"{len(rows) - len(missed)} of {len(rows)} mutants found", *missed, sep="\n  missed: "

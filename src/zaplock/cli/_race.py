@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, parse_size
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         predicted = _predicted(plan.race, stand_in.design)
     with while_read():
         if args.json:
-            print(json.dumps({**done.to_json(), "predicted": _plain(predicted)}, indent=2))
+            print_json({**done.to_json(), "predicted": _plain(predicted)})
         else:
             print("\n".join(_sentences(done, predicted, stand_in.note)))
         next_step(f"zaplock check {plan.race} --design {stand_in.design.name}", aside=args.json)

@@ -101,10 +101,10 @@ def in_good_order() -> Iterator[None]:
         yield
         if _raised.number:  # forgotten in the last moment
             raise EndedBySignal(_raised.number)
-    except Exception as error:  # what a library in C made of it: numpy's import an ImportError
-        if not _raised.number:
-            raise
-        raise EndedBySignal(_raised.number) from error
+    except Exception as error:
+        if _raised.number and _was_made_of_a_signal(error):
+            raise EndedBySignal(_raised.number) from error
+        raise
     finally:
         _raised.answered()
         sys.unraisablehook = hook
@@ -121,3 +121,15 @@ def _is_handled(error: BaseException | None) -> bool:
         seen.add(id(error))
         error = error.__context__
     return False
+
+
+def _was_made_of_a_signal(error: BaseException | None) -> bool:
+    """Say whether somebody has turned what a signal raised into an error of their own.
+
+    Python does that to whatever is raised in a `__set_name__` (until 3.12), who reads a user's file
+    to whatever that raises, and a library in C that imports another says that it could not. What
+    goes wrong in a clean-up has no such cause, and is told.
+    """
+    while error is not None and not isinstance(error, (KeyboardInterrupt, ImportError)):
+        error = error.__cause__
+    return error is not None

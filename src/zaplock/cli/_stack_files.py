@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.trace.summary import Summary
@@ -43,7 +43,7 @@ def write_stack_files(args: Namespace, summary: Callable[[], Summary]) -> list[P
 def next_for_stack_files(args: Namespace) -> bool:
     """Say what to do with such a file; say whether there is one."""
     if args.pprof:
-        next_step(f"go tool pprof -top {shlex.quote(args.pprof)}", aside=args.json)
+        next_step(f"go tool pprof -top {shell_word(args.pprof)}", aside=args.json)
     elif args.folded:
         next_step("open it at speedscope.app", "or: flamegraph.pl FILE > x.svg", aside=args.json)
     return bool(args.pprof or args.folded)

@@ -13,15 +13,15 @@ settings of its own (Java, Go, jemalloc, Redis, ...) is told those, and where th
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._rows import add_top
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.advise.advice import Advice
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     worth = [one for one in told.advice if one.worth_it]
     found = sorted(worth, key=lambda one: (-one.caused_ns, -one.gain_ns, one.what))
     if args.json:
-        print(json.dumps(_to_json(told, found[: args.top], costs), indent=1))
+        print_json(_to_json(told, found[: args.top], costs))
     else:
         _print(args, told, found, costs)
     next_step(*_next(args), aside=args.json)
@@ -157,5 +157,5 @@ def table(found: list[Advice], top: int) -> Grid:
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:
     if args.file:
-        return f"zaplock replay {shlex.quote(args.file)}", "would another way of freeing do"
+        return f"zaplock replay {shell_word(args.file)}", "would another way of freeing do"
     return f"zaplock record -p {args.pid}", "who really waits"

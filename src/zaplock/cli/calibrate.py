@@ -15,7 +15,6 @@ instructions; a CPU quota (--cpu-max) is then predicted and measured on that ker
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items
 from zaplock.errors import UserError
 from zaplock.units import duration, format_size, number, parse_size, size
@@ -92,7 +92,7 @@ def _list_units(as_json: bool) -> int:
     from zaplock.views.grid import Grid, words
 
     if as_json:
-        print(json.dumps({"units": UNITS}, indent=2))
+        print_json({"units": UNITS})
     else:
         Screen().print(Grid((words("unit"), words("what")), tuple(UNITS.items())))
     next_step("zaplock calibrate", "measure them on this machine", aside=as_json)
@@ -118,7 +118,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     profile = as_profile(found, path.stem, _source(args, found))
     profiles.save(profile, path)
     if args.json:
-        print(json.dumps({"file": str(path), **_plain(profile)}, indent=2))
+        print_json({"file": str(path), **_plain(profile)})
     else:
         _show(profile, path)
     name = profile.name if not args.output else str(path)
@@ -261,7 +261,7 @@ def _check(args: argparse.Namespace) -> int:
     rows = [_compare(profile, backing, length, args, repeat) for backing, length in wanted]
     if args.json:
         plain = [{**asdict(row), "error": row.error, "cpu_error": row.cpu_error} for row in rows]
-        print(json.dumps({"profile": profile.name, "repeat": repeat, "rows": plain}, indent=2))
+        print_json({"profile": profile.name, "repeat": repeat, "rows": plain})
     else:
         _show_checked(rows)
     worst = max(abs(row.error) for row in rows)

@@ -14,11 +14,11 @@ operation fails, or keeps state where no checker can see it.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from zaplock.cli._designs import design_names
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._output_files import require_files
 from zaplock.errors import UserError
 
@@ -185,16 +185,8 @@ def _list(as_json: bool) -> int:
         for name, kind in KINDS.items()
     }
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "scenarios": scenarios,
-                    "litmus": litmus,
-                    "pairs": list(SIDES),
-                    "operations": operations,
-                }
-            )
-        )
+        document = {"scenarios": scenarios, "litmus": litmus, "pairs": list(SIDES)}
+        print_json({**document, "operations": operations})
     else:
         from zaplock.views.console import Screen
         from zaplock.views.grid import Grid, words

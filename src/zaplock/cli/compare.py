@@ -10,7 +10,6 @@ with a writer queued. The last row of each block is this machine's own kernel, r
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import once
 from zaplock.cli._output_files import require_files
 from zaplock.cli.measure import bystanders
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             _print(found[-1])
     if args.json:
         told = [one.to_json() for one in found]
-        print(json.dumps(told if len(told) > 1 else told[0], indent=2))
+        print_json(told if len(told) > 1 else told[0])
     next_step(*_next(each[-1], found[-1]), aside=args.json)
     return 0
 

@@ -14,10 +14,10 @@ FILE.py:NAME for your own.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         next_ = f"zaplock compare --design {_design(args.name[0]).name}"
     else:
         _show_two(_design(args.name[0]), _design(args.name[1]), args.json)
-        next_ = f"zaplock compare --design {','.join(map(_loadable, args.name))}"
+        next_ = f"zaplock compare --design {','.join(dict.fromkeys(map(_loadable, args.name)))}"
     next_step(next_, aside=args.json)
     return 0
 
@@ -67,7 +67,7 @@ def _list(as_json: bool) -> None:
             for group, designs in groups.items()
             for one in designs
         ]
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
@@ -88,7 +88,7 @@ def _show_one(design: Design, as_json: bool) -> None:
     other = predecessor(design)
     if as_json:
         told = {"design": design.name, "differs_from": other.name, "rules": _rules(design, other)}
-        print(json.dumps(told))
+        print_json(told)
         return
     print(f"{design.name} ({design.kernel}): {design.summary}\n")
     _print_rules(design, other)
@@ -137,7 +137,7 @@ def _show_two(first: Design, second: Design, as_json: bool) -> None:
             "lost": [one.to_json() for one in lost],
             "rules": _rules(second, first),
         }
-        print(json.dumps(told, indent=2))
+        print_json(told)
         return
     if gained:
         print(f"{second.name} has, and {first.name} has not:\n")

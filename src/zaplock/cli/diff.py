@@ -13,13 +13,13 @@ The exit code is 0 whatever the verdict; 1 with --fail-if-worse, where it is wor
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._rows import add_top
 from zaplock.cli._streams import while_read
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.trace.difference import RecordingDifference
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         found = difference(before, after)
     with while_read():
         if args.json:
-            print(json.dumps(found.to_json(), indent=1))
+            print_json(found.to_json())
         else:
             _print(found, args.top)
         next_step(*_next(args, found), aside=args.json)
@@ -74,7 +74,7 @@ def _print(found: RecordingDifference, top: int) -> None:
 
 
 def _next(args: argparse.Namespace, found: RecordingDifference) -> tuple[str, str]:
-    file = shlex.quote(args.after)
+    file = shell_word(args.after)
     if found.verdict == "not known":
         return "zaplock record -p PID -d 60s", "both for longer, under the same load"
     if found.after.queued:

@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and tell."""
-    import json
 
     from zaplock.recorder.doctor import examine
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     with while_read():
         if args.json:
             told = {"able": able, "findings": [one.to_json() for one in findings]}
-            print(json.dumps(told, indent=2))
+            print_json(told)
         else:
             _table(findings)
         next_step(*following, aside=args.json)

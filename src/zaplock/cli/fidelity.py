@@ -11,7 +11,6 @@ that khungtaskd reports somebody. docs/kernels.md tells what an image must have 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 from zaplock import outputs
 from zaplock.cli._designs import judged
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError, no_such
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         wrote_into = _write(args, text.section(found.rows, found.hung, found.skipped))
     with while_read():
         if args.json:
-            print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
+            print_json(text.as_json(found.rows, found.hung, found.skipped))
         else:
             print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped, ""]))
             Screen().print((text.waiters_table if args.waiters else text.table)(found.rows))

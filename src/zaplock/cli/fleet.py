@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -24,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._rows import add_top
+from zaplock.untrusted_names import cell, shell_word
 
 if TYPE_CHECKING:
     from zaplock.executors import Executor
@@ -117,20 +117,18 @@ def _report(args: argparse.Namespace) -> str:
         from zaplock.views.fleet_page import write_page
 
         write_page(found, Path(args.html))
+        wrote(args.html, aside=args.json)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1))
-    elif args.html:
-        wrote(args.html)
-    else:
+        print_json(found.to_json())
+    elif not args.html:
         _print(answer(found), report_tables(found, args.top))
-    store = shlex.quote(args.store)
-    return f"xdg-open {shlex.quote(args.html)}" if args.html else f"zaplock fleet advise {store}"
+    store = shell_word(args.store)
+    return f"xdg-open {shell_word(args.html)}" if args.html else f"zaplock fleet advise {store}"
 
 
 def _ask(args: argparse.Namespace) -> str:
     from zaplock.cli._busy import busy
     from zaplock.fleet.ask import ask
-    from zaplock.untrusted_names import cell
     from zaplock.views.grid import Grid, words
 
     with busy("asking"):
@@ -138,7 +136,7 @@ def _ask(args: argparse.Namespace) -> str:
     for caveat in found.caveats:
         print(f"{args.store}: {caveat}", file=sys.stderr)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     elif args.csv:
         out = csv.writer(sys.stdout)
         out.writerow(found.columns)
@@ -148,7 +146,7 @@ def _ask(args: argparse.Namespace) -> str:
         more = len(found.rows) - len(rows)
         said = f"... and {more:,} more rows: --csv or --json gives all" if more > 0 else ""
         _print([], [Grid([words(name) for name in found.columns], rows, more=said)])
-    return f"zaplock fleet report {shlex.quote(args.store)}"
+    return f"zaplock fleet report {shell_word(args.store)}"
 
 
 def _replayed(args: argparse.Namespace, workers: Executor) -> FleetReplay:
@@ -172,12 +170,12 @@ def _replay(args: argparse.Namespace) -> str:
     with _workers(args) as workers:
         found = _replayed(args, workers)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print_json(found.to_json())
     else:
         _print([], [replay_table(found, args.top)])
         _print(replay_sentences(found), [])
-    return f"zaplock fleet advise {shlex.quote(args.store)}" + "".join(
-        f" --to {shlex.quote(one)}" for one in args.to or ["linux-6.18"]
+    return f"zaplock fleet advise {shell_word(args.store)}" + "".join(
+        f" --to {shell_word(one)}" for one in args.to or ["linux-6.18"]
     )
 
 
@@ -190,13 +188,13 @@ def _advise(args: argparse.Namespace) -> str:
         replayed = _replayed(args, workers)
         advice = advise_fleet(report(args.store, workers, days=args.day), replayed)
     if args.json:
-        print(json.dumps([one.to_json() for one in advice], indent=1))
+        print_json([one.to_json() for one in advice])
     else:
         _print(
             ["Spared is what sound replays stand for; at most is all that the cause makes wait."],
             [advice_table(advice, args.top)],
         )
-    return f"zaplock fleet replay {shlex.quote(args.store)} --to linux-6.18"
+    return f"zaplock fleet replay {shell_word(args.store)} --to linux-6.18"
 
 
 def _simulate(args: argparse.Namespace) -> str:
@@ -207,13 +205,13 @@ def _simulate(args: argparse.Namespace) -> str:
     with _workers(args) as workers, counter("simulating a fleet") as show:
         made = simulate_fleet(args.store, args.hosts, days, workers, seed=args.seed, progress=show)
     if args.json:
-        print(json.dumps({name: getattr(made, name) for name in made.__slots__}))
+        print_json({name: getattr(made, name) for name in made.__slots__})
     else:
         print(
             f"{made.hosts:,} hosts, {made.waits:,} waits, {made.recordings:,} recordings; the "
             f"causes that were put in: {args.store}/truth.json"
         )
-    return f"zaplock fleet report {shlex.quote(args.store)}"
+    return f"zaplock fleet report {shell_word(args.store)}"
 
 
 def _print(lines: Iterable[str], tables: Iterable[Grid]) -> None:

@@ -19,12 +19,13 @@ does, else give --kernel.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the trace and write the recording."""
-    import json
 
     import numpy as np
 
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace) -> int:
     counts = np.bincount(events["kind"], minlength=len(EventKind))
     kinds = {kind.name: int(counts[kind]) for kind in EventKind if counts[kind]}
     if args.json:
-        print(json.dumps({"file": output, "events": len(events), "kinds": kinds}))
+        print_json({"file": output, "events": len(events), "kinds": kinds})
     out = sys.stderr if args.json else sys.stdout
     lost = recording_file.read_manifest(output).lost_events
     losses = f", at least {lost:,} lost" if lost else ""
     print(f"{len(events):,} events{losses}", file=out)
     wrote(output, aside=args.json)
-    next_step(f"zaplock report {shlex.quote(output)}", aside=args.json)
+    next_step(f"zaplock report {shell_word(output)}", aside=args.json)
     return 0
 
 

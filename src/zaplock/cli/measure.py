@@ -12,12 +12,12 @@ the same before the teardown, so a stall below it is noise.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from zaplock.cli import _guest, _race
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items
 from zaplock.units import duration, format_size, parse_duration, parse_size
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         _guest.refuse_without_kernel(args)
         outcomes = _here(args)
     if args.json:
-        print(json.dumps(as_json(outcomes), indent=2))
+        print_json(as_json(outcomes))
     else:
         from zaplock.views.console import Screen
 

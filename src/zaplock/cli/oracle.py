@@ -18,7 +18,7 @@ from zaplock.cli._oracle_recorded import record_and_replay, replay_recorded
 from zaplock.cli._oracle_replay import replay_saved
 from zaplock.cli._oracle_samples import compare_samples, self_test
 from zaplock.cli._oracle_sides import CHANGES_MACHINE, lent
-from zaplock.cli._oracle_text import print_json, print_report
+from zaplock.cli._oracle_text import print_report, print_report_json
 from zaplock.cli._output_files import require_files, require_folders
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     report = run_campaign(args)
     with while_read():
         if args.json:
-            print_json(report, args.seed)
+            print_report_json(report, args.seed)
         else:
             print_report(report, args.coverage)
         say_next(report, args)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import time
@@ -29,8 +28,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.recorder.flight_limits import Flight
@@ -213,7 +214,7 @@ def _say_what_waits(path: str) -> None:
     from zaplock.trace.new_recording import UNDECODED
 
     if os.path.exists(f"{path}/{UNDECODED}"):
-        way = f"zaplock record --finish {shlex.quote(path)}"
+        way = f"zaplock record --finish {shell_word(path)}"
         print(f"what was recorded waits to be decoded: {way}", file=sys.stderr)
 
 
@@ -287,8 +288,6 @@ def _say(
     flight: Flight | None,
     already: list[dict[str, Any]],
 ) -> None:
-    import json
-
     if args.json:
         outcome = {
             "file": path,
@@ -298,7 +297,7 @@ def _say(
             "notes": progress.notes,
             **({"found": already} if already else {}),
         }
-        print(json.dumps(outcome))
+        print_json(outcome)
     out = sys.stderr if args.json else sys.stdout
     for note in progress.notes:
         print(note, file=out)
@@ -312,7 +311,7 @@ def _say(
         file=out,
     )
     wrote(path, aside=args.json)
-    next_step(f"zaplock report {shlex.quote(path)}", aside=args.json)
+    next_step(f"zaplock report {shell_word(path)}", aside=args.json)
 
 
 class Signals:

@@ -14,17 +14,17 @@ replay's own error, printed first), under other designs, and with memory freed i
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
 from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items_of_all
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             plot(found, Path(args.plot))
         wrote(args.plot, aside=args.json)
     if args.json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     else:
         _print(found)
     next_step(*_next(args), aside=args.json)
@@ -136,7 +136,7 @@ def _print(found: Replay) -> None:
 
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:
-    file = shlex.quote(args.file)
+    file = shell_word(args.file)
     if args.plot is None:
         given = {
             "--design": args.design, "--free-by": args.free_by, "-p": args.pid, "--mm": args.mm,

@@ -8,14 +8,13 @@ import` or a simulation wrote.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._output_files import require_files, require_folders
 from zaplock.cli._rows import add_top
 from zaplock.cli._stack_files import (
@@ -23,6 +22,7 @@ from zaplock.cli._stack_files import (
     next_for_stack_files,
     write_stack_files,
 )
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         from zaplock.views.report_json import report_json
 
-        print(json.dumps(report_json(analysis, top=args.top), indent=1))
+        print_json(report_json(analysis, top=args.top))
     if not args.json and not written:
         _print(args, analysis)
     _next(args, written)
@@ -123,11 +123,11 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
 
 def _next(args: argparse.Namespace, written: list[Path]) -> None:
     """Say what was written and what to type next."""
-    file = shlex.quote(args.file)
+    file = shell_word(args.file)
     for path in written:
         wrote(path, aside=args.json)
     if args.html:
-        next_step(f"xdg-open {shlex.quote(args.html)}", aside=args.json)
+        next_step(f"xdg-open {shell_word(args.html)}", aside=args.json)
     elif args.perfetto:
         next_step("open it at ui.perfetto.dev", "the file stays in your browser", aside=args.json)
     elif not next_for_stack_files(args):

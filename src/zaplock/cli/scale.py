@@ -16,12 +16,12 @@ machine's own profile's, where there is one (zaplock calibrate).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, options, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._lists import items
 from zaplock.errors import UserError
 
@@ -99,12 +99,23 @@ def run(args: argparse.Namespace) -> int:
         told = {"workload": args.workload, "profile": profile.name, **theirs.to_json(),
                 "points": [one.to_json() for one in points],
                 "measured": [one.to_json() for one in measured]}  # fmt: skip
-        print(json.dumps(told, indent=2))
+        print_json(told)
     else:
         _print(points, measured, against, theirs)
-    after = f"zaplock scale {args.workload} --design linux-7.3,rivals --plot scale.svg"
-    next_step(after, aside=args.json)
+    after = f"zaplock scale {args.workload} --design linux-7.3,rivals{_given(args)}"
+    next_step(f"{after} --plot scale.svg", aside=args.json)
     return 0
+
+
+def _given(args: argparse.Namespace) -> str:
+    """Spell the options that say for which machine it was."""
+    rates = {name: getattr(args, name) for name in ("single", "transfer", "far", "smt")}
+    told = {f"--{name}": None if rate is None else f"{rate:.12g}" for name, rate in rates.items()}
+    nodes = args.nodes if args.nodes > 1 else None
+    return options(
+        {"--cpus": args.cpus, "--measure": args.measure, **told, "--nodes": nodes,
+         "--cores": args.cores, "--profile": args.profile}
+    )  # fmt: skip
 
 
 def _print(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._json_text import print_json
 from zaplock.cli._output_files import require_files
 from zaplock.cli._rows import add_top
 from zaplock.cli._signals import answered
@@ -183,7 +183,7 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     )
     if args.json:
         about = {"ended": ended, **why_json(analysis)}
-        print(json.dumps({**about, **report_json(analysis, top=args.top)}, indent=1))
+        print_json({**about, **report_json(analysis, top=args.top)})
     else:
         print(heading(analysis))
         if ended:

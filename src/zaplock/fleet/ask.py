@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -33,17 +34,29 @@ class Answer:
     caveats: tuple[str, ...]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return a row as an object; instants and days as texts in ISO 8601."""
+        """Return a row as an object.
+
+        Instants and days are texts in ISO 8601, and what JSON has no form for is the text that
+        DuckDB shows (nan, 1.50 of a DECIMAL). Raises UserError where two columns have one name.
+        """
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise UserError(f"two columns are called {name!a}: name them apart with AS")
         return [
             {name: _plain(value) for name, value in zip(self.columns, row)} for row in self.rows
         ]
 
 
 def _plain(value: Any) -> Any:
-    known = isinstance(value, bool | int | float | str | type(None))
-    return (
-        value if known else value.isoformat() if isinstance(value, date | datetime) else str(value)
-    )
+    if isinstance(value, bool | int | str | type(None)):
+        return value
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
 
 
 def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:

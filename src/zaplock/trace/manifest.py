@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import msgspec
 
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain, read_plain
-from zaplock.untrusted_names import visible
+from zaplock.untrusted_names import shell_word, visible
 
 FORMAT = "zaplock recording"
 VERSION = 3
@@ -97,7 +96,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         if _is_of_calls(Path(path)):
             raise UserError(
                 f"{path} is a recording of system calls, not of locks: "
-                f"zaplock oracle --strace {shlex.quote(str(path))}"
+                f"zaplock oracle --strace {shell_word(str(path))}"
             ) from None
         lack = f"it has no {FILE}" if os.path.lexists(path) else "there is nothing of that name"
         raise UserError(

@@ -7,12 +7,15 @@ output goes to a file or a pipe nothing is folded: whoever reads it there has a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.cells import cell_len
 
 _FIGURE = re.compile(r"(?<=\d) (?=(?:[num]?s|[KMGT]iB|B|%)(?!\w))")
 """The blank between a number and its unit, which stay together."""
+
+_SHELL_WORD = re.compile(r"""(?:\$'(?:\\.|[^'\\])*'|'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s])+""", re.S)
+"""A word as a shell reads it; a quotation mark without a second one is any other character."""
 
 HANGING = 2
 """Blanks by which what goes on stands further in than its line began."""
@@ -23,13 +26,20 @@ def fold(line: str, width: int, *, hanging: int = HANGING) -> list[str]:
 
     >>> fold("  81 ms behind python3, which held it", 24)
     ['  81 ms behind python3,', '    which held it']
+
+    A line of `fold_command` that a shell reads on from stays as it is, however long its word is.
     """
-    if cell_len(line) <= width:
+    if cell_len(line) <= width or line.endswith(" \\"):
         return [line]
     text = line.lstrip(" ")
     margin = " " * min(len(line) - len(text), width // 2)
+    return _laid(_pieces(text, width - len(margin) - hanging), width, margin, hanging)
+
+
+def _laid(pieces: Iterable[tuple[str, str]], width: int, margin: str, hanging: int) -> list[str]:
+    """Lay pieces, each with what joins it to the one before, into lines."""
     folded, here = [], margin
-    for blank, word in _pieces(text, width - len(margin) - hanging):
+    for blank, word in pieces:
         if here.strip() and cell_len(here) + len(blank) + cell_len(word) > width:
             folded.append(here.rstrip(" "))
             here = margin + " " * hanging + word
@@ -43,10 +53,13 @@ def fold_command(command: str, width: int, *, prompt: str = "") -> list[str]:
 
     >>> fold_command("zaplock record -p 4711 -o why.zaplock", 32, prompt="next: ")
     ['next: zaplock record -p 4711 \\\\', '        -o why.zaplock']
+
+    What stands in quotes is one word, blanks and all: a backslash in there ends no line.
     """
     if cell_len(prompt + command) <= width:
         return [prompt + command]
-    lines = fold(prompt + command, width - len(" \\"), hanging=len(prompt) + HANGING)
+    pieces = [(" ", word) for word in [*prompt.split(), *_SHELL_WORD.findall(command)]]
+    lines = _laid(pieces, width - len(" \\"), "", len(prompt) + HANGING)
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
