@@ -49,13 +49,14 @@ from zaplock.oracle.bare_process import BareProcess, Lost, check_machine, has_sw
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES, WEIGHTS
 from zaplock.oracle.generate import Generator
-from zaplock.oracle.modelops import OPERATIONS
+from zaplock.oracle.modelops import OPERATIONS, apply
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.themes import THEMES
 from zaplock.oracle.windows import MOST_FILLED, UNMAP_ALL
+from zaplock.oracle.world import World
 
 CORPUS_AT = Path(__file__).parent / "corpus"
 CORPUS = sorted(CORPUS_AT.glob("*.json"))
@@ -808,6 +809,47 @@ def test_faults_in_what_is_lazily_free_are_found(bench: Bench) -> None:
             found = bench.diverge(kept)
         assert found is not None, fault.name
         assert "LazyFree" in found.signature, fault.name
+
+
+FREED_BY_A_CHILD = """
+import ctypes, mmap, os, re
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a page waits on its CPU's list
+shared = mmap.mmap(-1, 4 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+shared.write(bytes(4 * 4096))
+address = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+def lazily_free():
+    mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).madvise(20)  # works that list off
+    blocks = re.split("(?m)^(?=[0-9a-f]+-)", open("/proc/self/smaps").read())
+    (block,) = (one for one in blocks if one and int(one.split("-")[0], 16) <= address
+                < int(one.split("-")[1].split()[0], 16))
+    return re.search("LazyFree: *([0-9]+)", block)[1]
+reading, writing = os.pipe()
+if not os.fork():
+    shared.madvise(8, 0, 2 * 4096)
+    os.write(writing, lazily_free().encode())
+    os._exit(0)
+print(os.read(reading, 99).decode(), lazily_free())
+"""
+
+
+@needs_kernel
+@pytest.mark.skipif(has_swap(), reason="where there is swap nothing tells what is lazily free")
+def test_what_a_child_frees_lazily_its_parent_keeps(bench: Bench) -> None:
+    """Both map the pages; MADV_FREE cleans the entries of who gives it, and nobody else's."""
+    told = subprocess.run([sys.executable, "-c", FREED_BY_A_CHILD], capture_output=True, check=True)
+    world = World(bench.model.environment, bench.model.design, frozenset())
+    apply(world, 0, "mmap", (WINDOW, 4 * 4096, 3, 0x32, ops.NO_FILE, 0))
+    apply(world, 1, "madvise", (WINDOW, 4 * 4096, 23))
+    parent = world.view
+    parent.shows_lazyfree = True
+    apply(world, 2, "into_child", ())
+    apply(world, 3, "madvise", (WINDOW, 2 * 4096, 8))
+    at = ops.FIGURES.index("LazyFree")
+    seen = [
+        next(vma.figures[at] for vma in view.snapshot().vmas if vma.start == WINDOW)
+        for view in (world.view, parent)
+    ]
+    assert seen == [int(one) for one in told.stdout.split()] == [8, 0]
 
 
 @needs_kernel

@@ -36,12 +36,12 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
 
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
-    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `lazy`: it may be
-    dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
-    `forked`: a fork has let others map it, and no write has made it somebody's own since
-    (PageAnonExclusive is what it is not). `dirty`: an anonymous page is as a whole, whatever the
+    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `forked`: a fork
+    has let others map it, and no write has made it somebody's own since (PageAnonExclusive is what
+    it is not). `dirty`: an anonymous page is as a whole, whatever the
     entries that map it say (PG_dirty), so MADV_FREE asks who else maps it. `unbacked`: MADV_FREE
-    has taken its place in swap away, which a write alone does not give back (no PG_swapbacked).
+    has taken its place in swap away, which a write alone does not give back (no PG_swapbacked): it
+    may be dropped when memory is short where it is clean, and the entry that maps it, too.
     `slot`: where it has come back from and what others still find there, until a write makes it
     one's own; of what is in swap, the page that has come back so (the swap cache). `subpool`: of
     which mount's share it is given back to, as a huge page (model.huge_pool). `order`: of a file in
@@ -53,7 +53,6 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     maps: int
     freed_by: str = ""
     stays_locked: bool = False
-    lazy: bool = False
     forked: bool = False
     dirty: bool = False
     unbacked: bool = False
@@ -104,7 +103,7 @@ def change_frames(
             )
         if new_refs:
             new = frame_of(
-                frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
+                frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.forked,
                 frame.dirty, frame.unbacked, frame.slot, frame.subpool, frame.order,
             )  # fmt: skip
             m.frames.set(low, high, new)
@@ -158,18 +157,27 @@ _COSTS_LIKE = {"shmem": "file", "ksm": "anon", "gigantic": "hugetlb"}
 _PAGES_OF = {"thp": PAGES_PER_PMD, "hugetlb": PAGES_PER_PMD, "gigantic": PAGES_PER_PUD}
 
 
-def keep_written(m: Machine, pfn: int) -> None:
-    """Let a page that is written to be lazily free no more."""
-    set_lazy(m, pfn, pfn + 1, False)
+def unback(m: Machine, first: int, last: int) -> None:
+    """Take the place in swap of anonymous pages away, which may be dropped then if nobody writes.
 
-
-def set_lazy(m: Machine, first: int, last: int, lazy: bool, dirty: bool = False) -> None:
-    """Note that anonymous pages may be dropped, or that they may not any more, and are `dirty`."""
+    As a whole they are clean then, too.
+    """
     for low, high, frame in m.frames.overlapping(first, last):
-        if frame.lazy != lazy:
-            unbacked = lazy or frame.unbacked
-            new = msgspec.structs.replace(frame, lazy=lazy, dirty=dirty, unbacked=unbacked)
-            m.frames.set(low, high, new)
+        m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False, unbacked=True))
+
+
+def clean(m: Machine, first: int, last: int) -> None:
+    """Let anonymous pages be clean as a whole, whatever the entries that map them say."""
+    for low, high, frame in m.frames.overlapping(first, last):
+        if frame.dirty:
+            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False))
+
+
+def soil(m: Machine, first: int, last: int) -> None:
+    """Let anonymous pages be dirty as a whole."""
+    for low, high, frame in m.frames.overlapping(first, last):
+        if not frame.dirty:
+            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=True))
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:
@@ -182,9 +190,7 @@ def read_frame(m: Machine, task: Task, pfn: int) -> int:
 
 def write_frame(m: Machine, task: Task, pfn: int, tag: int) -> None:
     """Let a frame hold `tag`."""
-    ((_, _, frame),) = _existing(m, task, pfn, pfn + 1)
-    if frame.lazy:
-        keep_written(m, pfn)
+    _existing(m, task, pfn, pfn + 1)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     else:

@@ -68,7 +68,8 @@ class Pte(msgspec.Struct, frozen=True):
     there. `wp`: a userfaultfd has it write-protected (UFFDIO_WRITEPROTECT). `old`: nobody has used
     the entry since its accessed bit was cleared, followed where a machine asks (model.references).
     `soft_clean`: nobody has written through it since its soft-dirty bit was cleared, or ever.
-    `merged`: of the zero page, that KSM has put it there (model.ksm).
+    `merged`: of the zero page, that KSM has put it there (model.ksm). `clean`: of anonymous memory,
+    that nobody has written through it since MADV_FREE was given (its dirty bit).
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Pte(msgspec.Struct, frozen=True):
     old: bool = False
     soft_clean: bool = False
     merged: bool = False
+    clean: bool = False
 
 
 pte_of = lru_cache(maxsize=1024, typed=True)(Pte)

@@ -262,7 +262,7 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
 def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     """Let small entries map what a huge one does, for reading only; return them."""
     low = vpn - vpn % PAGES_PER_PMD
-    small = change(split_entries(m, low, pte), writable=False)
+    small = change(split_entries(pte), writable=False)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
 

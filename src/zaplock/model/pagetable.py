@@ -259,7 +259,7 @@ def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     if run[2].kind == "shmem_thp":
         unmap_huge(m, task, space, low)
     else:
-        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, run[2]))
+        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(run[2]))
 
 
 def unmap_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
@@ -277,14 +277,13 @@ def drop_entries(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pt
     change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)
 
 
-def split_entries(m: Machine, low: int, pte: Pte) -> Pte:
-    """Return the small entries that a huge one is split into, which begins at page `low`.
+def split_entries(pte: Pte) -> Pte:
+    """Return the small entries that a huge one is split into.
 
     They are made dirty as that is, where the page isn't lazily free, and so soft-dirty (pte_mkdirty
     on x86), as if somebody had written through them.
     """
-    frame = m.frames.at(low + pte.delta) if pte.kind == "thp" else None
-    written = frame is not None and not frame.lazy
+    written = pte.kind == "thp" and not pte.clean
     return soft_dirty(small_entry(pte)) if written else small_entry(pte)
 
 
@@ -373,13 +372,30 @@ def translate(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     if not m.tracks_tlbs:
         pte = space.ptes.at(vpn)
         frame = _frame(pte, vpn, write)
-        if frame and pte is not None and pte.old:
-            use_entry(space, vpn, pte)
+        if frame and pte is not None:
+            _set_bits(space, vpn, pte, write)
         return frame
     entry = m.tlb(task.cpu).at(vpn)
     if entry is not None and entry.mm == space.mm and (entry.writable or not write):
         return vpn + entry.delta
     return _walk(m, task, space, vpn, write)
+
+
+def _set_bits(space: Mm, vpn: int, pte: Pte, write: bool) -> None:
+    """Set the accessed and the dirty bit of an entry, as a CPU does that uses it."""
+    if pte.old:
+        use_entry(space, vpn, pte)
+    if write and pte.clean:
+        write_entry(space, vpn)
+
+
+def write_entry(space: Mm, vpn: int) -> None:
+    """Let the entry of a page be dirty: a CPU has written through it."""
+    pte = space.ptes.at(vpn)
+    assert pte is not None
+    pages = PAGES_PER_PMD if pte.kind == "thp" else 1
+    first = vpn - vpn % pages
+    space.ptes.set(first, first + pages, msgspec.structs.replace(pte, clean=False))
 
 
 def _frame(pte: Pte | None, vpn: int, write: bool) -> int:
@@ -404,8 +420,7 @@ def _walk(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     if table is not None:
         m.walk_cache(task.cpu).set(index, index + 1, (space.mm, table))
     if frame and pte is not None:
-        if pte.old:
-            use_entry(space, vpn, pte)
-        entry = Translation(space.mm, frame - vpn, pte.writable)
+        _set_bits(space, vpn, pte, write)
+        entry = Translation(space.mm, frame - vpn, pte.writable and (write or not pte.clean))
         m.tlb(task.cpu).set(vpn, vpn + 1, entry)
     return frame

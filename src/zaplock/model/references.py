@@ -96,8 +96,7 @@ def _share_bits(m: Machine, space: Mm, batch: list[tuple[int, int, Pte]]) -> Non
     """Give the entries of a batch each other's bits."""
     old = all(pte.old for _, _, pte in batch)
     for low, high, pte in batch:
-        frame = m.frames.at(low + pte.delta)
-        clean = pte.soft_clean and frame is not None and frame.lazy
+        clean = pte.soft_clean and pte.clean
         space.ptes.set(low, high, msgspec.structs.replace(pte, old=old, soft_clean=clean))
 
 
@@ -121,9 +120,9 @@ def _multiples(low: int, high: int, delta: int) -> range:
 
 
 def _goes_on(run: tuple[int, int, Pte], after: tuple[int, int, Pte]) -> bool:
-    """Return whether a run of entries goes on with another: but for their age they are alike."""
+    """Return whether a run of entries goes on with another: they are alike but for their bits."""
     (_, end, pte), (low, _, other) = run, after
-    alike = msgspec.structs.replace(pte, old=other.old) == other
+    alike = msgspec.structs.replace(pte, old=other.old, clean=other.clean) == other
     return (
         end == low and alike and low % PAGES_PER_PMD != 0 and (low + pte.delta) % PAGES_PER_PMD != 0
     )

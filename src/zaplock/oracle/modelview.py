@@ -333,11 +333,11 @@ class ModelView:
         return sum(
             end - start
             for low, high, pte in runs
-            if pte.kind == "anon"
+            if pte.kind == "anon" and pte.clean
             for start, end, frame in self._machine.frames.overlapping(
                 low + pte.delta, high + pte.delta
             )
-            if frame.lazy
+            if frame.unbacked and not frame.dirty
         )
 
     def _swap_pss(self, low: int, high: int, pte: Pte) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, frames, page_fault, pagetable, vma
+from zaplock.model import files, folios, page_fault, pagetable, vma
 from zaplock.model import flags as f
 from zaplock.model import ksm as merged_pages
 from zaplock.model.mm import change_limits
@@ -272,9 +272,9 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
     "lazyfree": (
         Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",
               reclaim_advice.mark_free, "run", _always(None)),
-        Fault("written-stays-free", "who writes to a page keeps it", frames, "keep_written",
+        Fault("written-stays-free", "who writes to a page keeps it", pagetable, "write_entry",
               _always(None)),
-        Fault("touched-stays-free", "populating to write keeps pages", populate, "keep_touched",
+        Fault("touched-stays-free", "populating to write keeps pages", populate, "soil_touched",
               _always(None)),
     ),
     "references": (

@@ -25,9 +25,9 @@ from zaplock.model.pagetable import (
     HUGE,
     alloc_tables,
     clear_present,
-    drop_entries,
     lowest_above,
     small_entry,
+    unmap_huge,
 )
 from zaplock.model.references import soft_dirty
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
@@ -99,7 +99,8 @@ def alloc_moved_tables(
     """Let page tables exist at the new place wherever the old one has some, used or not.
 
     A table that the range covers as a whole goes along, if its new place is free and nobody watches
-    the mapping (which could not be told of it).
+    the mapping (which could not be told of it). A huge page of a file that does not move whole is
+    mapped no more.
     """
     space = m.mm(mm)
     end = old + length
@@ -127,6 +128,8 @@ def alloc_moved_tables(
                 alloc_tables(m, task, space, vpn, vpn + 1)
             elif is_huge_of_file(space, old):
                 alloc_tables(m, task, space, vpn, vpn + 1, 2)
+                if extent != PMD_SIZE:
+                    unmap_huge(m, task, space, (old & -PMD_SIZE) >> PAGE_SHIFT)
         old, new = old + extent, new + extent
 
 
@@ -199,8 +202,7 @@ def move_ptes(
     loses_wp = is_watched(m, space, old)
     runs = clear_present(m, task, space, first, last)
     if shift % PAGES_PER_PMD:
-        drop_huge_of_files(m, task, space, runs)
-        runs = [(low, high, small_entry(p)) for low, high, p in runs if p.kind != SHARED_HUGE]
+        runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
     for low, high, pte in by_table(runs):
         m.spend("copy_pte", high - low)
         if loses_wp and pte.kind == "uffd_wp":
@@ -213,13 +215,6 @@ def move_ptes(
         space.ptes.set(low + shift, high + shift, moved)
     if runs and flush:
         flush_tlb_range(m, mm, first, last, False)
-
-
-def drop_huge_of_files(m: Machine, task: Task, space: Mm, runs: list[tuple[int, int, Pte]]) -> None:
-    """Count out the huge entries of files among some that were taken out: splits lose them."""
-    for low, high, pte in runs:
-        if pte.kind == SHARED_HUGE:
-            drop_entries(m, task, space, low, high, pte)
 
 
 def by_table(runs: list[tuple[int, int, Pte]]) -> Iterator[tuple[int, int, Pte]]:

@@ -27,7 +27,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.frames import set_lazy
+from zaplock.model.frames import soil
 from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_fault import (
@@ -198,27 +198,25 @@ def fault_range(
     error = populate_range(m, task, vma, first, last, write, alone)
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
-        keep_touched(m, m.mm(vma.mm), first, last, before, bool(error))
+        soil_touched(m, m.mm(vma.mm), first, last, before, bool(error))
     return error, high
 
 
-def keep_touched(
+def soil_touched(
     m: Machine, space: Mm, first: int, last: int, before: list[tuple[int, int, Pte]], failed: bool
 ) -> None:
-    """Let the pages [first, last) be lazily free no more: to touch one to write makes it dirty.
+    """Let pages [first, last) be dirty whose entries let write, but are clean (FOLL_TOUCH).
 
-    before: their entries before that; where one let write there was no fault to make the entry
-    dirty, so the page is made so. failed: only those up to the first that is not there.
-    (FOLL_TOUCH)
+    before: their entries before that; where one does not let write a fault makes it dirty. failed:
+    only those up to the first that is not there.
     """
     there = space.ptes.overlapping(first, last)
     if failed:
         there = list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
     end = there[-1][1] if there else first
-    for runs, dirty in ((before, True), (there, False)):
-        for low, high, pte in runs:
-            if pte.kind in ("anon", "thp") and low < end and (pte.writable or not dirty):
-                set_lazy(m, low + pte.delta, min(high, end) + pte.delta, False, dirty)
+    for low, high, pte in before:
+        if pte.kind in ("anon", "thp") and low < end and pte.writable and pte.clean:
+            soil(m, low + pte.delta, min(high, end) + pte.delta)
 
 
 def mark_touched(m: Machine, space: Mm, first: int, last: int, write: bool, failed: bool) -> None:

@@ -13,12 +13,13 @@ from zaplock.model.flags import (
     VM_DROPPABLE,
     VM_LOCKED,
 )
-from zaplock.model.frames import set_lazy
+from zaplock.model.frames import clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
 from zaplock.model.step import Task, step
 from zaplock.model.swap import drop_swapped, kept_slot, swap_out
-from zaplock.model.vma import Vma
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import Vma, change
 from zaplock.protocols.rmap import watched_kinds
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
 from zaplock.protocols.zap_range import gather_zap
@@ -95,12 +96,12 @@ def mapped_once(
     """
     found = []
     for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind in kinds:
+        if pte.kind in kinds and (pte.clean or not lazy):
             found += [
                 (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
                 for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
                 if frame.maps == 1 and frame.refs == pinned_by(pte) and not frame.stays_locked
-                if frame.lazy or not lazy
+                if not lazy or (frame.unbacked and not frame.dirty)
             ]
     return tuple(found)
 
@@ -136,17 +137,26 @@ def mark_free(
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
             if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
                 continue  # others find it in swap, too (folio_free_swap)
-            age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
+            clean(m, start, end)
+            clean_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
             if frame.stays_locked and not frame.unbacked:
                 continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
-            if not (frame.lazy or droppable):
+            if not (frame.unbacked or droppable):
                 m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)
             asks = frame.maps > 1 and not frame.unbacked
             for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
-                set_lazy(m, start, low_pfn, True)
+                unback(m, start, low_pfn)
                 start = max(start, high_pfn)
-            set_lazy(m, start, end, True)
+            unback(m, start, end)
+
+
+def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:
+    """Make the entries of virtual pages [first, last) old and clean."""
+    age_entries(m, space, first, last)
+    for low, high, pte in space.ptes.overlapping(first, last):
+        space.ptes.set(low, high, change(pte, clean=True))
+    flush_tlb_range(m, space.mm, first, last, False)
 
 
 def locked_by_others(m: Machine, mm: int, first: int, last: int) -> list[tuple[int, int]]:
