@@ -8,7 +8,6 @@ import re
 import resource
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -360,7 +359,7 @@ class _Reader:
             if seen >= 0 or child >= 0 or op.name in ops.SUCCEED_WITH_0:
                 outcome = self._outcome(op, result, seen, child)
             else:
-                outcome = _plain(result)
+                outcome = ops.returned(result)
             found.append(OracleStep(outcome, snapshot(after)))
         return found
 
@@ -374,12 +373,6 @@ class _Reader:
             told = self._next(max(self._words[seen + stub.RESULT >> 3], 0))
             vector = told if told and result == 0 else b""
         return CallOutcome(result, vector, of_child)
-
-
-@lru_cache(maxsize=10_000)
-def _plain(result: int) -> CallOutcome:
-    """Return the outcome that is nothing but a result, of which there are few."""
-    return CallOutcome(result)
 
 
 def _nameless(name: str) -> int:

@@ -20,7 +20,7 @@ from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
 from zaplock.oracle.modelview import ModelView
-from zaplock.oracle.ops import CallOutcome, Environment
+from zaplock.oracle.ops import CallOutcome, Environment, returned
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
 from zaplock.protocols.mempolicy import Policies
@@ -165,7 +165,7 @@ class World:
 
     def syscall(self, program: Any, calls: list[LockCall] | None) -> CallOutcome:
         """Run a protocol."""
-        return CallOutcome(run(self.machine, self.task, program, calls))
+        return returned(run(self.machine, self.task, program, calls))
 
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""
