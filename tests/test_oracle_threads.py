@@ -94,7 +94,8 @@ def test_populate_goes_on_in_what_was_mapped_behind_it_meanwhile(bench: ThreadBe
 )
 def test_a_read_fault_maps_what_is_around_its_page_before_it(bench: ThreadBench, reads: Op) -> None:
     """Found on 16 CPUs: what is mapped around a page can be gone when the page itself comes."""
-    world = World(bench.real.environment, bench.design, ())
+    world = World(bench.real.environment, bench.design)
+    world.begin(())
     dropped = Op("madvise", (WINDOW, PAGE, DONTNEED))
     for index, op in enumerate((mapping(0x31, pages=2), Op("store", (WINDOW,)), dropped)):
         apply(world, index, op.name, [value for value in op.args if isinstance(value, int)])

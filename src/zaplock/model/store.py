@@ -22,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Hashable, Iterator
 from hashlib import blake2b
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from zaplock.model.frozen import exact, same
 
@@ -68,6 +68,14 @@ def _spelled(value: Any) -> str:
 _HASHES: Final = _CellHashes()
 
 
+class Kept(NamedTuple):
+    """What a store held: each container, its cells and their keys in order; and how many entries
+    each of the dicts had that name containers."""
+
+    cells: list[tuple[Cells[Any, Any], dict[Any, Any], list[Any]]]
+    counts: list[tuple[dict[Any, Any], int]]
+
+
 class Store:
     """The journal and the hash over all containers of one model."""
 
@@ -97,6 +105,25 @@ class Store:
         self._containers[container.name] = container
         if self.making is not None:
             self.origins[container.name] = self.making
+
+    def keep(self) -> Kept:
+        """Copy what all containers hold, for `begin_again`."""
+        cells = [(one, one.data.copy(), list(one)) for one in self._containers.values()]
+        growing: list[dict[Any, Any]] = [
+            self._containers,
+            self.origins,
+            *(one.made for one in self.families.values()),
+        ]
+        return Kept(cells, [(one, len(one)) for one in growing])
+
+    def begin_again(self, kept: Kept) -> None:
+        """Hold what was kept and nothing else: containers that have come since are no more."""
+        assert self.journal is None, "a journal knows nothing of it"
+        for growing, count in kept.counts:
+            while len(growing) > count:
+                growing.popitem()  # the latest
+        for cells, data, order in kept.cells:
+            cells.begin_again(data, order)
 
     def close(self) -> None:
         """Forget the containers, which name the store as it names them."""
@@ -228,6 +255,11 @@ class Cells(Generic[K, V]):
         else:
             self.data[key] = old
 
+    def begin_again(self, data: dict[K, V], _order: list[K]) -> None:
+        """Hold other cells; called by the store only."""
+        self.data.clear()
+        self.data.update(data)
+
 
 class OrderedCells(Cells[int, V]):
     """Cells with integer keys that can be walked in order."""
@@ -264,6 +296,10 @@ class OrderedCells(Cells[int, V]):
         elif key not in self.data:
             insort(self.order, key)
         super().restore(key, old)
+
+    def begin_again(self, data: dict[int, V], order: list[int]) -> None:
+        super().begin_again(data, order)
+        self.order[:] = order
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order)

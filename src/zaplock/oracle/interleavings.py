@@ -211,7 +211,8 @@ class Interleavings:
     def _world(self, tracks_tlbs: bool = False) -> World:
         """Make the machine as the set-up leaves it."""
         everything = [*self.threaded.setup, *(op for part in self.threaded.threads for op in part)]
-        world = World(self.environment, self.design, slots_used(everything), tracks_tlbs)
+        world = World(self.environment, self.design, tracks_tlbs)
+        world.begin(slots_used(everything))
         for index, op in enumerate(self.threaded.setup):
             apply(world, index, op.name, _numbers(op))
         self._view = world.view

@@ -19,7 +19,7 @@ from zaplock.model.vma import Vma, insert
 from zaplock.oracle import ops, ring
 from zaplock.oracle.composed_calls import MOST_COPIED
 from zaplock.oracle.modelview import ModelView
-from zaplock.oracle.ops import CallOutcome
+from zaplock.oracle.ops import CallOutcome, returned
 from zaplock.oracle.world import (
     MM,
     RLIMITS,
@@ -74,35 +74,35 @@ Operation = Callable[..., CallOutcome]
 def _load(w: World, calls: Any, address: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return CallOutcome(w.signal_code(address, SIGSEGV, False))
+        return returned(w.signal_code(address, SIGSEGV, False))
     result = w.run(calls, user_access.read_memory, address)
-    return CallOutcome(w.signal_code(address, -result, False) if result < 0 else result)
+    return returned(w.signal_code(address, -result, False) if result < 0 else result)
 
 
 def _store(w: World, calls: Any, address: int, tag: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return CallOutcome(w.signal_code(address, SIGSEGV, True))
+        return returned(w.signal_code(address, SIGSEGV, True))
     result = w.run(calls, user_access.write_memory, address, tag)
-    return CallOutcome(w.signal_code(address, -result, True) if result < 0 else 0)
+    return returned(w.signal_code(address, -result, True) if result < 0 else 0)
 
 
 def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> CallOutcome:
     if soft > w.environment.limits[resource][1]:
-        return CallOutcome(-EINVAL)
+        return returned(-EINVAL)
     w.limit(**{RLIMITS[resource]: soft})
-    return CallOutcome(0)
+    return returned(0)
 
 
 def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
     if not ops.is_slot(file):
-        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
+        return returned(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
 
 
 def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
     if not ops.is_slot(file) or file == ops.READ_ONLY_SLOT:
-        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
+        return returned(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
 
@@ -127,27 +127,27 @@ def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
 
 def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> CallOutcome:
     if length >= 1 << 63:
-        return CallOutcome(-22)
+        return returned(-22)
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
-        return CallOutcome(-14)
+        return returned(-14)
     if length == 0:
         refused = _refused_process_madvise(w.cx, advice)
         if not refused and w.cx.design.process_advice_first:
             is_there = advice in _INJECTED or madvise.is_known(w.cx.design, advice)
             refused = 0 if is_there else -EINVAL
         if refused:
-            return CallOutcome(refused)
+            return returned(refused)
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return CallOutcome(0)
+        return returned(0)
     refused = _refused_process_madvise(w.cx, advice)
     if refused:
-        return CallOutcome(refused)
+        return returned(refused)
     length = min(length, _MAX_RW_COUNT)
     if address & ~f.PAGE_MASK or not madvise.is_known(w.cx.design, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return CallOutcome(-22)
+        return returned(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
-    return CallOutcome(result or length)
+    return returned(result or length)
 
 
 _INJECTED = (MADV_HWPOISON, MADV_SOFT_OFFLINE)
@@ -188,7 +188,7 @@ def _pkey_mprotect(
     refused = mprotect_refuses(addr, length, prot)
     if refused is None:
         run(w.machine, w.task, take_and_release(w.cx), calls)
-    return CallOutcome(-22 if refused is None else refused)
+    return returned(-22 if refused is None else refused)
 
 
 async def take_and_release(cx: Cx) -> int:
@@ -294,12 +294,12 @@ def _in_child(w: World, calls: Any, program: Callable[[Cx], Any]) -> CallOutcome
     """Fork, let the child run a program to its end, and return what that returned."""
     child = w.next_child()
     if result := run(w.machine, w.task, fork.fork(w.cx, child), calls):
-        return CallOutcome(result)
+        return returned(result)
     task = Task(2, child, "child")
     cx = Cx(w.cx.design, task, limits=w.cx.limits)
     signal = run(w.machine, task, program(cx))
     run(w.machine, task, exit.exit_process(cx))
-    return CallOutcome(signal)
+    return returned(signal)
 
 
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
@@ -312,7 +312,7 @@ def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
         area = Vma(MM, start, start + f.PAGE_SIZE, flags | prot, start >> f.PAGE_SHIFT)
         insert(w.machine, w.task, area)
     w.space.add("total_vm", count)
-    return CallOutcome(0)
+    return returned(0)
 
 
 def _fork(w: World, calls: Any) -> CallOutcome:
@@ -320,7 +320,7 @@ def _fork(w: World, calls: Any) -> CallOutcome:
     child = w.next_child()
     result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
     if result:
-        return CallOutcome(result)
+        return returned(result)
     if environment_ring(w, child):
         populate_ring(w.machine, w.task, child, w.environment)
     seen = ModelView(w.machine, child, w.environment.ring, w.view).snapshot()
@@ -337,7 +337,7 @@ def _into_child(w: World, calls: Any) -> CallOutcome:
         if environment_ring(w, child):
             populate_ring(w.machine, w.task, child, w.environment)
         w.become(child)
-    return CallOutcome(result)
+    return returned(result)
 
 
 def apply(
@@ -352,8 +352,8 @@ def apply(
 def _simple(make: Callable[..., Any]) -> Operation:
     def operation(w: World, calls: Any, *arguments: Any) -> CallOutcome:
         if calls is None:
-            return CallOutcome(call(w.machine, w.task, make, w.cx, *arguments))
-        return CallOutcome(w.run(calls, make, *arguments))
+            return returned(call(w.machine, w.task, make, w.cx, *arguments))
+        return returned(w.run(calls, make, *arguments))
 
     return operation
 

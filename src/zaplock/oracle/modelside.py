@@ -44,7 +44,7 @@ def model_side(real: RealSide) -> ModelSide:
 
 
 class ModelSide:
-    """Run sequences on the model, each in a fresh machine.
+    """Run sequences on the model, each in a machine as it was at first.
 
     `limit_s`: an operation that takes more CPU time counts as broken (0: no limit); for a model
     that has been broken on purpose and may never end. In the main thread only.
@@ -57,23 +57,27 @@ class ModelSide:
         self.promised: list[Promised] | None = None
         self.limit_s = 0.0
 
+        self._world: World | None = None
+
     def close(self) -> None:
-        """Nothing to give back."""
+        """Let go of the machine."""
+        if self._world is not None:
+            self._world.machine.close()
+            self._world = None
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = self._world(sequence)
-        try:
-            return self._steps(world, sequence)
-        finally:
-            world.machine.close()
+        return self._steps(self._begun(sequence), sequence)
 
-    def _world(self, sequence: Sequence[Op]) -> World:
-        """Make the machine for a sequence; what it shows is what is compared in that one."""
+    def _begun(self, sequence: Sequence[Op]) -> World:
+        """Have what a sequence begins with; what it shows is what is compared in that one."""
+        world = self._world
+        if world is None or world.design is not self.design:
+            self.close()
+            world = self._world = World(self.environment, self.design)
         untouched = ops.shows_references(sequence)
         references = self.environment.shows_references and untouched
-        slots = slots_used(sequence)
-        world = World(self.environment, self.design, slots, follows_references=references)
+        world.begin(slots_used(sequence), references)
         if self.environment.shows_peak:
             world.machine.globals.put("peaks", 1)
         if self.environment.shows_soft_dirty and untouched:

@@ -9,7 +9,9 @@ import struct
 from itertools import compress, repeat
 from operator import attrgetter, ne, sub
 from signal import SIGSEGV
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
@@ -59,7 +61,7 @@ _VISIBLE = attrgetter("start", "end", "flags", "pgoff", "file", "name", "huge_si
 """What is looked at of a VMA."""
 
 
-class _Seen(NamedTuple):
+class _Seen(msgspec.Struct):
     """What a VMA looked like when last seen: valid while what is visible and its runs are so."""
 
     vma: model_vma.Vma
@@ -210,7 +212,7 @@ class ModelView:
                 ):
                     seen = known[handle] = self._see(vma, runs)
                 elif runs and written:
-                    seen = known[handle] = seen._replace(tags=self._all_tags(vma, runs))
+                    seen.tags = self._all_tags(vma, runs)
             vmas.append(seen.shown)
             if seen.runs and start < ring:
                 _append(regions, seen.regions)

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
@@ -310,6 +311,12 @@ class CallOutcome(NamedTuple):
     result: int
     seen: bytes = b""
     child: Snapshot | None = None
+
+
+@lru_cache(maxsize=10_000)
+def returned(result: int) -> CallOutcome:
+    """Return the outcome that is nothing but a result, of which there are few."""
+    return CallOutcome(result)
 
 
 class OracleStep(NamedTuple):

@@ -8,7 +8,6 @@ import re
 import resource
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -377,7 +376,7 @@ class _Reader:
                 outcome = self._outcome(op, result, seen, child)
                 shown = self.snapshot(after)
             else:
-                outcome = _plain(result)
+                outcome = ops.returned(result)
                 first = after + stub.RESULT >> 3
                 if not words[first] == words[first + 8] == words[first + 16] == ring.AS_BEFORE:
                     shown = self.snapshot(after)
@@ -394,12 +393,6 @@ class _Reader:
             told = self._next(max(self._words[seen + stub.RESULT >> 3], 0))
             vector = told if told and result == 0 else b""
         return CallOutcome(result, vector, of_child)
-
-
-@lru_cache(maxsize=10_000)
-def _plain(result: int) -> CallOutcome:
-    """Return the outcome that is nothing but a result, of which there are few."""
-    return CallOutcome(result)
 
 
 def _nameless(name: str) -> int:

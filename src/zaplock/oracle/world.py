@@ -14,13 +14,13 @@ from zaplock.model import huge_pool, references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Pte, ResourceLimits, change_limits, unmapped_base
+from zaplock.model.mm import Mm, Pte, ResourceLimits, change_limits, unmapped_base
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
 from zaplock.oracle.modelview import ModelView
-from zaplock.oracle.ops import CallOutcome, Environment
+from zaplock.oracle.ops import CallOutcome, Environment, returned
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
 from zaplock.protocols.mempolicy import Policies
@@ -59,21 +59,22 @@ def limits_of(environment: Environment) -> ResourceLimits:
 
 
 class World:
-    """One machine with one process like the bare one: the ring, the files, nothing else."""
+    """One machine with one process like the bare one: the ring, the files, nothing else.
 
-    def __init__(
-        self,
-        environment: Environment,
-        design: Design,
-        slots: Iterable[int],
-        tracks_tlbs: bool = False,
-        follows_references: bool = False,
-    ) -> None:
-        self.environment = environment
-        self.machine = Machine(limits=limits_of(environment), tracks_tlbs=tracks_tlbs)
-        self.task = Task(1, MM, "oracle")
-        self.cx = Cx(design, self.task, limits=self.machine.limits)
-        self.space = self.machine.mm(MM)
+    `begin` makes the files and begins with them; what is done from then on the next one undoes.
+    """
+
+    task: Task
+    cx: Cx
+    policies: Policies
+    space: Mm
+    view: ModelView
+
+    def __init__(self, environment: Environment, design: Design, tracks_tlbs: bool = False) -> None:
+        self.environment, self.design = environment, design
+        self._limits = limits_of(environment)
+        self.machine = Machine(limits=self._limits, tracks_tlbs=tracks_tlbs)
+        self._process()
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
@@ -91,18 +92,33 @@ class World:
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         swaps = not environment.group_pages  # that group may have nothing in swap
         self.machine.globals.put("swap_free", environment.swap_pages if swaps else 0)
-        if follows_references:
-            self.machine.globals.put("references", 1)
         self.machine.uffd_modes.put(UFFD, "sigbus")
-        self.policies = Policies()
-        for slot in sorted(slots):
-            self._file(slot)
         size = ops.SEGMENT_PAGES * f.PAGE_SIZE
         new_file(self.machine, SEGMENT_FILE, "shmem", size, "SYSV00000000", counts_mappings=True)
         self._ring(environment)
-        self.view = ModelView(self.machine, MM, environment.ring)
-        self.view.shows_protection = environment.shows_protection
-        self.view.set_baseline()
+        self._view = ModelView(self.machine, MM, environment.ring)
+        self._view.shows_protection = environment.shows_protection
+        self._view.set_baseline()
+        self._kept = self.machine.store.keep()
+
+    def begin(self, slots: Iterable[int], follows_references: bool = False) -> None:
+        """Have the files of these slots and else what there was at first; forget all views."""
+        self.machine.store.begin_again(self._kept)
+        self.machine.limits = self._limits
+        self._process()
+        change_limits(self.space, self._limits)
+        if follows_references:
+            self.machine.globals.put("references", 1)
+        for slot in sorted(slots):
+            self._file(slot)
+        self.view = self._view.afresh()
+
+    def _process(self) -> None:
+        """Be the process that there is at first."""
+        self.task = Task(1, MM, "oracle")
+        self.cx = Cx(self.design, self.task, limits=self._limits)
+        self.policies = Policies()
+        self.space = self.machine.mm(MM)
 
     def _file(self, slot: int) -> None:
         """Make a file and fill it, as the bare process does those that a sequence names."""
@@ -150,7 +166,7 @@ class World:
 
     def syscall(self, program: Any, calls: list[LockCall] | None) -> CallOutcome:
         """Run a protocol."""
-        return CallOutcome(run(self.machine, self.task, program, calls))
+        return returned(run(self.machine, self.task, program, calls))
 
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""
