@@ -273,9 +273,9 @@ def test_what_the_bare_process_tells_of_changes_is_what_it_tells_whole(bench: Be
 def test_figures_that_no_known_kernel_tells_are_refused(was: str, now: str, told: str) -> None:
     smaps = _smaps_of(ring.PAGE, False)
     assert was.encode() in smaps
+    text = _changed([], [smaps.replace(was.encode(), now.encode())])
     with pytest.raises(ValueError, match=told):
-        text = smaps.replace(was.encode(), now.encode())
-        Parser().snapshot(_changed([], [text]), bytes(16), _STATUS)
+        Parser().snapshot(text, bytes(16), _STATUS)
 
 
 def test_a_kernel_without_ksm_in_smaps_has_merged_nothing() -> None:
@@ -293,11 +293,9 @@ def _smaps_of(start: int, locked: bool) -> bytes:
     return f"{start:x}-{start + ring.PAGE:x} rw-p 0 00:00 0\n{figures}VmFlags: {flags}\n".encode()
 
 
-_STATUS = (
-    "".join(
-        ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib"))]
-    ).encode()
-)
+_STATUS = "".join(
+    ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmHWM", "VmExe", "VmLib"))]
+).encode()
 
 
 def _changed(before: list[bytes], now: list[bytes]) -> bytes:
