@@ -241,6 +241,19 @@ def test_a_number_that_outgrows_its_column_is_read_whole() -> None:
 
 
 @needs_kernel
+def test_mappings_that_outgrow_what_is_kept_of_smaps_and_its_buffer(bench: Bench) -> None:
+    """Some 35 are kept and compared, some 46 fit the buffer; they come and go one by one."""
+    places = [WINDOW + 2 * number * ring.PAGE for number in range(60)]
+    fill = [Op("mmap", (at, ring.PAGE, 3, 0x32, ops.NO_FILE, 0)) for at in places]
+    empty = [Op("munmap", (at, ring.PAGE)) for at in places[::-1]]
+    sequence = (*fill, Op("store", (WINDOW,)), *empty)
+    found = bench.diverge((*sequence, *UNMAP_ALL))
+    assert found is None, found.differences
+    counts = [len(step.snapshot.vmas) for step in bench.real.run(sequence)]
+    assert counts == [*range(1, 61), 60, *range(59, -1, -1)]
+
+
+@needs_kernel
 def test_what_the_bare_process_tells_of_changes_is_what_it_tells_whole(bench: Bench) -> None:
     """It forgets after each observation what it was; then all of the next one is written down."""
     real, generator = bench.real, Generator(20, COVERED)
