@@ -242,6 +242,19 @@ def test_a_number_that_outgrows_its_column_is_read_whole() -> None:
 
 
 @needs_kernel
+def test_mappings_that_outgrow_what_is_kept_of_smaps_and_its_buffer(bench: Bench) -> None:
+    """Some 35 are kept and compared, some 46 fit the buffer; they come and go one by one."""
+    places = [WINDOW + 2 * number * ring.PAGE for number in range(60)]
+    fill = [Op("mmap", (at, ring.PAGE, 3, 0x32, ops.NO_FILE, 0)) for at in places]
+    empty = [Op("munmap", (at, ring.PAGE)) for at in places[::-1]]
+    sequence = (*fill, Op("store", (WINDOW,)), *empty)
+    found = bench.diverge((*sequence, *UNMAP_ALL))
+    assert found is None, found.differences
+    counts = [len(step.snapshot.vmas) for step in bench.real.run(sequence)]
+    assert counts == [*range(1, 61), 60, *range(59, -1, -1)]
+
+
+@needs_kernel
 def test_what_the_bare_process_tells_of_changes_is_what_it_tells_whole(bench: Bench) -> None:
     """It forgets after each observation what it was; then all of the next one is written down."""
     real, generator = bench.real, Generator(20, COVERED)
@@ -274,9 +287,9 @@ def test_what_the_bare_process_tells_of_changes_is_what_it_tells_whole(bench: Be
 def test_figures_that_no_known_kernel_tells_are_refused(was: str, now: str, told: str) -> None:
     smaps = _smaps_of(ring.PAGE, False)
     assert was.encode() in smaps
+    text = _changed([], [smaps.replace(was.encode(), now.encode())])
     with pytest.raises(ValueError, match=told):
-        text = smaps.replace(was.encode(), now.encode())
-        Parser().snapshot(_changed([], [text]), bytes(16), _STATUS)
+        Parser().snapshot(text, bytes(16), _STATUS)
 
 
 def test_a_kernel_without_ksm_in_smaps_has_merged_nothing() -> None:

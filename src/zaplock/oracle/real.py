@@ -356,15 +356,16 @@ class _Reader:
         status, smaps, pages = words[first], words[first + 8], words[first + 16]
         if smaps == pages == status == ring.AS_BEFORE:
             return self._parser.same_again()
-        counters, vmas, contents = self._next(status), self._next(smaps), self._next(pages)
+        counters = vmas = contents = None
+        data, at = self._data, self._at
+        if status != ring.AS_BEFORE:
+            counters, at = data[at : at + status], at + status
+        if smaps != ring.AS_BEFORE:
+            vmas, at = data[at : at + smaps], at + smaps
+        if pages != ring.AS_BEFORE:
+            contents, at = data[at : at + pages], at + pages
+        self._at = at
         return self._parser.snapshot(vmas, contents, counters)
-
-    def _next(self, length: int) -> bytes | None:
-        if length == ring.AS_BEFORE:
-            return None
-        begin = self._at
-        self._at = begin + length
-        return self._data[begin : self._at]
 
     def steps(self, sequence: Sequence[Op], places: Sequence[program.Place]) -> list[OracleStep]:
         """Read every operation's outcome and what came after it; a snapshot precedes the first."""
@@ -390,8 +391,9 @@ class _Reader:
             if op.name == "fork" and result == 0:
                 of_child = self.snapshot(child)
         if seen >= 0:
-            told = self._next(max(self._words[seen + stub.RESULT >> 3], 0))
-            vector = told if told and result == 0 else b""
+            begin, length = self._at, max(self._words[seen + stub.RESULT >> 3], 0)
+            self._at = begin + length
+            vector = self._data[begin : self._at] if result == 0 else b""
         return CallOutcome(result, vector, of_child)
 
 
