@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
@@ -176,6 +177,14 @@ def test_a_guest_swaps_to_a_disk_of_its_own(guest_that_swaps: GuestSide) -> None
     report = Bench(lambda _: GuestModel(side), scope, side).slice(8, sequences=20)
     assert report.agrees, (report.divergences, report.lost)
     assert report.operations > 500
+
+
+def test_a_guest_gives_ksmd_of_the_host_no_work(guest_that_swaps: GuestSide) -> None:
+    """QEMU would let its whole memory be mergeable, and disturb whoever uses ksmd beside it."""
+    pid = guest_that_swaps._guest_process._guest.process.pid
+    flags = re.findall(r"VmFlags:(.*)", Path(f"/proc/{pid}/smaps").read_text())
+    assert flags
+    assert not any(" mg" in line for line in flags)
 
 
 def test_guests_before_6_12_are_asked_nothing_of_userfaultfd() -> None:

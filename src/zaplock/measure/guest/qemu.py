@@ -235,7 +235,7 @@ def _command(
         program(),
         *(
             "-machine",
-            f"pc,accel={accelerator},usb=off,vmport=off,smbus=off",
+            f"pc,accel={accelerator},usb=off,vmport=off,smbus=off,mem-merge=off",
             "-cpu",
             "host" if accelerator == "kvm" else ",+".join(("qemu64", *machine.cpu_has)),
         ),
