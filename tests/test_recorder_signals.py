@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli._signals import in_good_order, number_of
+from zaplock.cli.record import Signals
 from zaplock.recorder.tracefs import opened
 from zaplock.recorder.uninterrupted import surely
 
@@ -150,3 +151,14 @@ def test_what_a_library_makes_of_an_interrupt_is_an_interrupt_all_the_same() -> 
     with pytest.raises(KeyboardInterrupt) as ended, in_good_order():
         imports()
     assert number_of(ended.value) == signal.SIGTERM
+
+
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    """As `timeout` sends it: what is still to be decoded was left undone."""
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.asked
+        time.sleep(0.15)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -319,19 +319,22 @@ class Signals:
     """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order.
 
     The second one doesn't wait for what is still to be decoded; `record --finish` does it later.
+    What comes within `_ONE_S` is the same one: `timeout` sends it to the process and to its group.
     """
 
     _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _ONE_S = 0.1
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._at = False, 0.0
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._ask) for number in self._WHICH}
         return self
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        before, self._at = self._at, time.monotonic()
+        if self.asked and self._at - before > self._ONE_S:
             raise KeyboardInterrupt
         self.asked = True
 
