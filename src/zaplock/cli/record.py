@@ -319,7 +319,7 @@ class Signals:
     """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order.
 
     The second one doesn't wait for what is still to be decoded; `record --finish` does it later.
-    The same one within `_ONE_S` is no second one: `timeout` sends it to the process and to its group.
+    The same one within `_ONE_S` is no second: `timeout` sends it to the process and to its group.
     """
 
     _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
