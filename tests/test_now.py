@@ -145,6 +145,21 @@ while True:
 
 
 @pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root")
+def test_why_of_several_processes_speaks_of_no_one_lock(
+    busy: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            assert main(["why", "-p", str(busy), "-p", str(other.pid), "-d", "300ms"]) == 0
+        finally:
+            other.kill()
+    said = capsys.readouterr().out
+    assert "an mmap_lock" in said.partition("In these")[0]
+    assert "this lock" not in said
+
+
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="a real-time thread needs root")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it would have the only cpu")
 def test_a_look_is_called_back_from_a_cpu_that_a_real_time_thread_keeps() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zaplock.cli.record import Signals
 from zaplock.recorder.tracefs import opened
 from zaplock.recorder.uninterrupted import surely
 
@@ -170,3 +171,14 @@ def test_a_signal_of_which_an_error_was_made_is_a_signal(own: str, tmp_path: Pat
         env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True, timeout=50,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "zaplock check: interrupted\n")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    """As `timeout` sends it: what is still to be decoded was left undone."""
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.asked
+        time.sleep(0.15)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

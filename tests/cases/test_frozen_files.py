@@ -82,3 +82,18 @@ def test_why_of_a_ps_that_hangs_says_whose_lock_it_waits_for(tmp_path: Path) -> 
     ps.wait()
     assert f"waited for the lock of process {program.pid}, shared, in read of {maps}" in said
     assert f"ask zaplock why {program.pid}" in said
+
+
+def test_a_list_of_the_mapped_files_of_a_process_waits_for_the_lock_of_that_process(
+    tmp_path: Path,
+) -> None:
+    """It was taken for a wait for the reader's own lock, and so left out."""
+    with hanging(tmp_path) as program:
+        files = f"/proc/{program.pid}/map_files"
+        ls = subprocess.Popen(["ls", files], stdout=subprocess.DEVNULL)
+        until(stack_has(ls.pid, "proc_map_files_readdir"))
+        told = why(program.pid)
+    ls.wait()
+    (waits,) = (one for one in told["found"] if one["tid"] == ls.pid)
+    assert (waits["does"], waits["operation"]) == ("waits", f"read of {files}")
+    assert ls.pid in {one["tid"] for one in told["waiting"]}

@@ -21,7 +21,9 @@ from zaplock.system_calls import TRACED
 Found = TypeVar("Found")
 
 _PROC_FILE = re.compile(r"(?P<mount>.*/proc)/(?P<pid>\d+)/(?:task/\d+/)?(?P<name>\w+)$")
-_READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
+_READS = frozenset(
+    {"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl", "getdents64", "getdents"}
+)
 _DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
 _MOST_FILES = 1_024
 """Open files that are looked through; among more, which is the only one is not known."""

@@ -35,9 +35,9 @@ ASKS = {
             "add_page_for_migration", "add_folio_for_migration", "kernel_get_mempolicy",
             "migrate_to_node", "madvise_do_behavior", "madvise_vma_behavior", "madvise_collapse",
             "get_user_pages", "get_user_pages_remote", "get_futex_key", "fault_in_user_writeable",
-            "fault_in_safe_writeable", "copy_remote_vm_str", "vdso_join_timens",
+            "fault_in_safe_writeable", "vdso_join_timens",
             "tcp_zerocopy_receive", "xdp_umem_create", "kvm_host_page_size",
-            "perf_event_addr_filters_apply", "trace_user_stack_print", "proc_pid_ksm_stat",
+            "proc_pid_ksm_stat",
         ),
         (READ, ""),
     ),
@@ -61,8 +61,11 @@ ASKS = {
     "dump_user_range": (READ, "core dump"), "begin_new_exec": (READ, ""),
     "show_smaps_rollup": (READ, "read of smaps_rollup"), "pagemap_read": (READ, ""),
     "do_pagemap_scan": (READ, ""), "clear_refs_write": (WRITE, "write of clear_refs"),
-    "proc_map_files_lookup": (READ, ""), "proc_map_files_readdir": (READ, ""),
-    "map_files_get_link": (READ, ""), "map_files_d_revalidate": (READ, ""),
+    "proc_map_files_readdir": (READ, ""),
+    **dict.fromkeys(
+        ("proc_map_files_lookup", "map_files_get_link", "map_files_d_revalidate"),
+        (READ, "look-up in map_files"),
+    ),
     "dump_vma_snapshot": (WRITE, "core dump"),
     "userfaultfd_register": (WRITE, "UFFDIO_REGISTER"),
     "userfaultfd_unregister": (WRITE, "UFFDIO_UNREGISTER"),
@@ -98,7 +101,9 @@ ASKS = {
     "damon_va_prepare_access_checks": (READ, "DAMON"), "damon_va_check_accesses": (READ, "DAMON"),
     "damon_va_mkold": (READ, "DAMON"), "damon_va_young": (READ, "DAMON"),
     "damon_va_three_regions": (READ, "DAMON"), "damos_madvise": (READ, "DAMON"),
-    "task_vma_seq_get_next": (READ, "BPF iterator"),
+    "task_vma_seq_get_next": (READ, "BPF iterator"), "copy_remote_vm_str": (READ, "BPF program"),
+    "perf_event_addr_filters_apply": (READ, "perf address filter"),
+    "trace_user_stack_print": (READ, "print of a trace"),
     "amdgpu_ttm_tt_get_user_pages": (READ, ""), "svm_range_set_attr": (WRITE, ""),
 }  # fmt: skip
 """Who asks for the lock: function, mode, what for ("": the system call's own name).
@@ -354,7 +359,8 @@ CALLS = {
 OF_KERNEL_THREADS = frozenset({"khugepaged", "ksmd", "oom_reaper"})
 
 ON_OTHERS = OF_KERNEL_THREADS | {
-    "DAMON", "swapoff", "cpuset change", "cgroup change", "uprobe registration"
+    "DAMON", "swapoff", "cpuset change", "cgroup change", "uprobe registration", "BPF iterator",
+    "BPF program", "perf address filter", "print of a trace", "look-up in map_files",
 }  # fmt: skip
 """These take the lock of whoever it is: nothing tells whose."""
 

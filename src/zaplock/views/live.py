@@ -80,7 +80,7 @@ def _found_asleep(analysis: Analysis, row: int) -> Iterator[str]:
 def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:
     """Answer in one screen: is anything waiting now, behind whom, and what was worst before."""
     analysis = summary.analysis
-    yield from now(analysis)
+    yield from now(analysis, of_all=len(analysis.events.mms) > 1)
     yield from found_lines(analysis)
     yield ""
     yield f"In these {duration(round(seconds * 1e9))}:"
