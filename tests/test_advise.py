@@ -239,6 +239,26 @@ def test_advice_without_gain_is_none() -> None:
     assert Advice("x", BRK, 1, 10, None, False).worth_it
 
 
+def test_where_a_piece_takes_as_long_as_was_waited_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cheap: None
+) -> None:
+    """Who made others wait is named all the same."""
+    log = Log()
+    log.task(1, "worker", 1, "server")
+    log.task(2, "victim", 1, "server")
+    hold(log, 100, 51, 1, "munmap", address=1 << 40, length=8 * GIB)
+    wait(log, 150, 151, 2)
+    write(tmp_path / "short", log.events())
+    assert main(["advise", str(tmp_path / "short")]) == 0
+    told, _ = capsys.readouterr()
+    assert (
+        "munmap by worker of server (pid 1): little is gained: the longest piece took 1 ms" in told
+    )
+    write(tmp_path / "story", story().events())
+    assert main(["advise", str(tmp_path / "story")]) == 0
+    assert "little is gained" not in capsys.readouterr().out
+
+
 def test_a_real_process_is_looked_at_without_its_lock() -> None:
     """strace sees every file that is opened: nothing that takes the target's mmap_lock."""
     mapping = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

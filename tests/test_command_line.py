@@ -11,15 +11,17 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from zaplock import cli
-from zaplock.cli import main, parser_of
+from zaplock.cli import _progress, main, parser_of
 from zaplock.cli._designs import parse_designs
 from zaplock.cli._ending import next_step
 from zaplock.cli._overview import QUESTIONS, SUMMARIES
+from zaplock.cli._progress import counter
 from zaplock.cli._streams import guarded
 from zaplock.untrusted_names import shell_word
 
@@ -327,3 +329,22 @@ def test_the_next_command_is_one_that_is_taken(
     parsed = parser_of(verb).parse_all(words)
     if designs := getattr(parsed, "design", None):
         assert parse_designs(designs)
+
+
+def test_work_that_tells_nothing_of_itself_is_shown_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From `PATIENCE_S` on: a replay of a large recording says how far it is when it is over."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(_progress, "PATIENCE_S", 0.01)
+    with counter("replaying"):
+        deadline = time.monotonic() + 60
+        while "replaying" not in terminal.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    monkeypatch.setattr(_progress, "PATIENCE_S", 3600)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with counter("replaying") as show:
+        show("1 of 2")
+    assert terminal.getvalue() == "", "what is over at once needs no progress"

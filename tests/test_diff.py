@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_what_was_mended_is_told_with_how_much_and_how_sure() -> None:
     assert waited.factor_high is not None
     assert waited.factor_low < (0.9 / 21) / (4.5 / 25) < waited.factor_high
     assert {one.measure: one.verdict for one in found.changes}["held exclusively"] == "better"
+
+
+def test_a_range_that_is_one_figure_is_told_as_one() -> None:
+    found = compared(shop(5 * MS, seed=1), shop(MS, seed=2))
+    waited = replace(found.changes[0], factor_low=0.004701, factor_high=0.004702)
+    first, *_ = sentences(replace(found, changes=(waited, *found.changes[1:])))
+    assert "95 % sure: 99.53 % less;" in first
+    waited = replace(waited, factor_low=0.004, factor_high=0.005)
+    first, *_ = sentences(replace(found, changes=(waited, *found.changes[1:])))
+    assert "95 % sure: 99.5 % to 99.6 % less;" in first
 
 
 def test_what_got_worse_is_told() -> None:

@@ -169,6 +169,25 @@ def test_sentences_are_of_the_figures() -> None:
     )
 
 
+def test_waits_that_are_alike_are_told_once() -> None:
+    log = Log()
+    log.task(1, "db", 1)
+    log.task(2, "ps", 2)
+    log.owner(7, 1)
+    for begin in (10 * MS, 20 * MS, 30 * MS):
+        log.begin(begin, tid=1, op="munmap", length=4096)
+        log.asked(begin + 1, tid=1, mm=7, write=True)
+        log.acquired(begin + 2, tid=1, mm=7, write=True)
+        log.asked(begin + 3, tid=2, mm=7, write=False)
+        log.released(begin + 5 * MS, tid=1, mm=7, write=True)
+        log.end(begin + 5 * MS + 1, tid=1, op="munmap")
+        log.acquired(begin + 5 * MS + 3, tid=2, mm=7, write=False)
+        log.released(begin + 5 * MS + 4, tid=2, mm=7, write=False)
+    told, *_ = view.sentences(replayed(log.events(), "4.18", "linux-4.18"))
+    assert told.startswith("The 5 ms wait of ps (tid 2) behind munmap of 4 KiB by db (tid 1)")
+    assert told.endswith(" The same is true of 2 others of the 3 longest waits.")
+
+
 def hanging_find() -> Log:
     """A find hangs for 38 s; whoever has the lock took it before anything was recorded."""
     log = Log()

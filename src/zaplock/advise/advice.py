@@ -69,7 +69,12 @@ class Advice:
 
         What others really waited for is always told.
         """
-        return self.seen or self.then_ns is None or 2 * self.then_ns <= self.now_ns
+        return self.seen or not self.gains_little
+
+    @property
+    def gains_little(self) -> bool:
+        """Whether more than half of the stall would remain; False where that isn't known."""
+        return self.then_ns is not None and 2 * self.then_ns > self.now_ns
 
     def to_json(self) -> dict[str, Any]:
         """Return the advice as JSON values."""

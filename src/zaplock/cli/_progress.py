@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import Protocol
 
 from zaplock.units import duration
@@ -26,9 +27,10 @@ def _left(passed_s: float, part: float) -> str:
 
 @contextmanager
 def counter(what: str) -> Iterator[Show]:
-    """Give a function that shows a line of progress on stderr, from PATIENCE_S on.
+    """Give a function that shows a line of progress on stderr.
 
-    Told which part of the work is done, 0 to 1, it says when the rest will be, too.
+    What is done is shown from PATIENCE_S on, and how far it has come where that was told. Told
+    which part of the work is done, 0 to 1, it says when the rest will be, too.
     """
     from rich.text import Text
 
@@ -40,18 +42,16 @@ def counter(what: str) -> Iterator[Show]:
         return
     started = time.monotonic()
     status = console.status(Text(what))
-    running = False
+    late = Timer(PATIENCE_S, status.start)
+    late.daemon = True
+    late.start()
 
     def show(line: str, part: float = 0.0) -> None:
-        nonlocal running
-        if not running and time.monotonic() - started > PATIENCE_S:
-            status.start()
-            running = True
-        if running:
-            status.update(Text(f"{what}: {line}{_left(time.monotonic() - started, part)}"))
+        status.update(Text(f"{what}: {line}{_left(time.monotonic() - started, part)}"))
 
     try:
         yield show
     finally:
-        if running:
-            status.stop()
+        late.cancel()
+        late.join()
+        status.stop()

@@ -119,7 +119,8 @@ def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> lis
     """Say what to do about each kind, and what nobody is known to be behind."""
     shown = found[:top]
     lines = [f"{one.kind.name}: {one.change}." + _source(one) for one in shown]
-    lines = [*told.caveats, *dict.fromkeys(lines)]
+    lines = [*told.caveats, *dict.fromkeys(lines), *map(_little, shown)]
+    lines = [line for line in lines if line]
     dark_ns = told.unexplained_ns - told.free_ns
     if told.waits and (dark_ns or not found):
         counted = "1 wait" if told.waits == 1 else f"{told.waits:,} waits"
@@ -131,6 +132,17 @@ def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> lis
     elif not found:
         lines.append(f"nothing stalls others for {least} or longer")
     return lines
+
+
+def _little(one: Advice) -> str:
+    """Say where what was measured speaks against what is advised."""
+    if not one.gains_little or one.then_ns is None:
+        return ""
+    return (
+        f"{one.what}: little is gained: the longest piece took {duration(one.then_ns)} when it was "
+        f"measured just now, and {duration(one.now_ns)} is what others waited. If this machine was "
+        "busy, ask again."
+    )
 
 
 def _source(one: Advice) -> str:

@@ -72,10 +72,15 @@ def _sure(one: MeasureChange) -> str:
 
 def _between(low: float, high: float) -> str:
     if high <= 1:
-        return f"{_percent(1 - high)} to {_percent(1 - low)} less"
+        return f"{_from(_percent(1 - high), _percent(1 - low))} less"
     if low >= 1:
-        return f"{number(low)} to {number(high)} times as much"
+        return f"{_from(number(low), number(high))} times as much"
     return f"between {_percent(1 - low)} less and {number(high)} times as much"
+
+
+def _from(low: str, high: str) -> str:
+    """Write a range; one figure where both ends are written alike."""
+    return low if low == high else f"{low} to {high}"
 
 
 def _percent(part: float) -> str:

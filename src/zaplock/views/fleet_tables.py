@@ -164,7 +164,7 @@ def replay_sentences(found: FleetReplay) -> Iterator[str]:
         if one["spared_ns"] < 0:
             spares = f"costs {duration(-one['spared_ns'])}"
         yield (
-            f"{what} {spares} ({share(one['spared_ns'], one['caused_ns'])} of the "
+            f"{what} {spares} ({share(abs(one['spared_ns']), one['caused_ns'])} of the "
             f"{duration(one['caused_ns'])} that sound replays stand for)."
         )
     unsound = int(found.rows.filter(pl.col("share").is_null())["caused_ns"].sum())

@@ -6,6 +6,7 @@ operation and a wake-up take as long.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,8 +155,14 @@ def sentences(replay: Replay) -> list[str]:
     told = [row for row in order[:WAITS_TOLD] if replay.operations[row].waited_ns >= QUEUED_NS]
     if not told:
         return [f"Nobody waited {duration(QUEUED_NS)} or longer: there is nothing to cure."]
-    said = [wait_sentence(replay, row) for row in told]
-    return [*said, best_sentence(replay)]
+    said = Counter(wait_sentence(replay, row) for row in told)
+    return [*(_once(line, times, len(told)) for line, times in said.items()), best_sentence(replay)]
+
+
+def _once(line: str, times: int, of: int) -> str:
+    """Say once what is true of several waits."""
+    others = "another" if times == 2 else f"{times - 1} others"
+    return line if times == 1 else f"{line} The same is true of {others} of the {of} longest waits."
 
 
 def wait_sentence(replay: Replay, row: int) -> str:
