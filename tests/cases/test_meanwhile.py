@@ -21,7 +21,7 @@ from test_hidden_holders import READ, number_before_go, victim_waits
 from zaplock.cli import _meanwhile, main
 from zaplock.recorder.tracefs import mounted
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.root
 
 
 def code_offset(program: Path) -> int:
