@@ -127,12 +127,16 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
-def until(true: Any, patience_s: float = 60) -> None:
-    """Wait until something is so."""
+def until(true: Any, patience_s: float = 60, pause_s: float = 0.05) -> None:
+    """Wait until something is so; ask again after each pause."""
     end = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+
+
+BETWEEN_STALLS_S = 0.3
+"""A stall takes some tenths of a second of CPU time; what it leads to comes later."""
 
 
 @pytest.mark.root
@@ -184,7 +188,10 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
     with agent(tmp_path, victim.pid) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
         failed = 'zaplock_unrecorded_troubles_total{why="store"}'
-        until(lambda: victim.stall() and list((tmp_path / "spool").iterdir()))
+        until(
+            lambda: victim.stall() and list((tmp_path / "spool").iterdir()),
+            pause_s=BETWEEN_STALLS_S,
+        )
         until(lambda: figures(port).get(failed, 0) >= 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -273,7 +280,10 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
     more = ("--after", "1s", "--rescan", "1000s")
     with stalling(EXECS) as victim, agent(tmp_path, victim.pid, *more) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
+        until(
+            lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")),
+            pause_s=BETWEEN_STALLS_S,
+        )
         assert victim.process.stdin
         assert victim.process.stdout
         victim.process.stdin.write("exec\n")
@@ -281,7 +291,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
         assert victim.process.stdout.readline() == "ready\n"
         until(recorded)
         before = recorded()
-        until(lambda: victim.stall() and recorded() - before)
+        until(lambda: victim.stall() and recorded() - before, pause_s=BETWEEN_STALLS_S)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -322,7 +332,10 @@ def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
         agent(tmp_path, victim.pid, *more) as (process, port),
     ):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
+        until(
+            lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")),
+            pause_s=BETWEEN_STALLS_S,
+        )
         process.send_signal(signal.SIGSTOP)
         until(overflows)
         victim.process.send_signal(signal.SIGSTOP)  # it has done enough
