@@ -135,8 +135,9 @@ def until(true: Any, patience_s: float = 60, pause_s: float = 0.05) -> None:
         time.sleep(pause_s)
 
 
-BETWEEN_STALLS_S = 0.3
-"""A stall takes some tenths of a second of CPU time; what it leads to comes later."""
+def stall_until(victim: Victim, true: Any) -> None:
+    """Stall again and again until something is so: each takes much CPU time, so not too often."""
+    stall_until(victim, lambda: true(), pause_s=0.3)
 
 
 @pytest.mark.root
@@ -188,10 +189,7 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
     with agent(tmp_path, victim.pid) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
         failed = 'zaplock_unrecorded_troubles_total{why="store"}'
-        until(
-            lambda: victim.stall() and list((tmp_path / "spool").iterdir()),
-            pause_s=BETWEEN_STALLS_S,
-        )
+        until(lambda: victim.stall() and list((tmp_path / "spool").iterdir()))
         until(lambda: figures(port).get(failed, 0) >= 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -280,10 +278,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
     more = ("--after", "1s", "--rescan", "1000s")
     with stalling(EXECS) as victim, agent(tmp_path, victim.pid, *more) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(
-            lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")),
-            pause_s=BETWEEN_STALLS_S,
-        )
+        stall_until(victim, lambda: list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         assert victim.process.stdin
         assert victim.process.stdout
         victim.process.stdin.write("exec\n")
@@ -291,7 +286,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
         assert victim.process.stdout.readline() == "ready\n"
         until(recorded)
         before = recorded()
-        until(lambda: victim.stall() and recorded() - before, pause_s=BETWEEN_STALLS_S)
+        stall_until(victim, lambda: recorded() - before)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -332,10 +327,7 @@ def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
         agent(tmp_path, victim.pid, *more) as (process, port),
     ):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(
-            lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")),
-            pause_s=BETWEEN_STALLS_S,
-        )
+        stall_until(victim, lambda: list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         process.send_signal(signal.SIGSTOP)
         until(overflows)
         victim.process.send_signal(signal.SIGSTOP)  # it has done enough
