@@ -137,7 +137,7 @@ def until(true: Any, patience_s: float = 60, pause_s: float = 0.05) -> None:
 
 def stall_until(victim: Victim, true: Any) -> None:
     """Stall again and again until something is so: each takes much CPU time, so not too often."""
-    stall_until(victim, lambda: true(), pause_s=0.3)
+    until(lambda: victim.stall() and true(), pause_s=0.3)
 
 
 @pytest.mark.root
@@ -189,7 +189,7 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
     with agent(tmp_path, victim.pid) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
         failed = 'zaplock_unrecorded_troubles_total{why="store"}'
-        until(lambda: victim.stall() and list((tmp_path / "spool").iterdir()))
+        stall_until(victim, lambda: list((tmp_path / "spool").iterdir()))
         until(lambda: figures(port).get(failed, 0) >= 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
