@@ -127,12 +127,17 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
-def until(true: Any, patience_s: float = 60) -> None:
-    """Wait until something is so."""
+def until(true: Any, patience_s: float = 60, pause_s: float = 0.05) -> None:
+    """Wait until something is so; ask again after each pause."""
     end = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+
+
+def stall_until(victim: Victim, true: Any) -> None:
+    """Stall again and again until something is so: each takes much CPU time, so not too often."""
+    until(lambda: victim.stall() and true(), pause_s=0.3)
 
 
 @pytest.mark.root
@@ -184,7 +189,7 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
     with agent(tmp_path, victim.pid) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
         failed = 'zaplock_unrecorded_troubles_total{why="store"}'
-        until(lambda: victim.stall() and list((tmp_path / "spool").iterdir()))
+        stall_until(victim, lambda: list((tmp_path / "spool").iterdir()))
         until(lambda: figures(port).get(failed, 0) >= 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -273,7 +278,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
     more = ("--after", "1s", "--rescan", "1000s")
     with stalling(EXECS) as victim, agent(tmp_path, victim.pid, *more) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
+        stall_until(victim, lambda: list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         assert victim.process.stdin
         assert victim.process.stdout
         victim.process.stdin.write("exec\n")
@@ -281,7 +286,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
         assert victim.process.stdout.readline() == "ready\n"
         until(recorded)
         before = recorded()
-        until(lambda: victim.stall() and recorded() - before)
+        stall_until(victim, lambda: recorded() - before)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -306,6 +311,13 @@ def test_who_could_not_be_watched_is_tried_again_ever_more_rarely(
 def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
     """The agent is stopped while it records somebody who locks without a pause."""
 
+    def overflows() -> bool:
+        """Tell whether a buffer of the agent has had no room for an event."""
+        with opened() as tracefs:
+            instances = f"instances/zaplock-*-{process.pid}-*/per_cpu/cpu*/stats"
+            stats = [file.read_text() for file in tracefs.path.glob(instances)]
+        return any(re.search(r"^(overrun|dropped events): [1-9]", one, re.M) for one in stats)
+
     def lost() -> list[int]:
         return [line["count"] for line in log_of(tmp_path) if line["event"] == "events lost"]
 
@@ -315,9 +327,10 @@ def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
         agent(tmp_path, victim.pid, *more) as (process, port),
     ):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
+        stall_until(victim, lambda: list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         process.send_signal(signal.SIGSTOP)
-        time.sleep(1)
+        until(overflows)
+        victim.process.send_signal(signal.SIGSTOP)  # it has done enough
         process.send_signal(signal.SIGCONT)
         until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
         until(lambda: figures(port)["zaplock_lost_events_total"] == sum(lost()) > 0)

@@ -21,7 +21,7 @@ from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events
 from zaplock.views.sentences import chain, wait_sentence
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 SOURCE = Path(__file__).parent / "ground_truth.c"
 SECONDS = float(os.environ.get("ZAPLOCK_GROUND_TRUTH_S", "8"))

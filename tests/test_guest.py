@@ -68,7 +68,7 @@ def exact(kernel: str, teardown: str, bystanders: tuple[str, ...]) -> GuestRun:
             kernel=kernel,
             exact=True,
             nr_cpus=1,
-            timeout_s=90,
+            timeout_s=240,
         )
     )
 

@@ -255,7 +255,7 @@ def test_all_ways_of_one_run_tell_the_same() -> None:
     needs("debian:6.1")
     convoy = ("fault", "proc", "mmap")
     plan = GuestPlan(
-        32 << 20, kernel="debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=120,
+        32 << 20, kernel="debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=240,
         locks="all",
     )  # fmt: skip
     done = run(plan)

@@ -29,7 +29,8 @@ LONG = 40_000
 MOST_S = 0.2
 """Of CPU time for so many characters: a linear expression takes a millisecond, a quadratic one
 some seconds."""
-STUCK_S = 0.8
+STUCK_S = 0.25
+"""Of CPU time, after which an attack is broken off."""
 USES = ("match", "fullmatch", "search", "split", "sub", "findall", "finditer")
 CANDIDATES = "a1 \t\n.,:;=_-+/\\*?!<>()[]{}'\"|#%&@^~$`\0é"
 ENDS = ("", "\n\0")
@@ -211,6 +212,7 @@ def slowest(pattern: Pattern) -> tuple[float, str]:
     for attack in attacks(pattern):
         text: Any = attack.encode() if isinstance(pattern.text, bytes) else attack
         for use in pattern.uses:
+            signal.setitimer(signal.ITIMER_VIRTUAL, STUCK_S)  # `re` looks for signals now and then
             began = time.thread_time()
             found = getattr(compiled, use)(*([text[:0]] if use == "sub" else []), text)
             if use == "finditer":
@@ -228,7 +230,6 @@ def stop(_number: int, _frame: FrameType | None) -> None:
 def told(pattern: Pattern) -> str:
     """Say what is wrong with an expression, "" where nothing is."""
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, STUCK_S)  # `re` looks for signals now and then
     try:
         took, how = slowest(pattern)
     except TimeoutError:

@@ -275,7 +275,6 @@ def unmapped(program: Path) -> tuple[int, int]:
     return int(took_ns), int(cpu_ns)
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kernel", ["debian:6.1", "debian:6.12"])
 def test_older_kernels_throttle_a_munmap_with_the_lock_in_hand_as_predicted(kernel: str) -> None:
     """In a guest whose time is its count of instructions: every run is the same."""

@@ -146,7 +146,7 @@ def test_the_own_process_threads_and_children_of_a_target_are_told_apart() -> No
 def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> None:
     """Without losses each request is answered, each hold released, each call returns."""
     path = tmp_path / "a.zaplock"
-    assert main(["record", "-o", str(path), "--", *churn(1.0)]) == 0
+    assert main(["record", "-o", str(path), "--", *churn(0.4)]) == 0
     recording = recording_file.read(path)
     events = recording.events
     assert recording.manifest.complete

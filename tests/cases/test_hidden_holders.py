@@ -21,14 +21,7 @@ import pytest
 from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("recording needs root")
-    return tmp_path_factory.mktemp("hidden")
+pytestmark = pytest.mark.root
 
 
 def hung(folder: Path, way: str, function: str) -> dict[str, Any]:

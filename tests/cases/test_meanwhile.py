@@ -27,7 +27,7 @@ from zaplock.agent.settings import Settings
 from zaplock.cli import _meanwhile, main
 from zaplock.recorder.tracefs import mounted
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.root
 
 
 def code_offset(program: Path) -> int:

@@ -19,14 +19,7 @@ from zaplock.advise.costs import Costs
 from zaplock.cli import main
 
 Say = Callable[..., dict[str, Any]]
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("recording needs root")
-    return tmp_path_factory.mktemp("cases")
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")

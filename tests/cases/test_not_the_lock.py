@@ -17,14 +17,7 @@ from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 from test_hidden_holders import READ, mapping_a_slow_file, number_before_go, victim_waits
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("recording needs root")
-    return tmp_path_factory.mktemp("more")
+pytestmark = pytest.mark.root
 
 
 def has_ended(pid: int) -> bool:

@@ -21,7 +21,7 @@ from programs import built, running
 from test_already_so import zaplock
 from test_stood import until_traced
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.root
 NICE = 5
 SECONDS = 2.5
 

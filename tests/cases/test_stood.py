@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,14 +14,7 @@ from programs import Program, built, running
 
 from zaplock.recorder.tracefs import opened
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.geteuid() != 0:
-        pytest.skip("recording needs root")
-    return tmp_path_factory.mktemp("cases")
+pytestmark = pytest.mark.root
 
 
 def looked_at(program: Path, *arguments: object) -> tuple[str, dict[str, Any], dict[str, float]]:
