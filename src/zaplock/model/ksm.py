@@ -274,7 +274,7 @@ def _become_merged(m: Machine, pfn: int) -> None:
     """Let a page be what others of its content map: it is dirty, so no longer lazily free."""
     frame = m.frames.at(pfn)
     assert frame is not None
-    m.frames.set(pfn, pfn + 1, change(frame, kind="ksm", dirty=True, lazy=False))
+    m.frames.set(pfn, pfn + 1, change(frame, kind="ksm", dirty=True))
     m.globals.put("ksm", 1)
 
 

@@ -74,6 +74,7 @@ COUNTED = frozenset({"anon", "thp", "file", "shmem", "shmem_thp", "hugetlb", "gi
 """Kinds whose frames count their mappings."""
 
 HUGE = frozenset({"thp", "zero_thp", "shmem_thp", "hugetlb", "gigantic"})
+_SPLIT = HUGE - {"hugetlb", "gigantic"}  # where only a part goes
 FIRST_LEVEL_OF = {
     "thp": 1, "zero_thp": 1, "shmem_thp": 2,
     **{kind: LEVEL_OF[size] for kind, size in SIZE_OF.items()},
@@ -156,7 +157,7 @@ def zap(
     runs = space.ptes.overlapping(first, last)
     if not runs:
         return 0
-    if "thp" in (outermost := (runs[0][2].kind, runs[-1][2].kind)) or "zero_thp" in outermost:
+    if runs[0][2].kind in _SPLIT or runs[-1][2].kind in _SPLIT:
         split_huge_at(m, task, space, first)
         split_huge_at(m, task, space, last)
         runs = space.ptes.overlapping(first, last)
@@ -253,7 +254,7 @@ def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     if not vpn % PAGES_PER_PMD:
         return
     run = space.ptes.run_at(vpn)
-    if run is None or run[2].kind not in ("thp", "zero_thp", "shmem_thp"):
+    if run is None or run[2].kind not in _SPLIT:
         return
     low = vpn - vpn % PAGES_PER_PMD
     if run[2].kind == "shmem_thp":
