@@ -443,8 +443,9 @@ static inline void fetch_slot(const struct words *words, limb word)
 static int meet(struct levels *all, const limb *word, uint32_t count)
 {
 	struct words *words = &all->words;
+	uint64_t met = words->count;	/* others look at what stands beside that */
 
-	if (!has_slots(words, words->count + count) || !has_queue(all, words->count + count))
+	if (!has_slots(words, met + count) || !has_queue(all, met + count))
 		return NO_MEMORY;
 	for (uint32_t i = 0; i < count && i < AHEAD; i++)
 		fetch_slot(words, word[i]);
@@ -459,9 +460,10 @@ static int meet(struct levels *all, const limb *word, uint32_t count)
 		if (*slot)
 			continue;
 		*slot = word[i] | ODD;
-		all->queue[words->count >> PART_BITS][words->count & (PART - 1)] = word[i];
-		words->count++;
+		all->queue[met >> PART_BITS][met & (PART - 1)] = word[i];
+		met++;
 	}
+	words->count = met;
 	return DONE;
 }
 
@@ -1342,8 +1344,8 @@ static void explore_rest(struct core *core, struct chunk *chunk, uint32_t number
 	struct levels *all = core->all;
 	struct block *block = chunk->block + number;
 	uint32_t first = number * chunk->of_block, end = end_of_block(chunk, number);
-	uint32_t at = block->count;
 	limb *words = chunk->words + (size_t)first * all->tasks;
+	struct block now = *block;	/* others look at what stands beside that */
 
 	for (; state < end; state++) {
 		uint32_t index = 0, can, count;
@@ -1351,20 +1353,22 @@ static void explore_rest(struct core *core, struct chunk *chunk, uint32_t number
 
 		give_way(core);
 		event = expand(all, core, word_at(all, chunk->first + state), &index, &can, 0,
-			       words + at, &count);
-		at += again ? count : keep_fresh(core, words + at, count);
+			       words + now.count, &count);
+		now.count += again ? count : keep_fresh(core, words + now.count, count);
 		if (!event && can) {
-			block->transitions += can;
+			now.transitions += can;
 			continue;
 		}
-		chunk->gap[first + block->gaps++] = (struct gap){
-			.state = state, .index = index, .at = at, .own = can,
-			.before = block->transitions, .stuck = !can,
+		chunk->gap[first + now.gaps++] = (struct gap){
+			.state = state, .index = index, .at = now.count, .own = can,
+			.before = now.transitions, .stuck = !can,
 		};
 		for (; index < all->tasks; index++)
-			words[at++] = HOLE;
+			words[now.count++] = HOLE;
 	}
-	block->count = at;
+	block->count = now.count;
+	block->gaps = now.gaps;
+	block->transitions = now.transitions;
 }
 
 static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)

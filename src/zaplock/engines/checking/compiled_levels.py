@@ -199,6 +199,7 @@ class CompiledLevels:
 
         Raises Outgrown; what is left can be given back.
         """
+        first = self.at
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
                 _succeeded(self.library.levels_settle(self.handle))
@@ -208,7 +209,7 @@ class CompiledLevels:
             ahead = until + AHEAD * exhaustive.SLICE
             # After this level's states come those of the next that are met by then.
             self._explore(until, ahead if until == self.end else min(ahead, self.end))
-            if self.at >= exhaustive.SLICE:
+            if self.at - first >= exhaustive.SLICE:
                 self.table.auditor.look_in(self.at)  # other cores go on meanwhile
         self.end = self.met
         return True
