@@ -101,6 +101,23 @@ def test_limits_end_a_search_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both[0][0] == "not-exhausted"
 
 
+def test_a_limit_on_states_ends_a_search_where_one_core_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other cores go on while words are left to meet, but not where these are one too many."""
+    for name, value in (("MANY", 1), ("WIDE", 30), ("SLICE", 50)):
+        monkeypatch.setattr(exhaustive, name, value)
+    system = closed_system(find_scenario("munmap-fault-gup"), find_design("linux-4.20"), fair=True)
+    for most in range(400, 4_000, 300):
+        ends = set()
+        for jobs in (1, 2, 3):
+            verdict = explore(system, SearchLimits(states=most), jobs=jobs)
+            ends.add((verdict.limit, verdict.states, verdict.transitions, verdict.steps_run))
+        ((limit, states, *_),) = ends
+        assert limit == f"{most} states"
+        assert most < states < most + 300
+
+
 def test_a_million_states_are_met_once_each_and_in_order() -> None:
     """As a set in Python meets them; words and contents of the store are drawn at random."""
     table = TransitionTable(random_configuration(3, False))

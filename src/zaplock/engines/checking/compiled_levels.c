@@ -116,6 +116,7 @@ struct block {
 	uint32_t count;		/* of what its states lead to */
 	uint32_t gaps;
 	uint64_t transitions;
+	int is_stale;		/* a step in it looks at more by now: some states are explored again */
 };
 
 /* States that are next to each other in the queue. */
@@ -177,6 +178,7 @@ struct levels {
 	uint32_t nr_changes, changes_room;
 	uint32_t cores;
 	uint32_t wide;		/* so many states are worth threads */
+	uint32_t slice;		/* a call is for so many at most */
 	struct core *core;
 	limb *ahead;		/* words to meet, in this order */
 	uint32_t nr_ahead;
@@ -441,8 +443,9 @@ static inline void fetch_slot(const struct words *words, limb word)
 static int meet(struct levels *all, const limb *word, uint32_t count)
 {
 	struct words *words = &all->words;
+	uint64_t met = words->count;	/* others look at what stands beside that */
 
-	if (!has_slots(words, words->count + count) || !has_queue(all, words->count + count))
+	if (!has_slots(words, met + count) || !has_queue(all, met + count))
 		return NO_MEMORY;
 	for (uint32_t i = 0; i < count && i < AHEAD; i++)
 		fetch_slot(words, word[i]);
@@ -457,9 +460,10 @@ static int meet(struct levels *all, const limb *word, uint32_t count)
 		if (*slot)
 			continue;
 		*slot = word[i] | ODD;
-		all->queue[words->count >> PART_BITS][words->count & (PART - 1)] = word[i];
-		words->count++;
+		all->queue[met >> PART_BITS][met & (PART - 1)] = word[i];
+		met++;
 	}
+	words->count = met;
 	return DONE;
 }
 
@@ -475,6 +479,7 @@ static void forget_row(struct row *row)
 static void end_threads(struct levels *all);
 static void hold_others(struct levels *all);
 static void let_go(struct levels *all);
+static int has_threads(const struct levels *all);
 int levels_settle(struct levels *all);
 
 /* Forget what a task was lately seen to do. */
@@ -613,7 +618,7 @@ static void lay_out(struct levels *all, const uint32_t *widths)
 }
 
 struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths, uint32_t cores,
-			  uint32_t wide)
+			  uint32_t wide, uint32_t slice)
 {
 	struct levels *all = calloc(1, sizeof(*all));
 
@@ -622,6 +627,7 @@ struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths
 	all->tasks = tasks;
 	all->cores = cores;
 	all->wide = wide;
+	all->slice = slice;
 	all->task = calloc(tasks, sizeof(*all->task));
 	all->core = calloc(cores, sizeof(*all->core));
 	all->queue = calloc(PARTS, sizeof(*all->queue));
@@ -969,6 +975,46 @@ static int learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	return DONE;
 }
 
+static inline struct chunk *chunk_of(struct levels *all, uint64_t number)
+{
+	return all->team.chunks + number % CHUNKS;
+}
+
+/* Return which state of a chunk is behind those of a block. */
+static uint32_t end_of_block(const struct chunk *chunk, uint32_t number)
+{
+	uint32_t end = (number + 1) * chunk->of_block;
+
+	return end < chunk->states ? end : chunk->states;
+}
+
+/*
+ * A task's step at a position looks at more than it did: have those states explored again in which
+ * the task is there, and that others have explored ahead. What was found of the others holds.
+ */
+static void make_stale(struct levels *all, const struct task *task, limb position)
+{
+	const limb mask = (((limb)1 << task->width) - 1) << task->shift;
+	struct team *team = &all->team;
+
+	if (!has_threads(all))
+		return;
+	pthread_mutex_lock(&team->lock);
+	for (uint64_t number = team->filled; number < team->opened; number++) {
+		struct chunk *chunk = chunk_of(all, number);
+
+		for (uint32_t i = 0; i < chunk->taken; i++) {
+			uint64_t state = chunk->first + i * chunk->of_block;
+			uint64_t end = chunk->first + end_of_block(chunk, i);
+
+			while (state < end && (word_at(all, state) & mask) != position << task->shift)
+				state++;
+			chunk->block[i].is_stale |= state < end;
+		}
+	}
+	pthread_mutex_unlock(&team->lock);
+}
+
 /*
  * Remember what the step that was asked for does: `code` if that is not positive, else `change`, as
  * old XOR new state. `mask` has the bits that it looks at.
@@ -980,10 +1026,9 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	const struct row *row = position < task->room ? task->rows + position : NULL;
 	int failed;
 
-	/* What others have explored ahead went by what the step looked at until now. */
-	if (row && row->known && !is_masked_by(all, row, mask) && levels_settle(all))
-		return NO_MEMORY;
 	hold_others(all);
+	if (row && row->known && !is_masked_by(all, row, mask))
+		make_stale(all, task, position);
 	failed = learn(all, mask, code, change);
 	let_go(all);
 	return failed;
@@ -1166,11 +1211,6 @@ static inline void wait_a_moment(void)
 #endif
 }
 
-static inline struct chunk *chunk_of(struct levels *all, uint64_t number)
-{
-	return all->team.chunks + number % CHUNKS;
-}
-
 /* Return whether chunks are open. Only the caller's thread opens one where there is none. */
 static int has_chunks(struct team *team)
 {
@@ -1236,12 +1276,23 @@ static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t 
 	return parts ? first + (left + parts - 1) / parts : until;
 }
 
+/* Return which state is behind those that a call is for that a state is for; under the lock. */
+static uint64_t end_of_slice(const struct levels *all, uint64_t state)
+{
+	const struct team *team = &all->team;
+	uint64_t end = team->until;
+
+	while (end <= state && end < team->next)
+		end += all->slice;
+	return end < team->next ? end : team->next;
+}
+
 /* Open a chunk of the states behind the last, if they are worth it; under the lock. */
 static int opens_chunk(struct levels *all)
 {
 	struct team *team = &all->team;
 	struct chunk *chunk = chunk_of(all, team->opened);
-	uint64_t first = team->opened_to, end = first < team->until ? team->until : team->next;
+	uint64_t first = team->opened_to, end = end_of_slice(all, first);
 	uint64_t least = team->opened == team->met ? all->wide : all->wide / 4 + 1;
 	uint32_t states;
 
@@ -1283,40 +1334,51 @@ static inline void give_way(struct core *core)
 	pthread_mutex_lock(&core->at_work);
 }
 
-static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)
+/*
+ * Explore a block from a state on; what its states before lead to is written down.
+ * `again`: words that were written down lately may be of states behind these.
+ */
+static void explore_rest(struct core *core, struct chunk *chunk, uint32_t number, uint32_t state,
+			 int again)
 {
 	struct levels *all = core->all;
 	struct block *block = chunk->block + number;
-	uint32_t first = number * chunk->of_block, end = first + chunk->of_block, at = 0;
+	uint32_t first = number * chunk->of_block, end = end_of_block(chunk, number);
 	limb *words = chunk->words + (size_t)first * all->tasks;
+	struct block now = *block;	/* others look at what stands beside that */
 
-	if (end > chunk->states)
-		end = chunk->states;
-	*block = (struct block){ 0 };
-	if (core->is_apart)
-		pthread_mutex_lock(&core->at_work);
-	for (uint32_t state = first; state < end; state++) {
+	for (; state < end; state++) {
 		uint32_t index = 0, can, count;
 		int event;
 
 		give_way(core);
 		event = expand(all, core, word_at(all, chunk->first + state), &index, &can, 0,
-			       words + at, &count);
-		at += keep_fresh(core, words + at, count);
+			       words + now.count, &count);
+		now.count += again ? count : keep_fresh(core, words + now.count, count);
 		if (!event && can) {
-			block->transitions += can;
+			now.transitions += can;
 			continue;
 		}
-		chunk->gap[first + block->gaps++] = (struct gap){
-			.state = state, .index = index, .at = at, .own = can,
-			.before = block->transitions, .stuck = !can,
+		chunk->gap[first + now.gaps++] = (struct gap){
+			.state = state, .index = index, .at = now.count, .own = can,
+			.before = now.transitions, .stuck = !can,
 		};
 		for (; index < all->tasks; index++)
-			words[at++] = HOLE;
+			words[now.count++] = HOLE;
 	}
+	block->count = now.count;
+	block->gaps = now.gaps;
+	block->transitions = now.transitions;
+}
+
+static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)
+{
+	if (core->is_apart)
+		pthread_mutex_lock(&core->at_work);
+	chunk->block[number] = (struct block){ 0 };
+	explore_rest(core, chunk, number, number * chunk->of_block, 0);
 	if (core->is_apart)
 		pthread_mutex_unlock(&core->at_work);
-	block->count = at;
 }
 
 /* Put a range of the words that were met into more slots, if one is left to do; with the lock. */
@@ -1345,14 +1407,22 @@ static int moves_range(struct levels *all)
 	return 1;
 }
 
+/* Return how many words are left to meet, and gaps among them. */
+static uint64_t words_of(const struct chunk *chunk)
+{
+	uint64_t count = 0;
+
+	for (uint32_t i = 0; i < chunk->blocks; i++)
+		count += chunk->block[i].count;
+	return count;
+}
+
 /* Have room for the words of a chunk; others help; with the lock. */
 static int has_slots_for(struct levels *all, const struct chunk *chunk)
 {
 	struct team *team = &all->team;
-	uint64_t count = all->words.count;
+	uint64_t count = all->words.count + words_of(chunk);
 
-	for (uint32_t i = 0; i < chunk->blocks; i++)
-		count += chunk->block[i].count;
 	if (!has_more_slots(&all->words, count, &team->more))
 		return 0;
 	if (!team->more.slots)
@@ -1572,10 +1642,14 @@ int levels_settle(struct levels *all)
 static int fill_gaps(struct levels *all, struct chunk *chunk)
 {
 	for (; chunk->block_at < chunk->blocks; chunk->block_at++, chunk->gap_at = 0) {
-		const struct block *block = chunk->block + chunk->block_at;
+		struct block *block = chunk->block + chunk->block_at;
 		uint32_t first = chunk->block_at * chunk->of_block;
 		limb *words = chunk->words + (size_t)first * all->tasks;
 
+		if (block->is_stale && !chunk->is_begun) {
+			*block = (struct block){ 0 };
+			explore_rest(all->core, chunk, chunk->block_at, first, 1);
+		}
 		for (; chunk->gap_at < block->gaps; chunk->gap_at++) {
 			const struct gap *gap = chunk->gap + first + chunk->gap_at;
 			uint64_t state = chunk->first + gap->state;
@@ -1598,6 +1672,13 @@ static int fill_gaps(struct levels *all, struct chunk *chunk)
 					return event;
 			}
 			chunk->is_begun = 0;
+			if (block->is_stale) {
+				*block = (struct block){
+					.count = chunk->put, .gaps = chunk->gap_at + 1,
+					.transitions = gap->before,
+				};
+				explore_rest(all->core, chunk, chunk->block_at, gap->state + 1, 1);
+			}
 		}
 		all->transitions += block->transitions;
 	}
@@ -1621,21 +1702,47 @@ static void count_gaps(struct team *team, const struct chunk *chunk)
 	}
 }
 
-/* Return whether chunks up to `until` are left to fill, or others to meet. */
-static int is_due(struct levels *all, uint64_t until)
+/* Return how many states there are at most once the chunks are met that are filled; with the lock. */
+static uint64_t met_at_most(struct levels *all)
+{
+	const struct team *team = &all->team;
+	uint64_t count = team->met < team->opened ? team->there : all->words.count;
+
+	for (uint64_t number = team->met; number < team->filled; number++)
+		count += words_of(chunk_of(all, number));
+	return count;
+}
+
+/* Return how many states have been met, less those of a chunk that is being met. */
+static uint64_t met_by_now(struct levels *all)
+{
+	struct team *team = &all->team;
+	uint64_t met;
+
+	if (!has_threads(all))
+		return all->words.count;
+	pthread_mutex_lock(&team->lock);
+	met = team->met < team->opened ? team->there : all->words.count;
+	pthread_mutex_unlock(&team->lock);
+	return met;
+}
+
+/* Return whether chunks up to `until` are left to fill, or others to meet (see `levels_go`). */
+static int is_due(struct levels *all, uint64_t until, uint64_t most)
 {
 	const struct team *team = &all->team;
 
-	return team->met < team->filled ||
-	       (team->filled < team->opened && chunk_of(all, team->filled)->first < until);
+	if (team->filled < team->opened && chunk_of(all, team->filled)->first < until)
+		return 1;
+	return team->met < team->filled && (all->seen.at < until || met_at_most(all) > most);
 }
 
 /* Fill the chunks up to `until`, and help the others meanwhile; with the lock. */
-static int go_with_others(struct levels *all, uint64_t until)
+static int go_with_others(struct levels *all, uint64_t until, uint64_t most)
 {
 	struct team *team = &all->team;
 
-	while (is_due(all, until)) {
+	while (is_due(all, until, most)) {
 		struct chunk *chunk = chunk_of(all, team->filled);
 		int event;
 
@@ -1685,7 +1792,7 @@ static uint64_t end_alone(struct levels *all, uint64_t until)
 	return end_of_chunk(all, all->seen.at, until);
 }
 
-static int go_some(struct levels *all, uint64_t until, uint64_t next)
+static int go_some(struct levels *all, uint64_t until, uint64_t next, uint64_t most)
 {
 	struct team *team = &all->team;
 	int event = DONE;
@@ -1699,7 +1806,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 			team->next = next;
 			tell(team);
 		}
-		event = go_with_others(all, until);
+		event = go_with_others(all, until, most);
 		pthread_mutex_unlock(&team->lock);
 	}
 	return event || all->seen.at >= until ? event : go(all, end_alone(all, until));
@@ -1708,18 +1815,20 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 /*
  * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
  * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
- * From `until` up to `next` is what the next call will be for, as far as there are such states by
- * then; others may begin with those that have been met.
+ * From `until` up to `next` is what the next calls will be for, as far as there are such states by
+ * then, a slice each; others may begin with those that have been met.
+ * What the states before `until` lead to has all been met then, or is left to others where there
+ * are not more than `most` states in all with that; `seen.met` are there already.
  */
-int levels_go(struct levels *all, uint64_t until, uint64_t next)
+int levels_go(struct levels *all, uint64_t until, uint64_t next, uint64_t most)
 {
 	int event;
 
 	do
-		event = go_some(all, until, next);
+		event = go_some(all, until, next, most);
 	while (!event && all->seen.at < until);
 	if (!event) {
-		all->seen.met = all->words.count;
+		all->seen.met = met_by_now(all);
 		forget_queue(all, all->seen.at);
 	}
 	all->seen.stores = all->stores.count;
@@ -1747,11 +1856,29 @@ uint64_t levels_visited(const struct levels *all, uint64_t *slot, uint64_t most,
 	return count;
 }
 
+/* Return how many states there are at most once all is met that is left to others; see `levels_go`. */
+static uint64_t met_after_all(struct levels *all)
+{
+	struct team *team = &all->team;
+	uint64_t count;
+
+	if (!has_threads(all))
+		return all->words.count;
+	pthread_mutex_lock(&team->lock);
+	while (team->ranges)	/* more slots would count twice */
+		if (!moves_range(all))
+			wait_for_news(team);
+	count = met_at_most(all);
+	pthread_mutex_unlock(&team->lock);
+	return count;
+}
+
 /* Return how many bytes more this takes at most while `more` states are met. */
-uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
+uint64_t levels_bytes_to_come(struct levels *all, uint64_t more)
 {
 	const struct pool *stores = &all->stores;
-	uint32_t bits = bits_for(all->words.bits, all->words.count + more);
+	uint64_t count = met_after_all(all) + more;
+	uint32_t bits = bits_for(all->words.bits, count);
 	uint64_t bytes = more * sizeof(limb) * (1 + stores->width);
 
 	if (bits > all->words.bits)	/* those that there are go on the way, if they are many */

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 from zaplock.compiled.build import already_built, built
 from zaplock.engines.checking import exhaustive
-from zaplock.engines.checking.exhaustive import SET_BYTES, SLICE, Outgrown
+from zaplock.engines.checking.exhaustive import SET_BYTES, Outgrown
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import UserError
 
@@ -43,6 +43,9 @@ LOOK_AFTER: Final = 2_000
 """States that a process visits in Python before it looks whether the library is kept."""
 COMPILE_AFTER: Final = 300_000
 """And before it compiles it, if no frontier was wide."""
+
+AHEAD: Final = 2
+"""Slices behind one that other cores may begin with before it is done."""
 
 LIMB: Final = 64
 WORD_BITS: Final = 63
@@ -105,7 +108,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     handle, limbs, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64
     widths = ctypes.POINTER(ctypes.c_uint32)
     for name, result, arguments in (
-        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths, *[ctypes.c_uint32] * 2)),
+        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths, *[ctypes.c_uint32] * 3)),
         ("free", None, (handle,)),
         ("settle", ctypes.c_int, (handle,)),
         ("forget", ctypes.c_int, (handle,)),
@@ -114,7 +117,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
-        ("go", ctypes.c_int, (handle, number, number)),
+        ("go", ctypes.c_int, (handle, number, number, number)),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
         ("show", None, (handle, number, number, limbs)),
@@ -157,7 +160,7 @@ class CompiledLevels:
         self.limbs, self.room = self._limbs_needed()
         self.handle = library.levels_new(
             len(self.widths), self.limbs, _uint32s(self.widths), search.cores,
-            exhaustive.WIDE,
+            exhaustive.WIDE, exhaustive.SLICE,
         )  # fmt: skip
         if not self.handle:
             raise MemoryError("for the levels of a search")
@@ -196,25 +199,29 @@ class CompiledLevels:
 
         Raises Outgrown; what is left can be given back.
         """
+        first = self.at
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
                 _succeeded(self.library.levels_settle(self.handle))
+                self.met = self._seen.met
                 return False
-            until = min(self.at + SLICE, self.end)
+            until = min(self.at + exhaustive.SLICE, self.end)
+            ahead = until + AHEAD * exhaustive.SLICE
             # After this level's states come those of the next that are met by then.
-            is_last = until == self.end
-            self._explore(until, until + SLICE if is_last else min(until + SLICE, self.end))
-            if self.met - self.end >= SLICE:
-                self.table.auditor.look_in(self.met)  # other cores explore the next slice meanwhile
+            self._explore(until, ahead if until == self.end else min(ahead, self.end))
+            if self.at - first >= exhaustive.SLICE:
+                self.table.auditor.look_in(self.at)  # other cores go on meanwhile
         self.end = self.met
         return True
 
     def _explore(self, until: int, ahead: int) -> None:
         library, search, event = self.library, self.search, -1
+        # Where a level ends, and where there may be too many states, it matters how many there are.
+        most = 0 if until == self.end else search.limits.states
         self._follow_the_table()
         try:
             while event != _DONE:
-                event = library.levels_go(self.handle, until, ahead)
+                event = library.levels_go(self.handle, until, ahead, most)
                 if event == _ASK:
                     self._answer()
                 elif event == _BREAKS:
@@ -372,8 +379,8 @@ class CompiledLevels:
     def given_back(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
         slot, size = ctypes.c_uint64(0), 8 * self.limbs
-        shown = ctypes.create_string_buffer(SLICE * size)
-        while count := self.library.levels_visited(self.handle, slot, SLICE, shown):
+        shown = ctypes.create_string_buffer(exhaustive.SLICE * size)
+        while count := self.library.levels_visited(self.handle, slot, exhaustive.SLICE, shown):
             limbs = shown.raw
             yield [self._state_of(limbs[at : at + size]) for at in range(0, count * size, size)]
 
@@ -397,7 +404,7 @@ class CompiledLevels:
 
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
-        most = SLICE * len(self.widths)
+        most = exhaustive.SLICE * len(self.widths)
         return int(self.library.levels_bytes_to_come(self.handle, most))
 
 

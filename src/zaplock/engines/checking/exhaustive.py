@@ -364,7 +364,7 @@ class Search:
 
     def is_at_limit(self, frontier: int) -> bool:
         """Return whether a limit ends the search; looked at every few thousand states."""
-        if self.states >= self.next_look:
+        if self.states >= self.next_look or self.states > self.limits.states:
             self.next_look = self.states + LOOK
             self.limit = self.look_at_limits(frontier)
         return bool(self.limit)
