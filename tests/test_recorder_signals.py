@@ -173,12 +173,15 @@ def test_a_signal_of_which_an_error_was_made_is_a_signal(own: str, tmp_path: Pat
     assert (done.returncode, done.stderr) == (130, "zaplock check: interrupted\n")
 
 
-def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `timeout` sends it: what is still to be decoded was left undone."""
+    now_ns = [1_000_000_000]
+    monkeypatch.setattr("zaplock.cli.record.time.monotonic_ns", lambda: now_ns[0])
     with Signals() as signals:
         signal.raise_signal(signal.SIGTERM)
+        now_ns[0] += 1_000_000
         signal.raise_signal(signal.SIGTERM)
         assert signals.asked
-        time.sleep(0.15)
+        now_ns[0] += 150_000_000
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)

@@ -318,22 +318,22 @@ class Signals:
     """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order.
 
     The second one doesn't wait for what is still to be decoded; `record --finish` does it later.
-    The same one within `_ONE_S` is no second: `timeout` sends it to the process and to its group.
+    The same one within `_ONE_NS` is no second: `timeout` sends it to the process and to its group.
     """
 
     _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    _ONE_S = 0.1
+    _ONE_NS = 100_000_000
 
     def __init__(self) -> None:
-        self.asked, self._came = False, (0, 0.0)
+        self.asked, self._came = False, (0, 0)
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._ask) for number in self._WHICH}
         return self
 
     def _ask(self, number: int, _frame: object) -> None:
-        before, self._came = self._came, (number, time.monotonic())
-        same = before[0] == number and self._came[1] - before[1] < self._ONE_S
+        before, self._came = self._came, (number, time.monotonic_ns())
+        same = before[0] == number and self._came[1] - before[1] < self._ONE_NS
         if self.asked and not same:
             raise KeyboardInterrupt
         self.asked = True
