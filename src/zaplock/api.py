@@ -48,7 +48,8 @@ HEAP = 0x5555_5575_6000
 def _whole(number: object) -> int:
     """Return what a register holds; raise UserError for what is none, before the call begins.
 
-    A negative number is a large one there, as it is in the kernel. A call that broke off in the middle would leave its locks held.
+    A negative number is a large one there, as it is in the kernel. A call that broke off
+    in the middle would leave its locks held.
     """
     try:
         whole = index(number)  # type: ignore[arg-type]
