@@ -45,7 +45,7 @@ ROOMS = {
     "experiment": {"errors", "trace"},
     "recorder": {"errors", "linux_version", "outputs", "untrusted_names", "system_calls", "trace",
                  "version"},
-    "api": {"designs", "engines", "model", "protocols", "system_calls"},
+    "api": {"designs", "engines", "errors", "model", "protocols", "system_calls"},
     "engines": {"compiled", "errors", "model", "scratch", "trace"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols", "vendor_builds"},
     "protocols": {"advice", "errors", "linux_version", "model"},

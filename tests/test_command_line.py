@@ -284,7 +284,10 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("name", ["a b.zaplock", "it's", "a\nb\udcff\x85'c\\", "plain"])
+@pytest.mark.parametrize(
+    "name",
+    ["a b.zaplock", "a long name of many words.zaplock", "it's", "a\nb\udcff\x85'c\\", "plain"],
+)
 @pytest.mark.parametrize("width", [24, 80])
 def test_the_next_command_can_be_typed_as_it_is_shown(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch
@@ -296,7 +299,7 @@ def test_the_next_command_can_be_typed_as_it_is_shown(
     with guarded():
         next_step(f"printf %s/%s {shell_word(name)} {shell_word(name)}", "what for")
     shown = terminal.getvalue()
-    assert ("\\\n" in shown) == (width == 24)
+    assert "\\\n" in shown or width != 24
     command = re.sub(r" *\(what for\)\n$", "", shown.removeprefix("next: "))
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True,
                           env={**os.environ, "LC_ALL": "C.UTF-8"})  # fmt: skip

@@ -96,3 +96,38 @@ def test_a_lab_says_what_is_missing() -> None:
     with pytest.raises(UserError, match="two threads named 'fault'"):
         lab.bystander("fault")
     assert lab.run().duration_ns < 1_000_000, "nobody is there whom bystanders could stand beside"
+
+
+@pytest.mark.parametrize("length", ["1G", 4096.0, None, 1 << 64])
+def test_what_is_no_number_is_refused_before_the_call_and_the_next_one_goes_on(
+    length: object,
+) -> None:
+    """It broke off inside, and the lock stayed held: each call after it was a deadlock."""
+    space = zaplock.AddressSpace("rfc-v6")
+    for call in (space.mmap, lambda one: space.munmap(0, one), lambda one: space.read(one)):
+        with pytest.raises(UserError):
+            call(length)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="Invalid argument"):
+        space.munmap(-4096, 4096)  # an address beyond all that a process can have
+    heap = space.mmap(4096, populate=True)
+    space.munmap(heap, 4096)
+    space.check()
+    with pytest.raises(UserError, match="5 is no design"):
+        zaplock.AddressSpace(5)  # type: ignore[arg-type]
+
+
+def test_a_cell_that_was_mended_is_run_again() -> None:
+    """A program that fails where it is given adds no thread."""
+    lab = zaplock.Lab("rfc-v6")
+    heap = lab.map("1M")
+    with pytest.raises(ZeroDivisionError):
+        lab.thread("db", lambda cx: cx.design.munmap(cx, heap, 1 // 0))
+    with pytest.raises(AttributeError):
+        lab.thread("db", lambda _cx: 5)  # type: ignore[arg-type, return-value]
+    lab.thread("db", lambda cx: cx.design.munmap(cx, heap, 1 << 20))
+    assert lab.run().results["db"] == 0
+
+
+def test_designs_may_be_one_text() -> None:
+    found = zaplock.compare("4K", designs="linux-4.9,rfc-v6", bystanders=[[]])
+    assert found.frame["design"].to_list() == ["linux-4.9", "rfc-v6"]

@@ -17,11 +17,13 @@ operation is one system call, run to its end with nobody beside it; for several 
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from operator import index
 from typing import Any
 
 from zaplock.designs import Cx, Design, load
 from zaplock.engines.sequential import LockCall, run
+from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file
@@ -43,6 +45,21 @@ from zaplock.system_calls import SYSTEM_CALLS
 HEAP = 0x5555_5575_6000
 
 
+def _whole(number: object) -> int:
+    """Return what a register holds; raise UserError for what is none, before the call begins.
+
+    A negative number is a large one there, as it is in the kernel. A call that broke off
+    in the middle would leave its locks held.
+    """
+    try:
+        whole = index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"{number!r} is no whole number: give bytes, such as 1 << 30") from None
+    if not -(1 << 63) <= whole < 1 << 64:
+        raise UserError(f"{hex(whole)} is more than 64 bits hold")
+    return whole % (1 << 64)
+
+
 class AddressSpace:
     """One process's address space under one design.
 
@@ -53,6 +70,8 @@ class AddressSpace:
     def __init__(
         self, design: str | Design = "linux-6.18", *, limits: ResourceLimits | None = None
     ) -> None:
+        if not isinstance(design, str | Design):
+            raise UserError(f"{design!r} is no design: give a name, such as 'linux-6.18', or one")
         self.design = load(design) if isinstance(design, str) else design
         self.machine = Machine(limits=limits)
         self.task = Task(1, 1, "main")
@@ -84,37 +103,37 @@ class AddressSpace:
         if file:
             flags &= ~f.MAP_ANONYMOUS
         flags |= f.MAP_POPULATE if populate else 0
-        return self._call(mmap(self.cx, address, length, prot, flags, file, offset))
+        return self._call(mmap, address, length, prot, flags, file, offset)
 
     def munmap(self, address: int, length: int) -> None:
         """Unmap a range, in the way of the design."""
-        self._call(self.design.munmap(self.cx, address, length))
+        self._call(self.design.munmap, address, length)
 
     def mremap(
         self, address: int, old: int, new: int, *, flags: int = f.MREMAP_MAYMOVE, to: int = 0
     ) -> int:
         """Change the size of a mapping, or move it; returns its address."""
-        return self._call(mremap(self.cx, address, old, new, flags, to))
+        return self._call(mremap, address, old, new, flags, to)
 
     def brk(self, end: int) -> int:
         """Move the end of the heap; returns where it is."""
-        return self._call(brk(self.cx, end))
+        return self._call(brk, end)
 
     def mprotect(self, address: int, length: int, prot: int) -> None:
         """Change what may be done with a range."""
-        self._call(mprotect(self.cx, address, length, prot))
+        self._call(mprotect, address, length, prot)
 
     def madvise(self, address: int, length: int, advice: int) -> None:
         """Give advice on a range, such as MADV_DONTNEED."""
-        self._call(madvise(self.cx, address, length, advice))
+        self._call(madvise, address, length, advice)
 
     def mlock(self, address: int, length: int) -> None:
         """Lock a range in memory."""
-        self._call(mlock(self.cx, address, length))
+        self._call(mlock, address, length)
 
     def munlock(self, address: int, length: int) -> None:
         """Unlock a range."""
-        self._call(munlock(self.cx, address, length))
+        self._call(munlock, address, length)
 
     def call(self, name: str, *arguments: int) -> int:
         """Run any other call that the model serves, by its name: `call("mseal", heap, 4096, 0)`.
@@ -128,15 +147,15 @@ class AddressSpace:
             raise ValueError(
                 f"{name} takes {len(wanted)} arguments ({', '.join(wanted)}), not {len(arguments)}"
             )
-        return self._call(SERVED[name](self.cx, *arguments))
+        return self._call(SERVED[name], *arguments)
 
     def read(self, address: int) -> int:
         """Read a page's tag (0: zeroes), faulting it in; OSError(EFAULT) for a signal."""
-        return self._access(read_memory(self.cx, address))
+        return self._access(read_memory, address)
 
     def write(self, address: int, tag: int) -> None:
         """Write a tag into a page, faulting it in; OSError(EFAULT) for a signal."""
-        self._access(write_memory(self.cx, address, tag))
+        self._access(write_memory, address, tag)
 
     def maps(self) -> list[Vma]:
         """List the VMAs in order of address."""
@@ -153,8 +172,9 @@ class AddressSpace:
         """Recount everything; raises Violation if a figure is off."""
         check(self.machine)
 
-    def _call(self, work: Coroutine[Any, Any, int]) -> int:
+    def _call(self, protocol: Callable[..., Coroutine[Any, Any, int]], *arguments: int) -> int:
         calls: list[LockCall] = []
+        work = protocol(self.cx, *map(_whole, arguments))
         result = run(self.machine, self.task, under(self.design, work), calls)
         self.locks = [
             f"{call.action}_{'write' if call.write else 'read'}"
@@ -165,7 +185,8 @@ class AddressSpace:
             raise OSError(-result, os.strerror(-result))
         return result
 
-    def _access(self, work: Coroutine[Any, Any, int]) -> int:
+    def _access(self, protocol: Callable[..., Coroutine[Any, Any, int]], *arguments: int) -> int:
+        work = protocol(self.cx, *map(_whole, arguments))
         result = run(self.machine, self.task, under(self.design, work))
         if result < 0:
             raise OSError(14, f"signal {-result}")

@@ -304,7 +304,8 @@ def compare(
     """
     from zaplock.designs import SHIPPED
 
-    chosen = [load(one) if isinstance(one, str) else one for one in designs or SHIPPED.values()]
+    named = designs.split(",") if isinstance(designs, str) else designs
+    chosen = [load(one) if isinstance(one, str) else one for one in named or SHIPPED.values()]
     experiment = SimulatedExperiment(
         length=parse_size(str(size), page=page_of(backing)),
         backing=backing,

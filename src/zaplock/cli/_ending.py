@@ -44,6 +44,7 @@ def next_step(command: str, why: str = "", *, aside: bool = False) -> None:
         return
     from zaplock.views.fold_lines import fold_command
 
-    print(*fold_command(command, width, prompt="next: "), sep="\n", file=out)
+    lines = "".join(f"{line}\n" for line in fold_command(command, width, prompt="next: "))
+    getattr(out, "write_whole", out.write)(lines)
     if why:
         print(f"      ({why})", file=out)

@@ -39,8 +39,7 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         """Write a text, made visible. Returns the length of what was given."""
-        encoding = self._stream.encoding or "utf-8"
-        plain = visible(text, _LAYOUT).encode(encoding, "backslashreplace").decode(encoding)
+        plain = self._plain(text)
         if not self._folded:
             self._stream.write(plain)
             return len(text)
@@ -48,10 +47,19 @@ class _Guarded:
         self._write_lines(whole)
         return len(text)
 
+    def write_whole(self, text: str) -> None:
+        """Write lines as they are: a command that is folded as a shell takes it."""
+        self._end_line()
+        self._stream.write(self._plain(text))
+
     def flush(self) -> None:
         """Write what has no end of line yet, too."""
         self._end_line()
         self._stream.flush()
+
+    def _plain(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        return visible(text, _LAYOUT).encode(encoding, "backslashreplace").decode(encoding)
 
     def _write_lines(self, lines: list[str]) -> None:
         from zaplock.views.fold_lines import fold

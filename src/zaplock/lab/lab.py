@@ -154,9 +154,9 @@ class Laboratory:
         if tid >= SETUP:
             raise UserError(f"thread {name!r} is one too many: a lab has at most {SETUP - 1}")
         task = Task(tid, FOREIGN_MMS + tid if foreign else MM, name, tid % self._plan.cpus)
-        self._names[tid] = name
-        cx = Cx(self.design, task)
-        self.engine.spawn(task, under(self.design, program(cx)), at_ns=at_ns, background=background)
+        work = under(self.design, program(Cx(self.design, task)))
+        self.engine.spawn(task, work, at_ns=at_ns, background=background)
+        self._names[tid] = name  # what fails above adds no thread, and may be given again
 
     def bystander(
         self,

@@ -26,10 +26,8 @@ def fold(line: str, width: int, *, hanging: int = HANGING) -> list[str]:
 
     >>> fold("  81 ms behind python3, which held it", 24)
     ['  81 ms behind python3,', '    which held it']
-
-    A line of `fold_command` that a shell reads on from stays as it is, however long its word is.
     """
-    if cell_len(line) <= width or line.endswith(" \\"):
+    if cell_len(line) <= width:
         return [line]
     text = line.lstrip(" ")
     margin = " " * min(len(line) - len(text), width // 2)
