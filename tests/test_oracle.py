@@ -850,7 +850,8 @@ print(os.read(reading, 99).decode(), lazily_free())
 def test_what_a_child_frees_lazily_its_parent_keeps(bench: Bench) -> None:
     """Both map the pages; MADV_FREE cleans the entries of who gives it, and nobody else's."""
     told = subprocess.run([sys.executable, "-c", FREED_BY_A_CHILD], capture_output=True, check=True)
-    world = World(bench.model.environment, bench.model.design, frozenset())
+    world = World(bench.model.environment, bench.model.design)
+    world.begin(frozenset())
     apply(world, 0, "mmap", (WINDOW, 4 * 4096, 3, 0x32, ops.NO_FILE, 0))
     apply(world, 1, "madvise", (WINDOW, 4 * 4096, 23))
     parent = world.view
