@@ -36,7 +36,7 @@ BROKEN = [
     ("major-munmap", "wilcox-2026-05-hold", Invariant.DISK_APART, 15),
     ("fork-pfn", "shi-2026-05-fork", Invariant.OLD_CONTENT_OR_SIGSEGV, 3),
     ("fork-guarded", "shi-2026-05-fork", Invariant.FORBIDDEN_OUTCOME, 30),
-    ("fork-guard", "song-2026-05-fork", Invariant.OLD_CONTENT_OR_SIGSEGV, 26),
+    ("fork-guard", "song-2026-05-fork", Invariant.OLD_CONTENT_OR_SIGSEGV, 27),
     ("remote-two", "riel-2026-06-remote-v1", Invariant.OLD_CONTENT_OR_SIGSEGV, 37),
 ]
 """What the list can use: where, under which proposal, which rule, in how many steps at most."""
