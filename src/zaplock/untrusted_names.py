@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from pathlib import Path
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -98,4 +97,5 @@ def read_text(path: str | os.PathLike[str]) -> str:
     They come as lone surrogates: pass a name that is cut out of the text on to `visible`, or a path
     to the kernel as it is.
     """
-    return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

@@ -9,7 +9,6 @@ import sys
 
 from zaplock.errors import UserError
 from zaplock.extras import lack
-from zaplock.workers import no_python
 
 LEAST_ADDRESS_SPACE = 768 << 20
 """What numpy, polars and their threads map, whether they use it or not."""
@@ -69,6 +68,8 @@ def shortage(error: BaseException, verb: str) -> str | None:
     if isinstance(error, FileNotFoundError) and _is_no_proc(error.filename):
         return f"{error.filename} is missing: mount all of proc ('mount -t proc proc /proc')"
     if isinstance(error, PermissionError) and error.filename == sys.executable:
+        from zaplock.workers import no_python
+
         return no_python()
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return _ENDED[errno.EAGAIN]
