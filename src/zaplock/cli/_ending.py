@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from os import PathLike, fspath
 
+from zaplock.cli._streams import write_whole
 from zaplock.untrusted_names import shell_word
 
 
@@ -45,6 +46,6 @@ def next_step(command: str, why: str = "", *, aside: bool = False) -> None:
     from zaplock.views.fold_lines import fold_command
 
     lines = "".join(f"{line}\n" for line in fold_command(command, width, prompt="next: "))
-    getattr(out, "write_whole", out.write)(lines)
+    write_whole(out, lines)
     if why:
         print(f"      ({why})", file=out)

@@ -48,7 +48,7 @@ class _Guarded:
         return len(text)
 
     def write_whole(self, text: str) -> None:
-        """Write lines as they are: a command that is folded as a shell takes it."""
+        """Write lines without folding them."""
         self._end_line()
         self._stream.write(self._plain(text))
 
@@ -75,6 +75,14 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def write_whole(out: TextIO, text: str) -> None:
+    """Write lines that are not folded: a command that is folded already, as a shell takes it."""
+    if isinstance(out, _Guarded):
+        out.write_whole(text)
+    else:
+        out.write(text)
 
 
 @contextlib.contextmanager
