@@ -23,7 +23,6 @@ from zaplock.model.flags import (
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_MAYBE_GUARD,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -66,6 +65,7 @@ from zaplock.model.vma import (
     write_vma,
 )
 from zaplock.protocols.commit import beyond_memory
+from zaplock.protocols.guards import guarded
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_read_unlock,
@@ -248,18 +248,6 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> Non
     space = m.mm(vma.mm)
     no_last = vma.file or huge_range(m, vma, space, vpn) is not None
     alloc_tables(m, task, space, vpn, vpn + 1, 2 if no_last else 1)
-
-
-async def guarded(cx: Cx, vma: Vma, address: int) -> bool:
-    """Return whether a guard is at an address of a VMA that may have some."""
-    return bool(vma.flags & VM_MAYBE_GUARD) and await is_guarded(vma.mm, address)
-
-
-@step
-def is_guarded(m: Machine, _task: Task, mm: int, address: int) -> bool:
-    """Return whether a guard is at an address: it ends a fault before an anon_vma is needed."""
-    pte = m.mm(mm).ptes.at(address >> PAGE_SHIFT)
-    return pte is not None and pte.kind == "guard"
 
 
 @step

@@ -88,3 +88,15 @@ def remove_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
     for first, last, pte in ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         if pte.kind == "guard":
             ptes.clear(first, last)
+
+
+async def guarded(cx: Cx, vma: Vma, address: int) -> bool:
+    """Return whether a guard is at an address of a VMA that may have some."""
+    return bool(vma.flags & f.VM_MAYBE_GUARD) and await is_guarded(vma.mm, address)
+
+
+@step
+def is_guarded(m: Machine, _task: Task, mm: int, address: int) -> bool:
+    """Return whether a guard is at an address: it ends a fault before an anon_vma is needed."""
+    pte = m.mm(mm).ptes.at(address >> PAGE_SHIFT)
+    return pte is not None and pte.kind == "guard"

@@ -44,6 +44,7 @@ from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
+from zaplock.protocols.guards import guarded
 from zaplock.protocols.shortage import no_memory
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ async def populate_pages(
         return -EFAULT, low
     late = (True,) if vma.flags & VM_HUGETLB and cx.design.huge_fault_takes_page_first else ()
     looks_first = vma.flags & VM_HUGETLB and (vma.file or late)  # if it comes to that (fault_range)
-    if write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first:
+    needs = write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first
+    if needs and not await guarded(cx, vma, low):
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
     stops = write and cx.design.dirty_fault_lets_go

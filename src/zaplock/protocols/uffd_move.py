@@ -220,8 +220,8 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, rules: MoveRu
     space.ptes.clear(at, at + 1)
     delta = pte.delta + at - to
     moved = {
-        "anon": Pte("anon", delta, True, old=pte.old), "swap": Pte("swap", delta, wp=pte.wp),
-        "zero": Pte("zero", 0),
+        "anon": Pte("anon", delta, True, old=pte.old, clean=pte.clean),
+        "swap": Pte("swap", delta, wp=pte.wp), "zero": Pte("zero", 0),
     }  # fmt: skip
     space.ptes.set(to, to + 1, moved[pte.kind])
     flush_tlb_range(m, space.mm, at, at + 1, False)
