@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
@@ -81,6 +82,13 @@ def bench() -> Iterator[Bench]:
     both = Bench(model_side, COVERED)
     yield both
     both.close()
+
+
+@contextmanager
+def bench_of(theme: str) -> Iterator[Bench]:
+    """Compare sequences of one theme."""
+    with closing(Bench(model_side, replace(COVERED, themes=(theme,)))) as both:
+        yield both
 
 
 @needs_kernel
@@ -545,13 +553,10 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
     with huge_pool.huge_pages():
         _, free, reserved = huge_pool.pool_figures()
         assert free - reserved >= huge_pool.PAGES  # whatever the kernel has lost before
-        both = Bench(model_side, replace(COVERED, themes=("hugetlb",)))
-        try:
+        with bench_of("hugetlb") as both:
             report = both.slice(seed=31, sequences=30)
             kept = [corpus.load(path)[0] for path in (CORPUS_AT / "huge-pool").glob("*.json")]
             found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
-        finally:
-            both.close()
     assert kept
     assert found == [None] * len(kept)
     assert huge_pool.given_pages() == before
@@ -565,14 +570,10 @@ def test_pages_of_a_gigabyte_agree_and_are_given_back() -> None:
     sizes = (huge_pool.SIZE, huge_pool.GIGANTIC)
     before = [huge_pool.given_pages(size) for size in sizes]
     try:
-        with huge_pool.pages_of_both_sizes():
-            both = Bench(model_side, replace(COVERED, themes=("gigantic",)))
-            try:
-                report = both.slice(seed=4, sequences=6)
-                kept = [corpus.load(path)[0] for path in (CORPUS_AT / "gigantic").glob("*.json")]
-                found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
-            finally:
-                both.close()
+        with huge_pool.pages_of_both_sizes(), bench_of("gigantic") as both:
+            report = both.slice(seed=4, sequences=6)
+            kept = [corpus.load(path)[0] for path in (CORPUS_AT / "gigantic").glob("*.json")]
+            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
     except UserError as error:
         pytest.skip(str(error))
     assert found == [None] * 7
@@ -589,24 +590,20 @@ def test_files_on_mounts_with_shares_of_the_pool_agree_and_are_given_back() -> N
     The mounts are attached nowhere, and go with whoever has them.
     """
     before, mounted = huge_pool.given_pages(), Path("/proc/self/mountinfo").read_text()
-    with huge_mounts.pages_and_mounts():
-        both = Bench(model_side, replace(COVERED, themes=("hugetlbfs",)))
-        try:
-            assert Path("/proc/self/mountinfo").read_text() == mounted
-            report = both.slice(seed=31, sequences=12)
-            kept = [corpus.load(path)[0] for path in (CORPUS_AT / "hugetlbfs").glob("*.json")]
-            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
-            one_mount = (
-                Op("huge_fallocate", (7, 0, 0, 3 << 21)),
-                Op("huge_fallocate", (8, 1, 0, 2 << 21)),
-                Op("huge_room", (7,)),
-                Op("ftruncate", (7, 1 << 21)),
-                Op("huge_room", (8,)),
-            )
-            results = [step.outcome.result for step in both.real.run(one_mount)]
-            assert both.diverge(one_mount) is None
-        finally:
-            both.close()
+    with huge_mounts.pages_and_mounts(), bench_of("hugetlbfs") as both:
+        assert Path("/proc/self/mountinfo").read_text() == mounted
+        report = both.slice(seed=31, sequences=12)
+        kept = [corpus.load(path)[0] for path in (CORPUS_AT / "hugetlbfs").glob("*.json")]
+        found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+        one_mount = (
+            Op("huge_fallocate", (7, 0, 0, 3 << 21)),
+            Op("huge_fallocate", (8, 1, 0, 2 << 21)),
+            Op("huge_room", (7,)),
+            Op("ftruncate", (7, 1 << 21)),
+            Op("huge_room", (8,)),
+        )
+        results = [step.outcome.result for step in both.real.run(one_mount)]
+        assert both.diverge(one_mount) is None
     assert results == [0, -ENOSPC, 0, 0, 2]
     assert found == [None] * 3
     assert huge_pool.given_pages() == before
@@ -705,22 +702,16 @@ def test_what_is_lent_is_given_back_when_the_last_user_is_gone(tmp_path: Path) -
 
 @needs_kernel
 def test_collapsed_memory_agrees() -> None:
-    both = Bench(model_side, replace(COVERED, themes=("collapse",)))
-    try:
+    with bench_of("collapse") as both:
         report = both.slice(seed=32, sequences=30)
-    finally:
-        both.close()
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
 
 
 @needs_kernel
 def test_collapsed_files_in_memory_agree(bench: Bench) -> None:
     """Shared memory as a huge page: who maps it how, and what holes and neighbours make of it."""
-    both = Bench(model_side, replace(COVERED, themes=("collapse-file",)))
-    try:
+    with bench_of("collapse-file") as both:
         report = both.slice(seed=32, sequences=30)
-    finally:
-        both.close()
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     names = (
         "a-hole-cuts-a-huge-page-in-halves",
@@ -938,8 +929,7 @@ def test_who_outgrows_a_memory_cgroup_is_killed_and_the_group_goes() -> None:
     with memory_group.memory_group() as group:
         beside = Path(memory_group.filled_by()).parent
         assert beside.parent == group.parent
-        both = Bench(model_side, replace(COVERED, themes=("group",)))
-        try:
+        with bench_of("group") as both:
             assert both.real.environment.group_pages == memory_group.LIMIT // 4096
             found = both.diverge(sequence)
             results = [step.outcome.result for step in both.real.run(sequence)[2:10]]
@@ -948,8 +938,6 @@ def test_who_outgrows_a_memory_cgroup_is_killed_and_the_group_goes() -> None:
             differs = compare.first_divergence(
                 sequence, both.real.run(sequence), unlimited.run(sequence)
             )
-        finally:
-            both.close()
     assert found is None, found.differences
     assert results == [0, 0, 0, 9, 9, 9, 0, 9 | member]
     assert differs is not None  # a model without the limit is found out
@@ -1021,18 +1009,14 @@ def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
     names = ("run", "pages_shared", *ksm.SETTINGS)
     before = [(ksm.KSM / name).read_text() for name in names]
     kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "ksm").glob("*.json"))]
-    with ksm.ksmd():
-        both = Bench(model_side, replace(COVERED, themes=("ksm",)))
-        try:
-            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
-            report = both.slice(seed=5, sequences=6)
-            missed = []
-            for fault in seeded_faults.OF_THEMES["ksm"]:
-                with seeded_faults.inject(fault):
-                    if not any(map(both.diverge, kept)):
-                        missed.append(fault.name)
-        finally:
-            both.close()
+    with ksm.ksmd(), bench_of("ksm") as both:
+        found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+        report = both.slice(seed=5, sequences=6)
+        missed = []
+        for fault in seeded_faults.OF_THEMES["ksm"]:
+            with seeded_faults.inject(fault):
+                if not any(map(both.diverge, kept)):
+                    missed.append(fault.name)
     assert [one and one.differences for one in found] == [None] * len(kept)
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert not missed

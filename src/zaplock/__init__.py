@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from zaplock.version import __version__
 
-TYPE_CHECKING = False  # as type checkers read it; typing's import takes longer than all of this
-
 __all__ = [
     "AddressSpace",
     "Lab",

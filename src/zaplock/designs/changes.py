@@ -278,13 +278,13 @@ CHANGES: tuple[Change, ...] = (
         "KSM does not find a page again where nobody may access it: there what is merged is not "
         "unmerged, and who waits for an equal page is in the way of those that come",
         {"unmerges_closed": False, "ksm_finds_closed": False},
-        doubt="the id is not confirmed; 6.1.192 does so in a guest, whose scan sees such pages",
+        doubt="that it is this commit; 6.1.192 does so in a guest, whose scan sees such pages",
     ),
     Change(
         "6.2", "d7c0e68dab98", "mm/ksm: convert break_ksm() to use walk_page_range_vma()",
         "what KSM has merged is unmerged also where nobody may access it",
         {"unmerges_closed": True},
-        doubt="the id and the release are not confirmed; 6.12.117 does it in a guest",
+        doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
     ),
     Change(
         "6.3", "b613c7f31476",
@@ -376,7 +376,7 @@ CHANGES: tuple[Change, ...] = (
         "6.5", "d74943a2f3cd", "mm/gup: reintroduce FOLL_NUMA as FOLL_HONOR_NUMA_FAULT",
         "KSM finds pages again that nobody may access",
         {"ksm_finds_closed": True},
-        doubt="the id and the release are not confirmed; 6.12.117 does it in a guest",
+        doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
     ),
     Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",

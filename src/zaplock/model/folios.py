@@ -19,6 +19,7 @@ from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
 from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
+from zaplock.model.shared_huge import IN_MEMORY
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range, note_peak
@@ -70,7 +71,7 @@ def _first_in_part(m: Machine, vma: Vma, space: Mm, first: int, last: int) -> in
     """Return the first page of a file that is in a folio which a range does not map as a whole."""
     low, high = max(first, vma.start >> PAGE_SHIFT), min(last, vma.end >> PAGE_SHIFT)
     for start, end, pte in space.ptes.overlapping(low, high):
-        if pte.kind not in ("shmem", SHARED_HUGE):
+        if pte.kind not in IN_MEMORY:
             continue
         for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
             pages = 1 << frame.order
@@ -87,7 +88,7 @@ def _first_in_part(m: Machine, vma: Vma, space: Mm, first: int, last: int) -> in
 def _is_shared(m: Machine, space: Mm, first: int, last: int) -> bool:
     """Return whether another address space maps a page among some frames."""
     return any(
-        pte.kind in ("shmem", SHARED_HUGE) and start + pte.delta < last and first < end + pte.delta
+        pte.kind in IN_MEMORY and start + pte.delta < last and first < end + pte.delta
         for other in m.mms.values()
         if other.mm != space.mm
         for start, (end, pte) in other.ptes.data.items()
@@ -148,7 +149,7 @@ def keep_locked(m: Machine, space: Mm, low: int, high: int) -> None:
     """
     _mark_locked(m, space, low, high, True, ("thp",))
     for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind in ("anon", "file", "shmem", SHARED_HUGE):
+        if pte.kind in ("anon", "file", *IN_MEMORY):
             for at, to, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
                 if frame.kind == pte.kind or pte.kind == SHARED_HUGE:
                     m.frames.set(at, to, change(frame, stays_locked=True))

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from zaplock.model.vma import Vma
 
 KIND = "shmem_thp"
+IN_MEMORY = ("shmem", KIND)
+"""Kinds of entries that map pages of files in memory."""
+
 ORDER = 9
 """Of a folio that one entry can map."""
 
@@ -137,7 +140,7 @@ def unmap_pages(m: Machine, task: Task, file: int, first: int, last: int) -> Non
     """
     for space, low, high in mappings(m, task, file, first, last):
         for start, end, pte in space.ptes.overlapping(low, high):
-            if pte.kind in ("shmem", KIND):
+            if pte.kind in IN_MEMORY:
                 if pte.kind == "shmem":
                     note_peak(m, space)
                 drop_entries(m, task, space, start, end, pte)

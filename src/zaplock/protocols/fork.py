@@ -25,6 +25,7 @@ from zaplock.model.frames import change_frames, mark_forked
 from zaplock.model.mm import Counter
 from zaplock.model.pagetable import COUNTED, MARKERS, alloc_tables, install, lowest_above
 from zaplock.model.references import aged, read_only
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma, vma_of
@@ -164,7 +165,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
     private = not vma.flags & VM_SHARED
     for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         m.spend("copy_pte", last - first)
-        if pte.kind in ("uffd_wp", "shmem_thp"):  # nobody watches the child, and faults can do it
+        if pte.kind in ("uffd_wp", SHARED_HUGE):  # nobody watches the child, and faults can do it
             continue
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":

@@ -8,11 +8,12 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from zaplock.model import flags as f
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_HUGETLB,
     VM_LOCKED,
+    VM_MAYBE_GUARD,
+    VM_SHARED,
     VM_SPECIAL,
 )
 from zaplock.model.mm import Pte
@@ -41,7 +42,7 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     if not install:
         await remove_guards(cx.mm, low, high)
         return 0
-    if not vma.file and not vma.flags & f.VM_SHARED:
+    if not vma.file and not vma.flags & VM_SHARED:
         await anon_vma_prepare(handle)
     await mark_guarded(handle)
     if await install_guards(cx.mm, low, high):
@@ -60,7 +61,7 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
 def mark_guarded(m: Machine, task: Task, handle: int) -> None:
     """Note that a VMA may have guards; set atomically, so a shared hold is enough."""
     vma = vma_of(m, task, handle)
-    m.vmas.put(handle, change(vma, flags=vma.flags | f.VM_MAYBE_GUARD))
+    m.vmas.put(handle, change(vma, flags=vma.flags | VM_MAYBE_GUARD))
 
 
 @step
@@ -92,7 +93,7 @@ def remove_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
 
 async def guarded(cx: Cx, vma: Vma, address: int) -> bool:
     """Return whether a guard is at an address of a VMA that may have some."""
-    return bool(vma.flags & f.VM_MAYBE_GUARD) and await is_guarded(vma.mm, address)
+    return bool(vma.flags & VM_MAYBE_GUARD) and await is_guarded(vma.mm, address)
 
 
 @step

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, Design
 
-
 FLAG_ADVICE: dict[int, tuple[int, int]] = {
     f.MADV_NORMAL: (0, f.VM_RAND_READ | f.VM_SEQ_READ),
     f.MADV_RANDOM: (f.VM_RAND_READ, f.VM_SEQ_READ),

@@ -41,10 +41,7 @@ from zaplock.model.vma import (
 )
 from zaplock.protocols.commit import beyond_memory, commit
 from zaplock.protocols.ksm import unmerge_ksm_pages
-from zaplock.protocols.locking import (
-    start_write_merging,
-    vma_start_write,
-)
+from zaplock.protocols.locking import start_write_merging, vma_start_write
 from zaplock.protocols.move_tables import move_back, move_page_tables, told_as_moved
 from zaplock.protocols.mremap_request import MremapResult, Request, populate_range
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area, huge_flags

@@ -42,8 +42,7 @@ from zaplock.model.mm import Mm
 from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
 from zaplock.model.references import use_batches, watches_writes
-from zaplock.model.shared_huge import KIND as SHARED_HUGE
-from zaplock.model.shared_huge import take_write
+from zaplock.model.shared_huge import IN_MEMORY, take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -424,7 +423,7 @@ def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:
     if flags & (VM_SHARED | VM_UFFD_WP) == VM_SHARED | VM_UFFD_WP:
         take_write(space, first, last)
         return
-    kinds = ("shmem", SHARED_HUGE) if flags & VM_SHARED else ("anon",)
+    kinds = IN_MEMORY if flags & VM_SHARED else ("anon",)
     for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind not in kinds or pte.writable or pte.no_access or pte.wp:
             continue

@@ -16,13 +16,10 @@ from zaplock.model.flags import (
     VM_HUGETLB,
     VM_LOCKED,
 )
-from zaplock.model.vma import (
-    Vma,
-)
+from zaplock.model.vma import Vma
 
 if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
-
 
 KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
 WORD = 1 << 64
@@ -85,7 +82,7 @@ def align_hugetlb(vma: Vma, r: Request) -> Request:
     rounded = (
         (length + vma.huge_size - 1) & -vma.huge_size for length in (r.old_length, r.new_length)
     )
-    old, new = (length % (1 << 64) for length in rounded)
+    old, new = (length % WORD for length in rounded)
     return r._replace(old_length=old, new_length=new)
 
 

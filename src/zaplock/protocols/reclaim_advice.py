@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_clean, write_to_swap
-from zaplock.model.flags import (
-    PAGE_SHIFT,
-    VM_DROPPABLE,
-    VM_LOCKED,
-)
+from zaplock.model.flags import PAGE_SHIFT, VM_DROPPABLE, VM_LOCKED
 from zaplock.model.frames import clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
+from zaplock.model.shared_huge import IN_MEMORY
 from zaplock.model.step import Task, step
 from zaplock.model.swap import drop_swapped, kept_slot, swap_out
 from zaplock.model.tlb import flush_tlb_range
@@ -68,10 +65,6 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     if not droppable:
         for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
             await unmap_to_swap(cx.mm, start, end)
-
-
-IN_MEMORY = ("shmem", "shmem_thp")
-"""Kinds of entries that map pages of files in memory."""
 
 
 @step

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import (
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    PMD_SHIFT,
-    VM_HUGETLB,
-)
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, VM_HUGETLB
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma

@@ -1702,18 +1702,26 @@ static void count_gaps(struct team *team, const struct chunk *chunk)
 	}
 }
 
+/* Return how many states have been met, less those of a chunk that is being met; with the lock. */
+static uint64_t met_so_far(const struct levels *all)
+{
+	const struct team *team = &all->team;
+
+	return team->met < team->opened ? team->there : all->words.count;
+}
+
 /* Return how many states there are at most once the chunks are met that are filled; with the lock. */
 static uint64_t met_at_most(struct levels *all)
 {
 	const struct team *team = &all->team;
-	uint64_t count = team->met < team->opened ? team->there : all->words.count;
+	uint64_t count = met_so_far(all);
 
 	for (uint64_t number = team->met; number < team->filled; number++)
 		count += words_of(chunk_of(all, number));
 	return count;
 }
 
-/* Return how many states have been met, less those of a chunk that is being met. */
+/* Return how many states have been met, as `met_so_far`. */
 static uint64_t met_by_now(struct levels *all)
 {
 	struct team *team = &all->team;
@@ -1722,7 +1730,7 @@ static uint64_t met_by_now(struct levels *all)
 	if (!has_threads(all))
 		return all->words.count;
 	pthread_mutex_lock(&team->lock);
-	met = team->met < team->opened ? team->there : all->words.count;
+	met = met_so_far(all);
 	pthread_mutex_unlock(&team->lock);
 	return met;
 }
