@@ -246,10 +246,10 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -> None:
     needs("debian:6.1")
-    command = [sys.executable, "-m", "zaplock", "measure", "--kernel", "debian:6.1", "--exact"]
+    minutes_of_work = ["64G", "--backing", "zero", "--kernel", "debian:6.1", "--exact"]
     zaplock = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        [sys.executable, "-m", "zaplock", "measure", *minutes_of_work],
+        stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     guest = first_child(zaplock.pid)
     assert_confined(guest)
