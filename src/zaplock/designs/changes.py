@@ -504,6 +504,12 @@ CHANGES: tuple[Change, ...] = (
         {"ksm_zeros_first": True},
     ),
     Change(
+        "6.11", "43e027e41423", "mm: memory: extend finish_fault() to support large folio",
+        "a fault that finds a folio of an \"unnamed\" file in memory and a page table maps all of "
+        "it by small entries; before, one page",
+        {"maps_whole_folios": "unnamed"},
+    ),
+    Change(
         "6.11", "9aac777aaf94", "filemap: Convert generic_perform_write() to support large folios",
         'a write to a file in memory is taken in pieces of a "huge page", and held against the '
         "file's seals as far as its piece goes; before, page by page",
@@ -536,6 +542,13 @@ CHANGES: tuple[Change, ...] = (
         "6.12", "6898c9039bc8",
         "mm/vma: extract the gathering of vmas from do_vmi_align_munmap()",
         "munmap gathers, clears the tree, completes",
+    ),
+    Change(
+        "6.12", None, "mm: shmem: move shmem_huge_global_enabled() into "
+        "shmem_allowable_huge_orders()",
+        "a fault makes a huge page of a file in memory only where its mapping has room for one",
+        {"folios_need_room": True},
+        doubt="its id is not known",
     ),
     Change(
         "6.12", "9c3ebeda8fb5", "mm/vma: track start and end for munmap in vma_munmap_struct",
@@ -579,8 +592,9 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.13", "5a90c155defa", "tmpfs: don't enable large folios if not supported",
-        "a write to a file in memory is taken page by page where it has no huge pages",
-        {"write_piece": "page"},
+        "a write to a file in memory is taken page by page where it has no huge pages, and "
+        '"as its files" have them elsewhere',
+        {"write_piece": "as its files"},
     ),
     Change(
         "6.13", "021781b01275",
@@ -654,6 +668,12 @@ CHANGES: tuple[Change, ...] = (
         "by mistake what MREMAP_DONTUNMAP leaves is no longer accounted, and Committed_AS keeps "
         "its charge",
         {"dontunmap_unaccounts": True},
+    ),
+    Change(
+        "6.14", "acd7ccb284b8", "mm: shmem: add large folio support for tmpfs",
+        "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
+        "before, a huge one or none",
+        {"shmem_folios": "by write"},
     ),
     Change(
         "6.15", "7460b470a131", "mm/truncate: use folio_split() in truncate operation",
@@ -766,6 +786,18 @@ CHANGES: tuple[Change, ...] = (
         "6.18", "d9d1c2d81797",
         "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
+    ),
+    Change(
+        "6.17", None, "mm: fault in complete folios instead of individual pages for tmpfs",
+        '... and of "all" files in memory',
+        {"maps_whole_folios": "all"},
+        doubt="its id is not known",
+    ),
+    Change(
+        "6.18", "69e0a3b49003", "mm: shmem: fix the strategy for the tmpfs 'huge=' options",
+        "a write to a file of tmpfs with huge= makes a huge page, or the largest folio for which "
+        'there is room ("written in any size")',
+        {"shmem_folios": "written in any size"},
     ),
     Change(
         "6.18", "357b92761d94", "mm/filemap: map entire large folio faultaround",

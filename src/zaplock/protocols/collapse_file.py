@@ -36,7 +36,7 @@ from zaplock.model.shared_huge import (
     collapsed_entry,
     fits,
     map_huge,
-    new_huge_page,
+    new_folio,
     order_at,
     unmap_pages,
 )
@@ -97,7 +97,7 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
     if missing and is_waited_for(m, task, file, first, last):
         return BUSY
     charge_pages(m, file, missing)
-    new = new_huge_page(m, task)
+    new = new_folio(m, task)
     for low, high, delta in cached:
         for begin, end, tag in m.content.overlapping(low + delta, high + delta):
             shift = new - first - delta

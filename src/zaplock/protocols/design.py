@@ -156,6 +156,9 @@ class Design:
     collapse_makes_tables: bool = False
     maps_folios_around: bool = False
     cuts_folios_in_halves: bool = False
+    shmem_folios: Literal["huge", "by write", "written in any size", "any size"] = "huge"
+    folios_need_room: bool = False
+    maps_whole_folios: Literal["none", "unnamed", "all"] = "none"
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
@@ -184,7 +187,7 @@ class Design:
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
     prefaults_writes: bool = True
-    write_piece: Literal["page", "huge page"] = "page"
+    write_piece: Literal["page", "as its files", "huge page"] = "page"
     seals_devices: bool = False
     replaces_huge_zero: bool = False
     reuses_large: bool = False
