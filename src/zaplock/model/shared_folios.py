@@ -4,9 +4,12 @@ A mount of tmpfs says by huge= whether its files get huge pages: "never", "alway
 (where they end before the file does, else as for advise) or "advise" (in mappings with
 MADV_HUGEPAGE). The kernel's own mount, which shared anonymous memory, System V shared memory and
 memfds are on, has shmem_enabled for that, whose "deny" and "force" hold for all mounts. Writes have
-no mapping, so "advise" means nothing to them. Faults make huge pages or none, a write from 6.14 on
-a folio as large as itself, from 6.18 on a huge page or the largest folio for which there is room
-in the file. Later kernels have that for faults, too ("any size"), but of files without a name. Before 6.12 faults made one also where the mapping has no room for it.
+no mapping, so "advise" means nothing to them.
+
+Faults make huge pages or none; so did writes to 6.13. From 6.14 on a write makes a folio as large
+as itself, from 6.18 on a huge page or the largest folio for which there is room in the file. Later
+kernels have that for faults, too ("any size"), but of files without a name. Before 6.12 faults made
+a huge page also where the mapping has no room for it.
 
 Sources: mm/shmem.c (shmem_huge_global_enabled, shmem_allowable_huge_orders, shmem_suitable_orders,
 shmem_alloc_and_add_folio; 6.1 shmem_is_huge). Not covered: shmem_enabled of single sizes

@@ -45,7 +45,7 @@ IN_MEMORY = ("shmem", KIND)
 ORDER = 9
 """Of a folio that one entry can map."""
 MAPPED = ("all", "unnamed", "none")
-"""Of which files a fault maps a folio as a whole by small entries, by the machine's "maps_single"."""
+"""Of which files a fault maps all of a folio by small entries, by the figure "maps_single"."""
 
 
 def new_folio(m: Machine, task: Task, order: int = ORDER) -> int:

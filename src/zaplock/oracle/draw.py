@@ -12,6 +12,7 @@ from zaplock.oracle.scope import Scope
 from zaplock.oracle.themes import (
     COLLAPSING,
     NEAR_THEMES,
+    OF_SHARED_HUGE,
     PAGING_OUT,
     SOMETIMES_WATCHED,
     WATCHERS,
@@ -201,14 +202,24 @@ class Draw:
 
     def slot(self) -> int:
         """Choose a file."""
-        percent = 85 if self.theme == "shmem-huge" else 15 * self._meets_tmpfs
+        percent = 85 if self.makes_shared_huge else 15 * self._meets_tmpfs
         if percent and self.chance(percent):
-            return self.random.choice(tuple(ops.TMPFS_FILES))
+            return self.huge_slot()
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
         keeps_off = self.removes or self.pages_out or self.theme in ("references", "group")
         return 0 if slot == ops.DISK_SLOT and keeps_off else slot
+
+    @property
+    def makes_shared_huge(self) -> bool:
+        """Whether its theme is about huge pages that faults make of files in memory."""
+        return self.theme in OF_SHARED_HUGE
+
+    def huge_slot(self) -> int:
+        """Choose a file that may have huge pages by faults."""
+        on_mounts = "shmem-huge" in self.scope.themes and self.theme != "shmem-advise"
+        return self.random.choice(tuple(ops.TMPFS_FILES) if on_mounts else (0, 0, 1))
 
     @property
     def _meets_tmpfs(self) -> bool:
@@ -226,7 +237,7 @@ class Draw:
 
     def offset(self) -> int:
         """Choose an offset into a file: mostly inside it."""
-        if self.theme == "shmem-huge" and self.chance(70):
+        if self.makes_shared_huge and self.chance(70):
             near = self.random.choice((0, 0, 0, 1, 2, 5, 16, 60, 505, 511))
             return PMD * self.random.choice((0, 0, 1, 1, 2, 3)) + PAGE * near
         if self.chance(3):

@@ -52,16 +52,16 @@ class HugeMounts:
 
     def lacking(self) -> str:
         """Say how many pages of a mount are in use, which has no files; "" where none are."""
-        for number, (mount, share) in enumerate(zip(self.descriptors, ops.MOUNTS, strict=True)):
-            used = share.most - os.fstatvfs(mount).f_bfree if share.most >= 0 else 0
+        for number, (root, share) in enumerate(zip(self.descriptors, ops.MOUNTS, strict=True)):
+            used = share.most - os.fstatvfs(root).f_bfree if share.most >= 0 else 0
             if used:
                 return f"{used} of {share.most} huge pages of mount {number}"
         return ""
 
     def close(self) -> None:
         """Let go of them."""
-        for mount in self.descriptors:
-            os.close(mount)
+        for root in self.descriptors:
+            os.close(root)
 
 
 def _mount(share: ops.Share) -> int:
