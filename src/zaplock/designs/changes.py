@@ -481,6 +481,20 @@ CHANGES: tuple[Change, ...] = (
         {"interleaves_by_weight": True},
     ),
     Change(
+        "6.9", "ebb34f78d72c", "mm: convert folio_estimated_sharers() to "
+        "folio_likely_mapped_shared()",
+        'MADV_COLD tells by a folio\'s "first page" whether others map it, and goes on behind one '
+        "that they do; before, by each page, and a page of theirs ended it for a page table",
+        {"cold_sharing": "first page"},
+        doubt="which releases between 6.1 and 6.12 do what was not tried",
+    ),
+    Change(
+        "6.10", "3931b871c493", "mm: madvise: avoid split during MADV_PAGEOUT and MADV_COLD",
+        "MADV_COLD lets folios be that small entries map and its range covers; before, it split "
+        "every one in a page table",
+        {"cold_splits_whole": False},
+    ),
+    Change(
         "6.10", "133d04b1eee9",
         "mm/numa_balancing: allow migrate on protnone reference with MPOL_PREFERRED_MANY policy",
         "mbind takes MPOL_F_NUMA_BALANCING with MPOL_PREFERRED_MANY, too",
@@ -674,6 +688,12 @@ CHANGES: tuple[Change, ...] = (
         "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
         "before, a huge one or none",
         {"shmem_folios": "by write"},
+    ),
+    Change(
+        "6.15", "003fde4492c8",
+        "mm: convert folio_likely_mapped_shared() to folio_maybe_mapped_shared()",
+        'MADV_COLD tells by "address space" whether others map a folio',
+        {"cold_sharing": "address space"},
     ),
     Change(
         "6.15", "7460b470a131", "mm/truncate: use folio_split() in truncate operation",

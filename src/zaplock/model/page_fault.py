@@ -370,9 +370,9 @@ def stays_writable(m: Machine, vma: Vma, kind: str) -> bool:
     """Return whether even a read fault makes an entry that can be written through.
 
     So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory, and
-    not where that would make it soft-dirty.
+    not where that would make it soft-dirty, or where a userfaultfd watches writes.
     """
-    if watches_writes(m, vma.flags):
+    if watches_writes(m, vma.flags) or vma.flags & VM_UFFD_WP:
         return False
     return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 

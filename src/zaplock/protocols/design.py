@@ -158,6 +158,8 @@ class Design:
     cuts_folios_in_halves: bool = False
     shmem_folios: Literal["huge", "by write", "written in any size", "any size"] = "huge"
     folios_need_room: bool = False
+    cold_sharing: Literal["page", "first page", "address space"] = "page"
+    cold_splits_whole: bool = True
     maps_whole_folios: Literal["none", "unnamed", "all"] = "none"
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
