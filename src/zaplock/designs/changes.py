@@ -403,6 +403,12 @@ CHANGES: tuple[Change, ...] = (
         {"vma_lock_faults": "most"},
     ),
     Change(
+        "6.6", "1d65b771bc08", "mm/khugepaged: retract_page_tables() without mmap or vma lock",
+        "MADV_COLLAPSE of a file takes the page tables of all mappings away that mapped its pages; "
+        "before, its own mapping's, which had to have one",
+        {"collapse_retracts_all": True},
+    ),
+    Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
         {"collapse_maps_shared": True},
@@ -563,6 +569,12 @@ CHANGES: tuple[Change, ...] = (
         "a fault makes a huge page of a file in memory only where its mapping has room for one",
         {"folios_need_room": True},
         doubt="its id is not known",
+    ),
+    Change(
+        "6.12", "2b0f922323cc",
+        "mm: don't install PMD mappings when THPs are disabled by the hw/process/vma",
+        "a fault maps a huge page of a file by small entries where huge pages are disabled",
+        {"huge_maps_ask": True},
     ),
     Change(
         "6.12", "9c3ebeda8fb5", "mm/vma: track start and end for munmap in vma_munmap_struct",

@@ -110,7 +110,8 @@ def _is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing:
     """Return whether others map a folio, as a kernel tells that.
 
     By how often a page of it is mapped; by its first page, but where a huge entry or more entries
-    than it has pages map it; or by who does (folio_likely_mapped_shared, folio_maybe_mapped_shared).
+    than it has pages map it (folio_likely_mapped_shared); or by who does that
+    (folio_maybe_mapped_shared).
     """
     runs = m.frames.overlapping(head, head + pages)
     if sharing == "page":

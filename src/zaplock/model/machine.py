@@ -34,6 +34,7 @@ Figure = Literal[
     "batches",  # whether entries of a huge page that change together get each other's bits
     "one_by_one",  # whether a read maps of a folio only what is near (model.shared_huge)
     "cuts_evenly",  # whether a folio that is cut is single pages afterwards
+    "maps_disabled",  # whether a huge page is mapped by one entry also where they are disabled
     "maps_single",  # of which folios a fault maps one page (model.shared_huge.MAPPED)
     "shmem",  # shmem_enabled (model.shared_folios.POLICIES)
     "shmem_folios",  # which folios faults and writes make there

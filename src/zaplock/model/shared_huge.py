@@ -80,9 +80,10 @@ def map_huge(m: Machine, task: Task, vma: Vma, vpn: int, pfn: int, pte: Pte) -> 
     space, low = m.mm(vma.mm), vpn - vpn % PAGES_PER_PMD
     if order_at(m, pfn) != ORDER or not fits(vma, vpn << PAGE_SHIFT):
         return False
-    if vma.flags & VM_NOHUGEPAGE or space.tables[1].at(low // PAGES_PER_PMD) is not None:
+    if space.tables[1].at(low // PAGES_PER_PMD) is not None:
         return False
-    if space.count("thp_disable") == 1:  # 2: it is there already, so it is mapped
+    disabled = space.count("thp_disable") == 1  # 2: it is there already, so it is mapped
+    if (disabled or vma.flags & VM_NOHUGEPAGE) and not m.globals.get("maps_disabled", 0):
         return False
     alloc_tables(m, task, space, low, low + PAGES_PER_PMD, 2)
     first = pfn - pfn % PAGES_PER_PMD

@@ -385,11 +385,12 @@ def _without_merged(vma: ObservedVma) -> ObservedVma:
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
     """Leave huge pages out of a VMA's figures if it allows no access."""
     figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
-    huge = figures["AnonHugePages"]
-    if not huge or not vma.perms.startswith("---"):
+    if not vma.perms.startswith("---"):
         return vma
-    for name in ("Rss", "Anonymous", "AnonHugePages", "Locked"):
-        figures[name] -= min(huge, figures[name])
+    for kind in ("AnonHugePages", "ShmemPmdMapped"):
+        huge = figures[kind]
+        for name in ("Rss", "Locked", kind, *(("Anonymous",) if kind == "AnonHugePages" else ())):
+            figures[name] -= min(huge, figures[name])
     return vma._replace(figures=tuple(figures.values()))
 
 

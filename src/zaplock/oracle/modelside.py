@@ -92,6 +92,8 @@ class ModelSide:
             world.machine.globals.put("cuts_evenly", 1)
         world.machine.globals.put("shmem_folios", FOLIOS.index(self.design.shmem_folios))
         world.machine.globals.put("maps_single", MAPPED.index(self.design.maps_whole_folios))
+        if not self.design.huge_maps_ask:
+            world.machine.globals.put("maps_disabled", 1)
         if not self.design.folios_need_room:
             world.machine.globals.put("shmem_anywhere", 1)
         world.view.shows_references = references

@@ -152,6 +152,8 @@ class Design:
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True
     collapse_maps_shared: bool = False
+    collapse_retracts_all: bool = False
+    huge_maps_ask: bool = False
     collapse_tells_of_watcher: bool = False
     collapse_makes_tables: bool = False
     maps_folios_around: bool = False
