@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, SideMaker
     from zaplock.oracle.scope import Scope
 
-CHANGES_MACHINE = ("hugetlb", "gigantic", "hugetlbfs", "swap", "ksm", "group")
+CHANGES_MACHINE = (
+    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "swap", "ksm", "group",
+)  # fmt: skip
 """Themes that a machine is lent something for as long as they run."""
 
 
@@ -57,13 +59,17 @@ def lent(themes: Collection[str]) -> Iterator[None]:
     from zaplock.oracle.huge_pool import huge_pages, pages_of_both_sizes
     from zaplock.oracle.ksm import ksmd
     from zaplock.oracle.memory_group import memory_group
+    from zaplock.oracle.shmem_setting import advised_shared_memory
     from zaplock.oracle.swap_file import swap_file
+    from zaplock.oracle.tmpfs_mounts import tmpfs_mounts
 
     for check in checks_of_themes(themes):
         check()
     lenders: dict[str, Callable[[], AbstractContextManager[object]]] = {
         "hugetlb": huge_pages, "gigantic": pages_of_both_sizes,
-        "hugetlbfs": pages_and_mounts, "swap": swap_file, "ksm": ksmd, "group": memory_group,
+        "hugetlbfs": pages_and_mounts, "shmem-huge": tmpfs_mounts,
+        "shmem-advise": advised_shared_memory, "swap": swap_file, "ksm": ksmd,
+        "group": memory_group,
     }  # fmt: skip
     with ExitStack() as stack:
         for theme, lend in lenders.items():

@@ -403,6 +403,12 @@ CHANGES: tuple[Change, ...] = (
         {"vma_lock_faults": "most"},
     ),
     Change(
+        "6.6", "1d65b771bc08", "mm/khugepaged: retract_page_tables() without mmap or vma lock",
+        "MADV_COLLAPSE of a file takes the page tables of all mappings away that mapped its pages; "
+        "before, its own mapping's, which had to have one",
+        {"collapse_retracts_all": True},
+    ),
+    Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
         {"collapse_maps_shared": True},
@@ -481,6 +487,20 @@ CHANGES: tuple[Change, ...] = (
         {"interleaves_by_weight": True},
     ),
     Change(
+        "6.9", "ebb34f78d72c", "mm: convert folio_estimated_sharers() to "
+        "folio_likely_mapped_shared()",
+        'MADV_COLD tells by a folio\'s "first page" whether others map it, and goes on behind one '
+        "that they do; before, by each page, and a page of theirs ended it for a page table",
+        {"cold_sharing": "first page"},
+        doubt="which releases between 6.1 and 6.12 do what was not tried",
+    ),
+    Change(
+        "6.10", "3931b871c493", "mm: madvise: avoid split during MADV_PAGEOUT and MADV_COLD",
+        "MADV_COLD lets folios be that small entries map and its range covers; before, it split "
+        "every one in a page table",
+        {"cold_splits_whole": False},
+    ),
+    Change(
         "6.10", "133d04b1eee9",
         "mm/numa_balancing: allow migrate on protnone reference with MPOL_PREFERRED_MANY policy",
         "mbind takes MPOL_F_NUMA_BALANCING with MPOL_PREFERRED_MANY, too",
@@ -502,6 +522,12 @@ CHANGES: tuple[Change, ...] = (
         "with use_zero_pages ksmd maps the zero page in a page of zeros' place, also where it "
         "could merge it with a merged page of zeros",
         {"ksm_zeros_first": True},
+    ),
+    Change(
+        "6.11", "43e027e41423", "mm: memory: extend finish_fault() to support large folio",
+        "a fault that finds a folio of an \"unnamed\" file in memory and a page table maps all of "
+        "it by small entries; before, one page",
+        {"maps_whole_folios": "unnamed"},
     ),
     Change(
         "6.11", "9aac777aaf94", "filemap: Convert generic_perform_write() to support large folios",
@@ -536,6 +562,19 @@ CHANGES: tuple[Change, ...] = (
         "6.12", "6898c9039bc8",
         "mm/vma: extract the gathering of vmas from do_vmi_align_munmap()",
         "munmap gathers, clears the tree, completes",
+    ),
+    Change(
+        "6.12", None, "mm: shmem: move shmem_huge_global_enabled() into "
+        "shmem_allowable_huge_orders()",
+        "a fault makes a huge page of a file in memory only where its mapping has room for one",
+        {"folios_need_room": True},
+        doubt="its id is not known",
+    ),
+    Change(
+        "6.12", "2b0f922323cc",
+        "mm: don't install PMD mappings when THPs are disabled by the hw/process/vma",
+        "a fault maps a huge page of a file by small entries where huge pages are disabled",
+        {"huge_maps_ask": True},
     ),
     Change(
         "6.12", "9c3ebeda8fb5", "mm/vma: track start and end for munmap in vma_munmap_struct",
@@ -579,8 +618,9 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.13", "5a90c155defa", "tmpfs: don't enable large folios if not supported",
-        "a write to a file in memory is taken page by page where it has no huge pages",
-        {"write_piece": "page"},
+        "a write to a file in memory is taken page by page where it has no huge pages, and "
+        '"as its files" have them elsewhere',
+        {"write_piece": "as its files"},
     ),
     Change(
         "6.13", "021781b01275",
@@ -654,6 +694,18 @@ CHANGES: tuple[Change, ...] = (
         "by mistake what MREMAP_DONTUNMAP leaves is no longer accounted, and Committed_AS keeps "
         "its charge",
         {"dontunmap_unaccounts": True},
+    ),
+    Change(
+        "6.14", "acd7ccb284b8", "mm: shmem: add large folio support for tmpfs",
+        "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
+        "before, a huge one or none",
+        {"shmem_folios": "by write"},
+    ),
+    Change(
+        "6.15", "003fde4492c8",
+        "mm: convert folio_likely_mapped_shared() to folio_maybe_mapped_shared()",
+        'MADV_COLD tells by "address space" whether others map a folio',
+        {"cold_sharing": "address space"},
     ),
     Change(
         "6.15", "7460b470a131", "mm/truncate: use folio_split() in truncate operation",
@@ -766,6 +818,18 @@ CHANGES: tuple[Change, ...] = (
         "6.18", "d9d1c2d81797",
         "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
+    ),
+    Change(
+        "6.17", None, "mm: fault in complete folios instead of individual pages for tmpfs",
+        '... and of "all" files in memory',
+        {"maps_whole_folios": "all"},
+        doubt="its id is not known",
+    ),
+    Change(
+        "6.18", "69e0a3b49003", "mm: shmem: fix the strategy for the tmpfs 'huge=' options",
+        "a write to a file of tmpfs with huge= makes a huge page, or the largest folio for which "
+        'there is room ("written in any size")',
+        {"shmem_folios": "written in any size"},
     ),
     Change(
         "6.18", "357b92761d94", "mm/filemap: map entire large folio faultaround",

@@ -38,7 +38,9 @@ class File(msgspec.Struct, frozen=True):
     huge pages that its mappings have reserved and nobody has faulted in, by their number in it;
     `huge_size`: how many bytes one of "hugetlb" has; `subpool`: whose share of the pool it uses, 0
     for a file of no mount that has one. `secret`: of memfd_secret, whose pages nobody but their
-    mappings can reach. `noexec`: where it lies nothing may be executed.
+    mappings can reach. `noexec`: where it lies nothing may be executed. `huge`: of a file on a
+    mount of tmpfs, its huge= (model.shared_folios), "" on the kernel's own; `named`: it has a name
+    there.
     """
 
     kind: str
@@ -61,6 +63,8 @@ class File(msgspec.Struct, frozen=True):
     subpool: int = 0
     secret: bool = False
     noexec: bool = False
+    huge: str = ""
+    named: bool = False
 
     @property
     def is_write_sealed(self) -> bool:

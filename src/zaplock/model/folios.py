@@ -54,41 +54,80 @@ def split_partly_covered(
             split_folio(m, task, space, head, finds_zeros)
 
 
+SHARING = ("page", "first page", "address space")
+"""What decides whether MADV_COLD lets a folio of a file be, as others map it, too."""
+
+
 @step
-def split_partly_covered_cached(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+def split_cold_cached(
+    m: Machine, task: Task, mm: int, low: int, high: int, sharing: str, splits_whole: bool
+) -> None:
     """Split the folios of files in memory that are not mapped as a whole by [low, high).
 
-    But for those that another address space maps, too.
+    sharing: one of SHARING, by which others' folios are told. splits_whole: those, too, that small
+    entries map as a whole (to 6.9).
     """
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for handle in overlapping(m, space, low, high):
         vma = vma_of(m, task, handle)
-        while vma.file and (page := _first_in_part(m, vma, space, first, last)) is not None:
+        while vma.file:
+            page = _first_to_split(m, vma, space, first, last, sharing, splits_whole)
+            if page is None:
+                break
             split_folio_of_file(m, task, vma.file, page)
 
 
-def _first_in_part(m: Machine, vma: Vma, space: Mm, first: int, last: int) -> int | None:
-    """Return the first page of a file that is in a folio which a range does not map as a whole."""
+def _first_to_split(
+    m: Machine, vma: Vma, space: Mm, first: int, last: int, sharing: str, splits_whole: bool
+) -> int | None:
+    """Return the first page of a file that is in a folio which is to be split."""
     low, high = max(first, vma.start >> PAGE_SHIFT), min(last, vma.end >> PAGE_SHIFT)
+    ended = 0  # where a page table ends that a shared page has ended the walk of
     for start, end, pte in space.ptes.overlapping(low, high):
         if pte.kind not in IN_MEMORY:
             continue
+        splits_small = splits_whole and pte.kind != SHARED_HUGE
         for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
             pages = 1 << frame.order
             for head in range(at & -pages, stop, pages) if frame.order else ():
                 here = head - pte.delta
+                if max(here, start, at - pte.delta) < ended:
+                    continue
                 whole = low <= here and here + pages <= high
                 mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
                 count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
-                if (not whole or count < pages) and not _is_shared(m, space, head, head + pages):
+                if whole and count == pages and not splits_small:
+                    continue
+                page = max(here, start, at - pte.delta)
+                if not _is_shared(m, space, head, pages, page + pte.delta, sharing):
                     return vma.pgoff_of(max(here, start) << PAGE_SHIFT)
+                if sharing == "page":
+                    ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
     return None
 
 
-def _is_shared(m: Machine, space: Mm, first: int, last: int) -> bool:
-    """Return whether another address space maps a page among some frames."""
+def _is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing: str) -> bool:
+    """Return whether others map a folio, as a kernel tells that.
+
+    By how often a page of it is mapped; by its first page, but where a huge entry or more entries
+    than it has pages map it (folio_likely_mapped_shared); or by who does that
+    (folio_maybe_mapped_shared).
+    """
+    runs = m.frames.overlapping(head, head + pages)
+    if sharing == "page":
+        return any(frame.maps != 1 for low, high, frame in runs if low <= page < high)
+    if sharing == "first page":
+        entire = sum(
+            pte.kind == SHARED_HUGE and start + pte.delta == head
+            for other in m.mms.values()
+            for start, (_, pte) in other.ptes.data.items()
+        )
+        count = sum((high - low) * (frame.maps - entire) for low, high, frame in runs) + entire
+        if count <= 1 or entire or count > pages:
+            return count > 1
+        return runs[0][2].maps > 1
     return any(
-        pte.kind in IN_MEMORY and start + pte.delta < last and first < end + pte.delta
+        pte.kind in IN_MEMORY and start + pte.delta < head + pages and head < end + pte.delta
         for other in m.mms.values()
         if other.mm != space.mm
         for start, (end, pte) in other.ptes.data.items()

@@ -34,6 +34,11 @@ Figure = Literal[
     "batches",  # whether entries of a huge page that change together get each other's bits
     "one_by_one",  # whether a read maps of a folio only what is near (model.shared_huge)
     "cuts_evenly",  # whether a folio that is cut is single pages afterwards
+    "maps_disabled",  # whether a huge page is mapped by one entry also where they are disabled
+    "maps_single",  # of which folios a fault maps one page (model.shared_huge.MAPPED)
+    "shmem",  # shmem_enabled (model.shared_folios.POLICIES)
+    "shmem_folios",  # which folios faults and writes make there
+    "shmem_anywhere",  # whether they are made also where a mapping has no room for them
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged

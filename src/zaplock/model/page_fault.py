@@ -44,6 +44,7 @@ from zaplock.model.pagetable import (
     unmap_huge,
 )
 from zaplock.model.references import read_only, watches_writes
+from zaplock.model.shared_folios import folio_page, makes_folios
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.shared_huge import map_huge, range_to_map, whole_folio
 from zaplock.model.step import Task
@@ -344,7 +345,7 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         return ask_monitor(m, vma)
     if file.read_ns and m.page_cache(vma.file).at(pgoff) is None:
         return MAJOR
-    pfn = cached_frame(m, task, vma.file, pgoff)
+    pfn = folio_page(m, task, vma.file, pgoff, vma)
     m.spend("fault_file")
     if write and not shared:
         alloc_tables(m, task, space, vpn, vpn + 1)
@@ -369,9 +370,9 @@ def stays_writable(m: Machine, vma: Vma, kind: str) -> bool:
     """Return whether even a read fault makes an entry that can be written through.
 
     So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory, and
-    not where that would make it soft-dirty.
+    not where that would make it soft-dirty, or where a userfaultfd watches writes.
     """
-    if watches_writes(m, vma.flags):
+    if watches_writes(m, vma.flags) or vma.flags & VM_UFFD_WP:
         return False
     return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 
@@ -515,6 +516,7 @@ def _populate_file_run(m: Machine, task: Task, vma: Vma, first: int, last: int, 
     last = min(last, -(-file.size >> PAGE_SHIFT) - shift)
     near, far = max(0, first + shift - FAULT_AROUND_PAGES), last + shift + FAULT_AROUND_PAGES
     comes_at_once = file.kind in ("shmem", "disk") and not (file.read_ns or file.served)
+    comes_at_once = comes_at_once and not makes_folios(m, vma.file)
     is_new = not m.page_cache(vma.file).any_in(near, far) and not space.ptes.any_in(first, last)
     if last - first < 2 or not comes_at_once or not is_new:
         return first

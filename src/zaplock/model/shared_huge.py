@@ -44,12 +44,15 @@ IN_MEMORY = ("shmem", KIND)
 
 ORDER = 9
 """Of a folio that one entry can map."""
+MAPPED = ("all", "unnamed", "none")
+"""Of which files a fault maps all of a folio by small entries, by the figure "maps_single"."""
 
 
-def new_huge_page(m: Machine, task: Task) -> int:
-    """Allocate a huge page for a file in memory; return its first frame."""
-    first = alloc_frames(m, task, "shmem", PAGES_PER_PMD, align=PAGES_PER_PMD)
-    m.frames.set(first, first + PAGES_PER_PMD, Frame("shmem", 1, 0, order=ORDER))
+def new_folio(m: Machine, task: Task, order: int = ORDER) -> int:
+    """Allocate a folio of 2 ** order pages for a file in memory; return its first frame."""
+    pages = 1 << order
+    first = alloc_frames(m, task, "shmem", pages, align=pages)
+    m.frames.set(first, first + pages, Frame("shmem", 1, 0, order=order))
     return first
 
 
@@ -77,9 +80,10 @@ def map_huge(m: Machine, task: Task, vma: Vma, vpn: int, pfn: int, pte: Pte) -> 
     space, low = m.mm(vma.mm), vpn - vpn % PAGES_PER_PMD
     if order_at(m, pfn) != ORDER or not fits(vma, vpn << PAGE_SHIFT):
         return False
-    if vma.flags & VM_NOHUGEPAGE or space.tables[1].at(low // PAGES_PER_PMD) is not None:
+    if space.tables[1].at(low // PAGES_PER_PMD) is not None:
         return False
-    if space.count("thp_disable") == 1:  # 2: it is there already, so it is mapped
+    disabled = space.count("thp_disable") == 1  # 2: it is there already, so it is mapped
+    if (disabled or vma.flags & VM_NOHUGEPAGE) and not m.globals.get("maps_disabled", 0):
         return False
     alloc_tables(m, task, space, low, low + PAGES_PER_PMD, 2)
     first = pfn - pfn % PAGES_PER_PMD
@@ -107,6 +111,9 @@ def range_to_map(m: Machine, vma: Vma, vpn: int, pfn: int) -> tuple[int, int]:
     It can where nothing of that is mapped yet and no userfaultfd watches (finish_fault).
     """
     first, last = whole_folio(m, vma, vpn, pfn)
+    single = m.globals.get("maps_single", 0)
+    if single == 2 or (single == 1 and m.files[vma.file].named):
+        return vpn, vpn + 1
     if vma.flags & VM_UFFD_FLAGS or m.mm(vma.mm).ptes.any_in(first, last):
         return vpn, vpn + 1
     return first, last

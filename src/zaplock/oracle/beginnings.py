@@ -66,6 +66,27 @@ def _huge_of_file(d: Draw) -> tuple[Op, ...]:
     return (*mapped, *watched) if d.chance(50) else (*mapped, *collapsed, *watched)
 
 
+def _huge_by_faults(d: Draw) -> tuple[Op, ...]:
+    """Map a file that may have huge pages, mostly where they fit, and use a page or two of it."""
+    slot, flags = d.huge_slot(), d.random.choice((0x11, 0x11, 0x11, 0x12))
+    advises = d.chance(80 if d.theme == "shmem-advise" else 40)
+    if d.theme == "shmem-advise" and d.chance(60):
+        slot, flags = ops.NO_FILE, 0x31
+    at = HUGE_WINDOW + PAGE * d.random.choice((0, 0, 0, 0, 1, 16, 500))
+    where = HUGE_WINDOW + PMD * d.random.randrange(3) + PAGE * d.random.choice((0, 1, 20, 511))
+    offset = d.random.choice((0, 0, 0, PMD, PAGE)) if slot != ops.NO_FILE else 0
+    made = [Op("mmap", (at, 3 * PMD, 3, flags, slot, offset))]
+    if slot in (0, 1):
+        made.append(Op("ftruncate", (slot, 4 * PMD - PAGE * d.random.choice((0, 0, 7, 600)))))
+    if advises:
+        made.append(Op("madvise", (HUGE_WINDOW, 3 * PMD, advice.MADV_HUGEPAGE)))
+    if d.watches:
+        mode = d.random.choice((1, 4, 5)) | 2 * d.protects * d.chance(80)
+        made.append(Op("uffd_register", (where & -PMD, PMD, mode)))
+    made.append(Op(d.random.choice(("load", "store")), (where,)))
+    return tuple(made)
+
+
 def beginning(d: Draw) -> tuple[Op, ...]:
     """Make what three in four sequences of a theme begin with."""
     if d.theme == "uffd-huge":
@@ -74,6 +95,8 @@ def beginning(d: Draw) -> tuple[Op, ...]:
         return _HUGE_TO_MERGE
     if d.theme == "collapse-file":
         return _huge_of_file(d)
+    if d.makes_shared_huge:
+        return _huge_by_faults(d)
     if d.is_huge:
         return _HUGE_PAGES
     if d.theme == "uffd-move" or (d.theme == "swap" and d.chance(30)):

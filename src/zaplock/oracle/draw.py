@@ -10,7 +10,9 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.themes import (
+    COLLAPSING,
     NEAR_THEMES,
+    OF_SHARED_HUGE,
     PAGING_OUT,
     SOMETIMES_WATCHED,
     WATCHERS,
@@ -33,6 +35,9 @@ _WILD = (
     (1 << 64) - PAGE, (1 << 64) - 1, 0x1234_5678_9000_0000, 0xFFFF_8880_0000_0000,
 )  # fmt: skip
 _WILD_LENGTHS = (0, 1, PAGE - 1, 1 << 30, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1, 1 << 63)
+
+_OFF_TMPFS = (*PAGING_OUT, "references", "group", "ksm", "lazyfree")
+"""Themes about what the model does not tell of larger folios."""
 
 Merging = Literal["", "pages", "processes", "few", "huge"]
 """What a sequence of the theme "ksm" is about, since not all goes together: "pages" of one process,
@@ -98,7 +103,8 @@ class Draw:
     def is_huge(self) -> bool:
         """Whether it works on huge pages too."""
         return (
-            self.theme in ("huge", "collapse", "collapse-file", "process", "uffd-huge")
+            self.theme in ("huge", "process", "uffd-huge")
+            or self.theme in COLLAPSING
             or self.huge_too
             or self.merges == "huge"
         )
@@ -196,11 +202,29 @@ class Draw:
 
     def slot(self) -> int:
         """Choose a file."""
+        percent = 85 if self.makes_shared_huge else 15 * self._meets_tmpfs
+        if percent and self.chance(percent):
+            return self.huge_slot()
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
         keeps_off = self.removes or self.pages_out or self.theme in ("references", "group")
         return 0 if slot == ops.DISK_SLOT and keeps_off else slot
+
+    @property
+    def makes_shared_huge(self) -> bool:
+        """Whether its theme is about huge pages that faults make of files in memory."""
+        return self.theme in OF_SHARED_HUGE
+
+    def huge_slot(self) -> int:
+        """Choose a file that may have huge pages by faults."""
+        on_mounts = "shmem-huge" in self.scope.themes and self.theme != "shmem-advise"
+        return self.random.choice(tuple(ops.TMPFS_FILES) if on_mounts else (0, 0, 1))
+
+    @property
+    def _meets_tmpfs(self) -> bool:
+        """Whether a sequence of another theme also has files on mounts of tmpfs."""
+        return "shmem-huge" in self.scope.themes and self.theme not in _OFF_TMPFS
 
     def memory_slot(self) -> int:
         """Choose a file that is not on a disk: what is written there waits for the disk."""
@@ -213,6 +237,9 @@ class Draw:
 
     def offset(self) -> int:
         """Choose an offset into a file: mostly inside it."""
+        if self.makes_shared_huge and self.chance(70):
+            near = self.random.choice((0, 0, 0, 1, 2, 5, 16, 60, 505, 511))
+            return PMD * self.random.choice((0, 0, 1, 1, 2, 3)) + PAGE * near
         if self.chance(3):
             return self.random.choice((1, 0x800, (1 << 63) - PAGE, (1 << 64) - PAGE, 1 << 44))
         return PAGE * self.random.choice((0, 0, 0, 1, 2, 3, 5, 8, 12, 15, 20))

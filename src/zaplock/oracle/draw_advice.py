@@ -38,6 +38,11 @@ def _advice(d: Draw) -> int:
         return d.random.choice((*[advice.MADV_MERGEABLE] * 4, undoes, undoes, 23, 23, 4, *huge))
     if d.theme == "collapse-file" and d.chance(70):
         return d.random.choice((*[advice.MADV_COLLAPSE] * 6, 4, 9 if d.removes else 4, 15, 22, 23))
+    if d.makes_shared_huge and d.chance(75):
+        return d.random.choice((
+            *[advice.MADV_HUGEPAGE] * 3, *[advice.MADV_NOHUGEPAGE] * 2, 4, 4, 22, 23, 23, 20, 25,
+            *[advice.MADV_REMOVE if d.removes else 4] * 3,
+        ))  # fmt: skip
     if d.theme == "collapse" and d.chance(70):
         return d.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if d.is_huge and d.chance(60):

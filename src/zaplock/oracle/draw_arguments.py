@@ -36,9 +36,11 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
         start = Ref(0, PAGE * d.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * d.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
     with_files = d.theme in ("file", "memfd", "collapse-file") or d.pages_out
-    anonymous = d.theme == "collapse" or d.chance(40 if with_files else 75)
+    percent = 15 if d.theme == "shmem-huge" else 40 if with_files or d.makes_shared_huge else 75
+    anonymous = d.theme == "collapse" or d.chance(percent)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if d.theme == "collapse" else kind
+    kind = _SHARED if anonymous and d.theme == "shmem-advise" and d.chance(60) else kind
     if d.chance(3):
         kind = d.random.choice((0, _VALIDATE, DROPPABLE, 4))
     if kind == DROPPABLE and (DROPPABLE not in d.scope.mmap_flags or d.theme == "group"):
@@ -66,6 +68,10 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     if d.theme == "collapse-file" and d.chance(80):
         flags, offset = flags | (kind & _PRIVATE and d.chance(50)), d.random.choice((0, 0, 0, PMD))
         length = PMD * d.random.randint(1, 3)
+    if d.makes_shared_huge and d.chance(80):
+        flags |= kind & _PRIVATE and d.chance(60)
+        offset = d.random.choice((0, 0, 0, PMD, 2 * PMD, PAGE, PMD - PAGE, 64 * PAGE))
+        length = PMD * d.random.randint(1, 3) + PAGE * d.random.choice((0, 0, 0, 1, -1, 40, -100))
     if d.theme == "hugetlb" and not kind & _SHARED:
         offset = 0  # beyond it, what may not be written is SIGBUS, which the model does not have
     return address, length, d.prot(), flags, slot, offset
@@ -117,6 +123,18 @@ def _brk(d: Draw) -> tuple[Argument, ...]:
     return (d.address(),)
 
 
+def _ftruncate(d: Draw) -> tuple[Argument, ...]:
+    part = d.random.randrange(PAGE) if d.chance(20) else 0
+    if d.makes_shared_huge and d.chance(85):
+        pages = d.random.choice((0, 0, 0, 1, 3, 16, 37, 200, 256, 500, 511))
+        size = PMD * d.random.choice((0, 1, 1, 2, 2, 3, 4)) + PAGE * pages
+        return d.huge_slot(), size + part
+    slot = d.random.choice(  # disk: see fidelity.md
+        (0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.READ_ONLY_SLOT, ops.BAD_FILE)
+    )
+    return slot, PAGE * d.random.randrange(20) + part
+
+
 def _setrlimit(d: Draw) -> tuple[Argument, ...]:
     resource = d.random.choice((ops.RLIMIT_AS, ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK,
                                 ops.RLIMIT_DATA, ops.RLIMIT_STACK))  # fmt: skip
@@ -148,12 +166,7 @@ MAKERS: dict[str, Maker] = {
         d.random.choice((0, 0x10000)),
     ),
     "mseal": lambda d: (*any_range(d), d.random.choice((0, 0, 0, 0, 1))),
-    "ftruncate": lambda d: (
-        d.random.choice(
-            (0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.READ_ONLY_SLOT, ops.BAD_FILE)
-        ),  # disk: see fidelity.md
-        PAGE * d.random.randrange(20) + (d.random.randrange(PAGE) if d.chance(20) else 0),
-    ),
+    "ftruncate": _ftruncate,
     "set_mdwe": lambda d: (d.random.choice((0, 1, 1, 1, 3, 2, 4)),),
     "set_thp_disable": lambda d: (
         d.random.choice((0, 0, 1, 1, 1, 7)), d.flags_of((0, 0, 2), (1, 3, 4, 1 << 32)),
@@ -222,6 +235,11 @@ _HUGETLBFS = {
     "munlock": 1, "mincore": 1, "fork": 3, "into_child": 2, "msync": 1,
     "mseal": 1,
 }  # fmt: skip
+_SHMEM_HUGE = {
+    **_COMMON, "madvise": 30, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1, "ftruncate": 6,
+    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1,
+    "add_seals": 1, **_WATCHING,
+}  # fmt: skip
 WEIGHTS: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
     "advice": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 4, "fork": 2},
@@ -277,6 +295,8 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "collapse-file": {**_COMMON, "madvise": 40, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1,
                       "ftruncate": 4, "pread": 2, "pwrite": 3, "process_vm_writev": 2,
                       **_WATCHING},
+    "shmem-huge": _SHMEM_HUGE,
+    "shmem-advise": _SHMEM_HUGE,
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "gigantic": _GIGANTIC,

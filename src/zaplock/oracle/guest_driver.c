@@ -142,6 +142,25 @@ static void mount_share(char **argv, int number)
 	close(fd);
 }
 
+/* Mount tmpfs number `number` with the huge= that the command line has; its root follows those of hugetlbfs. */
+static void mount_tmpfs(int number)
+{
+	static const char *const policies[] = {"never", "always", "within_size", "advise"};
+	char path[] = "/tmpfs0", name[16], data[64];
+	int fd, number_kept = kept + 1 + shares + number;
+
+	path[6] += number;
+	snprintf(name, sizeof(name), "huge%d", number);
+	snprintf(data, sizeof(data), "size=600M,huge=%s", policies[option_of(options, name) & 3]);
+	mkdir(path, 0755);
+	if (mount("tmpfs", path, "tmpfs", 0, data))
+		die("cannot mount tmpfs with %s", data);
+	fd = open(path, O_RDONLY | O_DIRECTORY);
+	if (fd < 0 || dup2(fd, number_kept) < 0)
+		die("cannot open %s", path);
+	close(fd);
+}
+
 /* Lay the ring and the mounts anew and start a bare process; it is ready for a program at once. */
 static void start(void)
 {
@@ -327,7 +346,7 @@ static void set_swap(char **argv)
 static void set_up(char **argv)
 {
 	struct stat st;
-	int fd;
+	int fd, mounted;
 
 	guest_boot();
 	mkdir("/dev", 0755);
@@ -349,6 +368,9 @@ static void set_up(char **argv)
 	boot_at = option_of(argv, "boot"), kept = option_of(argv, "kept");
 	shares = option_of(argv, "shares"), options = argv;
 	set_ksm(argv);
+	set_files(argv, "thp:", "/sys/kernel/mm/transparent_hugepage");
+	for (mounted = option_of(argv, "tmpfs"); mounted--;)
+		mount_tmpfs(mounted);
 	set_group(argv);
 	set_swap(argv);
 	fd = open("/disk", O_RDWR | O_CREAT, 0600);

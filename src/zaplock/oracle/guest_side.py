@@ -19,7 +19,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +32,8 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
-from zaplock.oracle import memory_group, ops, ring, stub, swap_file
+from zaplock.model.shared_folios import POLICIES
+from zaplock.oracle import memory_group, ops, ring, shmem_setting, stub, swap_file
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.draw_arguments import TO_WATCHED
@@ -152,12 +153,11 @@ class GuestProcess:
 class GuestSide(RealSide):
     """Run sequences on a guest's kernel."""
 
-    def __init__(self, guest: qemu.LiveGuest, mounts: int = 0, group_pages: int = 0) -> None:
-        """Wait for the guest, which has so many mounts of hugetlbfs, and find out about it.
-
-        `group_pages`: what the memory cgroup of the bare process may charge, 0 without one.
-        """
-        kept = tuple(range(_KEPT, _KEPT + 1 + mounts))
+    def __init__(self, guest: qemu.LiveGuest, themes: Collection[str] = ()) -> None:
+        """Wait for the guest, which has what some themes need, and find out about it."""
+        mounts = len(ops.MOUNTS) if "hugetlbfs" in themes else 0
+        tmpfs = len(ops.TMPFS_MOUNTS) if "shmem-huge" in themes else 0
+        kept = tuple(range(_KEPT, _KEPT + 1 + mounts + tmpfs))
         self._guest_process = GuestProcess(guest, kept)
         self._worker = ThreadPoolExecutor(1)  # one after the other, whoever asks
         self._begun: tuple[Sequence[Op], Future[list[OracleStep]]] | None = None
@@ -175,7 +175,8 @@ class GuestSide(RealSide):
         self._names = self._names._replace(
             max_map_count=max_map_count,
             cpu=-1 if swaps else 0,  # as on the host; it has no other
-            mounts=kept[1:],
+            mounts=kept[1 : 1 + mounts],
+            tmpfs=kept[1 + mounts :],
             settles=swaps,
         )
         self.hidden = hidden_by(self.release)
@@ -192,11 +193,14 @@ class GuestSide(RealSide):
                 for resource in LIMITED
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
-            group_pages=group_pages,
+            group_pages=memory_group.LIMIT >> 12 if "group" in themes else 0,
             filled_pages=memory_group.filled_pages(int(facts["swap_pages"])),
             kills_all=True,
             has_mounts=mounts > 0,
             huge_faults=1,  # as guest_driver.c sets it
+            shared_huge=POLICIES.index(
+                shmem_setting.VALUE if "shmem-advise" in themes else "never"
+            ),
             shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
@@ -258,16 +262,20 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
 
     For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
     for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup, for
-    "swap" a disk to swap to.
+    "swap" a disk to swap to, for "shmem-huge" mounts of tmpfs with huge=, and for "shmem-advise"
+    shmem_enabled set.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
+    tmpfs = ops.TMPFS_MOUNTS if "shmem-huge" in themes else ()
     swaps = "swap" in themes
     words = {
         "ring": ring.RING, "ring_size": ring.RING_SIZE, "go": ring.GO, "done": ring.DONE,
         "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT, "shares": len(mounts),
-        "swap": int(swaps),
+        "swap": int(swaps), "tmpfs": len(tmpfs),
     }  # fmt: skip
+    for number, huge in enumerate(tmpfs):
+        words[f"huge{number}"] = POLICIES.index(huge)
     for number, share in enumerate(mounts):
         words[f"most{number}"] = share.most * f.PMD_SIZE % _WORD
         words[f"least{number}"] = share.least * f.PMD_SIZE % _WORD
@@ -275,7 +283,11 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     if "gigantic" in themes:
         pool = (*_pages("1G", GIGANTIC_PAGES), *_pages("2M", PAGES))
     arguments = [f"{name}={value:#x}" for name, value in words.items()]
-    files = {"ksm": {"ksm": SETTINGS}, "group": memory_group.IN_GUESTS}
+    files: dict[str, Mapping[str, Mapping[str, object]]] = {
+        "ksm": {"ksm": SETTINGS},
+        "group": memory_group.IN_GUESTS,
+        "shmem-advise": {"thp": {shmem_setting.SETTING.name: shmem_setting.VALUE}},
+    }
     for theme in files.keys() & set(themes):
         for prefix, settings in files[theme].items():
             arguments += [f"{prefix}:{name}={value}" for name, value in settings.items()]
@@ -290,7 +302,7 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     )  # fmt: skip
     kernel = kernels.find(spec)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
-        side = GuestSide(guest, len(mounts), memory_group.LIMIT >> 12 if "group" in themes else 0)
+        side = GuestSide(guest, themes)
         try:
             yield side
         finally:
@@ -373,11 +385,12 @@ def _without_merged(vma: ObservedVma) -> ObservedVma:
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
     """Leave huge pages out of a VMA's figures if it allows no access."""
     figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
-    huge = figures["AnonHugePages"]
-    if not huge or not vma.perms.startswith("---"):
+    if not vma.perms.startswith("---"):
         return vma
-    for name in ("Rss", "Anonymous", "AnonHugePages", "Locked"):
-        figures[name] -= min(huge, figures[name])
+    for kind in ("AnonHugePages", "ShmemPmdMapped"):
+        huge = figures[kind]
+        for name in ("Rss", "Locked", kind, *(("Anonymous",) if kind == "AnonHugePages" else ())):
+            figures[name] -= min(huge, figures[name])
     return vma._replace(figures=tuple(figures.values()))
 
 

@@ -1,14 +1,11 @@
 """Mounts of hugetlbfs with shares of the pool (size=, min_size=) that nobody else sees.
 
-A mount is made with fsopen and fsmount (Linux 5.2) and never attached anywhere: it is a descriptor,
-which the bare process has too, and goes with the last of them. So no namespace is needed, and
-whatever ends a run gives it all back. Each bare process has mounts of its own.
+A mount is never attached anywhere (detached_mounts): it is a descriptor, which the bare process has
+too, and goes with the last of them. Each bare process has mounts of its own.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +13,9 @@ from contextlib import contextmanager
 from zaplock.errors import UserError
 from zaplock.oracle import ops
 from zaplock.oracle.bare_process import check_root
+from zaplock.oracle.detached_mounts import mount
 from zaplock.oracle.huge_pool import SIZE, huge_pages
 
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
-_CLOEXEC, _SET_STRING, _CREATE = 1, 1, 6
-_LOWEST = 64  # none of the small descriptors that a bare process uses itself
 _lent: list[bool] = []
 
 
@@ -57,16 +52,16 @@ class HugeMounts:
 
     def lacking(self) -> str:
         """Say how many pages of a mount are in use, which has no files; "" where none are."""
-        for number, (mount, share) in enumerate(zip(self.descriptors, ops.MOUNTS, strict=True)):
-            used = share.most - os.fstatvfs(mount).f_bfree if share.most >= 0 else 0
+        for number, (root, share) in enumerate(zip(self.descriptors, ops.MOUNTS, strict=True)):
+            used = share.most - os.fstatvfs(root).f_bfree if share.most >= 0 else 0
             if used:
                 return f"{used} of {share.most} huge pages of mount {number}"
         return ""
 
     def close(self) -> None:
         """Let go of them."""
-        for mount in self.descriptors:
-            os.close(mount)
+        for root in self.descriptors:
+            os.close(root)
 
 
 def _mount(share: ops.Share) -> int:
@@ -76,24 +71,4 @@ def _mount(share: ops.Share) -> int:
         options["size"] = share.most * SIZE
     if share.least >= 0:
         options["min_size"] = share.least * SIZE
-    context = _call(_FSOPEN, b"hugetlbfs", _CLOEXEC)
-    try:
-        for name, value in options.items():
-            _call(_FSCONFIG, context, _SET_STRING, name.encode(), str(value).encode(), 0)
-        _call(_FSCONFIG, context, _CREATE, None, None, 0)
-        low = _call(_FSMOUNT, context, _CLOEXEC, 0)
-    finally:
-        os.close(context)
-    try:
-        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
-    finally:
-        os.close(low)
-
-
-def _call(number: int, *arguments: int | bytes | None) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    passed = (ctypes.c_long(one) if isinstance(one, int) else one for one in arguments)
-    result = int(libc.syscall(ctypes.c_long(number), *passed))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
+    return mount("hugetlbfs", {name: str(value) for name, value in options.items()})

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.model.shared_folios import POLICIES
 
 MM = Path("/sys/kernel/mm")
 VM = Path("/proc/sys/vm")
@@ -84,12 +85,18 @@ def huge_faults(folder: Path = MM / "transparent_hugepage") -> int:
     return 0
 
 
+def shared_huge(folder: Path = MM / "transparent_hugepage") -> int:
+    """Return which of POLICIES shmem_enabled is, "never" where a kernel has no such pages."""
+    path = folder / "shmem_enabled"
+    return POLICIES.index(_value(str(path))) if path.exists() else 0
+
+
 def check_settings(folder: Path = MM / "transparent_hugepage") -> None:
     """Raise UserError where huge pages are made in a way that the model does not know."""
-    wanted = {folder / "use_zero_page": ("1",), folder / "shmem_enabled": ("never", "deny")}
+    wanted: dict[Path, tuple[str, ...]] = {folder / "use_zero_page": ("1",)}
     for size in folder.glob("hugepages-*"):
         is_whole = size.name == _PMD_SIZES
-        wanted[size / "shmem_enabled"] = ("inherit", "never") if is_whole else ("never",)
+        wanted[size / "shmem_enabled"] = ("inherit",) if is_whole else ("never",)
         wanted[size / "enabled"] = ("inherit", *HUGE_FAULTS) if is_whole else ("never",)
     for path, known in sorted(wanted.items()):
         if path.exists() and (value := _value(str(path))) not in known:

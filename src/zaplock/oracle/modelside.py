@@ -15,6 +15,8 @@ from typing import Any
 
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import LockCall
+from zaplock.model.shared_folios import FOLIOS
+from zaplock.model.shared_huge import MAPPED
 from zaplock.oracle import ops
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import (
@@ -88,6 +90,12 @@ class ModelSide:
             world.machine.globals.put("one_by_one", 1)
         if not self.design.cuts_folios_in_halves:
             world.machine.globals.put("cuts_evenly", 1)
+        world.machine.globals.put("shmem_folios", FOLIOS.index(self.design.shmem_folios))
+        world.machine.globals.put("maps_single", MAPPED.index(self.design.maps_whole_folios))
+        if not self.design.huge_maps_ask:
+            world.machine.globals.put("maps_disabled", 1)
+        if not self.design.folios_need_room:
+            world.machine.globals.put("shmem_anywhere", 1)
         world.view.shows_references = references
         world.view.untouched = untouched
         world.view.shows_lazyfree = self.environment.shows_lazyfree and ops.shows_lazyfree(sequence)

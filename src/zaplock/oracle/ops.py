@@ -132,6 +132,32 @@ class Share(NamedTuple):
 MOUNTS = (Share(4, -1), Share(6, 2), Share(-1, 3))
 MOUNT_OF = {7: 0, 8: 0, 9: 1, 10: 2}
 """By slot: in which of MOUNTS a file is, whose share of the pool it has with all files there."""
+
+
+class TmpfsFile(NamedTuple):
+    """A file on a mount of tmpfs with huge pages: which mount, and bytes that it has at first.
+
+    named: it keeps its name, which changes what its faults make (model.shared_folios).
+    """
+
+    name: str
+    huge: str
+    named: bool
+    size: int
+
+
+TMPFS_FILES = {
+    11: TmpfsFile("always", "always", False, 4 << 21),
+    12: TmpfsFile("named", "always", True, (3 << 21) + (20 << 12)),
+    13: TmpfsFile("within", "within_size", False, (2 << 21) + (5 << 12)),
+    14: TmpfsFile("bounded", "within_size", True, (1 << 21) + (37 << 12)),
+    15: TmpfsFile("advised", "advise", False, 4 << 21),
+}
+"""By slot: files of zeros at first, none of which is there."""
+TMPFS_MOUNTS = ("always", "within_size", "advise")
+"""The huge= of each mount."""
+TMPFS_SIZE = 1 << 30
+"""What the files of a mount may have, in bytes: more than a sequence uses."""
 DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
 SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
@@ -142,7 +168,7 @@ LIMITED = (RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS)
 
 def is_slot(file: int) -> bool:
     """Return whether there is a file in a slot."""
-    return 0 <= file < len(FILES) or file in HUGE_FILES
+    return 0 <= file < len(FILES) or file in HUGE_FILES or file in TMPFS_FILES
 
 
 TAKES_FILE = {
@@ -341,6 +367,7 @@ class Environment:
     where one is.
     shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
+    shared_huge: which shared memory gets huge pages (machine_settings.shared_huge).
     huge_faults: which mappings get huge pages by faults (machine_settings.HUGE_FAULTS): 0 none,
     1 advised ones, 2 all.
     """
@@ -364,6 +391,7 @@ class Environment:
     kills_all: bool
     has_mounts: bool
     huge_faults: int
+    shared_huge: int
     shows_peak: bool
     has_keys: bool
     poison_code: int

@@ -10,7 +10,7 @@ from zaplock.oracle.composed_calls import COMPOSED, crowd
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.program_builder import WORD_MASK, Builder, with_refs
 from zaplock.oracle.program_forks import fill_group, fork, into_child
-from zaplock.oracle.program_setup import HUGE_FILE_FDS, ProgramNames
+from zaplock.oracle.program_setup import HUGE_FILE_FDS, TMPFS_FILE_FDS, ProgramNames
 
 MAX_SEEN = ring.SCRATCH_SIZE  # pages of mincore's vector
 
@@ -138,6 +138,8 @@ def _descriptor(slot: int | Ref) -> int:
     assert isinstance(slot, int), slot
     if slot in ops.HUGE_FILES:
         return HUGE_FILE_FDS + slot
+    if slot in ops.TMPFS_FILES:
+        return TMPFS_FILE_FDS + slot
     return slot & WORD_MASK if slot < 0 else ring.FIRST_FILE_FD + slot
 
 

@@ -26,6 +26,7 @@ UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 RING_FD = PID_FD + 1
 HUGE_FILE_FDS = 47  # and the slot
+TMPFS_FILE_FDS = 80  # and the slot: beyond the mounts
 KSM_ZERO_PAGES_FD, KSM_MOST_FD, MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = range(58, 64)
 
 
@@ -41,7 +42,8 @@ class KsmNames(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
-    `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS.
+    `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS,
+    `tmpfs`: of ops.TMPFS_MOUNTS.
     `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
     file by which a process joins the group of `fill_group`. `cpu`: where a
     sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
@@ -56,6 +58,7 @@ class ProgramNames(NamedTuple):
     max_map_count: int
     huge_files: dict[int, int]
     mounts: tuple[int, ...] = ()
+    tmpfs: tuple[int, ...] = ()
     cpu: int = -1
     settles: bool = False
 
@@ -79,6 +82,8 @@ def begin(
             build_into.add(_KEEP_NUMBER)
     for slot in sorted(filled & ops.HUGE_FILES.keys()):
         _open_huge(build_into, slot, names)
+    for slot in sorted(filled & ops.TMPFS_FILES.keys()):
+        _open_on_tmpfs(build_into, slot, names)
     if used & {"shmat", "shmdt"}:
         size = ops.SEGMENT_PAGES * ring.PAGE
         build_into.segment = build_into.add(ring.call("shmget", _IPC_PRIVATE, size, 0o700))
@@ -126,6 +131,19 @@ def _open_huge(b: Builder, slot: int, names: ProgramNames) -> None:
         flags = _MFD_HUGETLB | ops.HUGE_FILES[slot][1].bit_length() - 1 << MAP_HUGE_SHIFT
         opened = b.add(ring.call("memfd_create", name, flags))
     _number_as(b, opened, HUGE_FILE_FDS + slot)
+
+
+def _open_on_tmpfs(b: Builder, slot: int, names: ProgramNames) -> None:
+    """Append what makes a file on a mount of tmpfs; what an earlier sequence left there goes."""
+    file, name = ops.TMPFS_FILES[slot], names.huge_files[slot]
+    mount = names.tmpfs[ops.TMPFS_MOUNTS.index(file.huge)] if names.tmpfs else -1
+    if file.named:
+        b.add(ring.call("unlinkat", mount, name, 0))
+    opened = b.add(ring.call("openat", mount, name, _RDWR | _CREAT | _EXCL, 0o600))
+    if not file.named:
+        b.add(ring.call("unlinkat", mount, name, 0))
+    _number_as(b, opened, TMPFS_FILE_FDS + slot)
+    b.add(ring.call("ftruncate", TMPFS_FILE_FDS + slot, file.size))
 
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:

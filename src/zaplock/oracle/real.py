@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
-from zaplock.oracle import huge_mounts, machine_settings, memory_group, ops, program, ring, stub
+from zaplock.oracle import (
+    huge_mounts,
+    machine_settings,
+    memory_group,
+    ops,
+    program,
+    ring,
+    stub,
+    tmpfs_mounts,
+)
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.huge_mounts import HugeMounts
@@ -23,6 +32,7 @@ from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promise
 from zaplock.oracle.program_setup import KsmNames, ProgramNames
 from zaplock.oracle.surroundings import MachineWatch
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
+from zaplock.oracle.tmpfs_mounts import TmpfsMounts
 from zaplock.scratch import Scratch
 
 
@@ -42,6 +52,7 @@ class ProcessFacts(NamedTuple):
     kills_all: bool
     has_mounts: bool
     huge_faults: int
+    shared_huge: int
     shows_peak: bool
     has_keys: bool
 
@@ -82,9 +93,11 @@ class RealSide:
 
     def _start(self) -> None:
         self._mounts = HugeMounts() if huge_mounts.are_lent() else None
+        self._tmpfs = TmpfsMounts() if tmpfs_mounts.are_lent() else None
         mounts = self._mounts.descriptors if self._mounts else ()
-        self._names = self._names._replace(mounts=mounts)
-        self._child = BareProcess(self._disk, *mounts)
+        tmpfs = self._tmpfs.descriptors if self._tmpfs else ()
+        self._names = self._names._replace(mounts=mounts, tmpfs=tmpfs)
+        self._child = BareProcess(self._disk, *mounts, *tmpfs)
         self._child.write(ring.FILE_STRINGS, self._strings)
         if group := memory_group.joined():
             (group / "cgroup.procs").write_text(str(self._child.pid))
@@ -104,6 +117,7 @@ class RealSide:
             kills_all=memory_group.kills_all(),
             has_mounts=self._mounts is not None,
             huge_faults=machine_settings.huge_faults(),
+            shared_huge=machine_settings.shared_huge(),
             shows_peak=True,
             has_keys=_has_keys(),
         )
@@ -236,6 +250,7 @@ class RealSide:
             raise Lost(f"with all files gone, {lack} are still in use: the kernel has lost them")
 
     _mounts: HugeMounts | None = None
+    _tmpfs: TmpfsMounts | None = None
     _begins = False
 
     def restart(self) -> None:
@@ -264,6 +279,9 @@ class RealSide:
         if self._mounts:
             self._mounts.close()
             self._mounts = None
+        if self._tmpfs:
+            self._tmpfs.close()
+            self._tmpfs = None
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
@@ -324,7 +342,7 @@ def file_names(disk: int, max_map_count: int, filled: str) -> tuple[ProgramNames
             "ksm_scans": f"{KSM}/full_scans",
             "ksm_zero_pages": f"{KSM}/use_zero_pages",
             "ksm_most": f"{KSM}/max_page_sharing",
-            **{name: name for name, _ in ops.HUGE_FILES.values()},
+            **{name: name for name in _huge_names().values()},
         },
         ring.FILE_STRINGS,
     )
@@ -336,8 +354,14 @@ def file_names(disk: int, max_map_count: int, filled: str) -> tuple[ProgramNames
         where["filled_group"],
         KsmNames(*(where[f"ksm_{name}"] for name in KsmNames._fields)),
         max_map_count,
-        {slot: where[name] for slot, (name, _) in ops.HUGE_FILES.items()},
+        {slot: where[name] for slot, name in _huge_names().items()},
     ), data
+
+
+def _huge_names() -> dict[int, str]:
+    """Return the names of the files that have huge pages, by slot."""
+    of_tmpfs = {slot: file.name for slot, file in ops.TMPFS_FILES.items()}
+    return {slot: name for slot, (name, _) in ops.HUGE_FILES.items()} | of_tmpfs
 
 
 _new = tuple.__new__

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zaplock.oracle import ring
-from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.ops import FILES, TAKES_FILE, Argument, Op, Ref
 
 Fails = Callable[[tuple[Op, ...]], bool]
 _MASK = (1 << 64) - 1
@@ -81,7 +81,8 @@ def _simpler(sequence: tuple[Op, ...], fails: Fails) -> tuple[Op, ...]:
         for k, value in enumerate(op.args):
             if isinstance(value, Ref) or op.name in ("load", "store"):
                 continue  # where in a page an access lies is no matter of taste
-            for candidate in _plainer(value):
+            is_file = TAKES_FILE.get(op.name) == k  # others may be on mounts that nobody has lent
+            for candidate in (c for c in _plainer(value) if not is_file or c < len(FILES)):
                 changed = list(sequence[index].args)
                 changed[k] = candidate
                 trial = (*sequence[:index], Op(op.name, tuple(changed)), *sequence[index + 1 :])

@@ -11,7 +11,7 @@ import msgspec
 from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model import huge_pool, references
-from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
+from zaplock.model.files import SEAL_SEAL, cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Mm, Pte, ResourceLimits, change_limits, unmapped_base
@@ -89,6 +89,7 @@ class World:
                 )
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("thp", environment.huge_faults)
+        self.machine.globals.put("shmem", environment.shared_huge)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         swaps = not environment.group_pages  # that group may have nothing in swap
         self.machine.globals.put("swap_free", environment.swap_pages if swaps else 0)
@@ -125,8 +126,14 @@ class World:
         if slot in ops.HUGE_FILES:
             name, huge_size = ops.HUGE_FILES[slot]
             share = ops.MOUNT_OF[slot] + 1 if slot in ops.MOUNT_OF else 0
-            more = {"huge_size": huge_size, "subpool": share}
+            more: dict[str, object] = {"huge_size": huge_size, "subpool": share}
             new_file(self.machine, slot + 1, "hugetlb", 0, name, **more)
+            return
+        if slot in ops.TMPFS_FILES:
+            made = ops.TMPFS_FILES[slot]
+            more = {"huge": made.huge, "named": made.named, "seals": SEAL_SEAL}
+            more |= {"charged_by_page": True}
+            new_file(self.machine, slot + 1, "shmem", made.size, made.name, **more)
             return
         name = ops.FILES[slot]
         kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")

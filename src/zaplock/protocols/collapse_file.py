@@ -4,8 +4,9 @@ Both without the mmap_lock first: the pages of 2 MiB are unmapped wherever they 
 replaced in the cache, holes filled; whoever faults meanwhile waits for a page. Where a mapping has
 nothing of its own in these 2 MiB, its page table goes, so that its next fault can map the huge page
 by one entry. Then this mapping does so at once, under the mmap_lock, held for read since 6.6
-(`collapse_maps_shared`). The end of the file is no bound. Where a hole would be filled that a
-userfaultfd waits for, the pages stay small, though unmapped.
+(`collapse_maps_shared`). To 6.5 only this mapping's page table goes (`collapse_retracts_all`), and
+one that has none yet is not mapped. The end of the file is no bound. Where a hole would be filled
+that a userfaultfd waits for, the pages stay small, though unmapped.
 
 Source: mm/khugepaged.c hpage_collapse_scan_file, collapse_file, retract_page_tables,
 collapse_pte_mapped_thp (6.18). Not covered: files of a file system (CONFIG_READ_ONLY_THP_FOR_FS).
@@ -29,14 +30,20 @@ from zaplock.model.flags import (
 from zaplock.model.frames import change_frames
 from zaplock.model.page_fault import stays_writable
 from zaplock.model.pagetable import ABSENT, drop_entries
-from zaplock.model.rwsem import down_read, down_write, up_read, up_write
+from zaplock.model.rwsem import (
+    down_read,
+    down_write,
+    down_write_trylock,
+    up_read,
+    up_write,
+)
 from zaplock.model.shared_huge import (
     KIND,
     ORDER,
     collapsed_entry,
     fits,
     map_huge,
-    new_huge_page,
+    new_folio,
     order_at,
     unmap_pages,
 )
@@ -57,6 +64,8 @@ DONE, FITS, SKIPPED, FAILED, BUSY, PINNED = range(6)
 async def collapse_file(cx: Cx, file: int, pgoff: int, address: int) -> int:
     """Collapse the 2 MiB of a file from page `pgoff` on, mapped at `address`; no lock is held."""
     found = await replace_by_huge_page(file, pgoff)
+    if found == FITS and not cx.design.collapse_retracts_all:
+        return await map_in_its_place(cx, file, pgoff, address)
     if found == FITS:
         await down_read(i_mmap_lock(file))
         await retract_page_tables(file, pgoff, cx.design.guards)
@@ -68,6 +77,52 @@ async def collapse_file(cx: Cx, file: int, pgoff: int, address: int) -> int:
     found = await map_collapsed(cx.mm, address, cx.design.collapse_makes_tables)
     await (up_read if shared else up_write)(cx.mmap_lock)
     return found
+
+
+async def map_in_its_place(cx: Cx, file: int, pgoff: int, address: int) -> int:
+    """Take only this mapping's page table away, and map what is now a huge page (to 6.5)."""
+    await down_write(i_mmap_lock(file))
+    if await down_write_trylock(cx.mmap_lock):
+        found = await retract_own(cx.mm, file, pgoff, address)
+        await up_write(cx.mmap_lock)
+        await up_write(i_mmap_lock(file))
+        return found
+    await up_write(i_mmap_lock(file))
+    await down_write(cx.mmap_lock)
+    found = await map_collapsed(cx.mm, address, cx.design.collapse_makes_tables)
+    await up_write(cx.mmap_lock)
+    return found
+
+
+@step
+def retract_own(m: Machine, task: Task, mm: int, file: int, pgoff: int, address: int) -> int:
+    """Map a huge page of a file in the place of a page table, which goes with what is in it.
+
+    Where there is none, the call goes on if the table above is missing, too, and else ends.
+    """
+    space, first = m.mm(mm), address >> PAGE_SHIFT
+    handle = lookup(m, space, address)
+    vma = vma_of(m, task, handle) if handle else None
+    if (
+        vma is None
+        or vma.file != file
+        or not vma.start <= address
+        or vma.pgoff_of(address) != pgoff
+    ):
+        return FAILED
+    if vma.anon_vma or not fits(vma, address):
+        return FAILED
+    run = space.ptes.at(first)
+    if run is not None and run.kind == KIND:
+        return DONE
+    if space.tables[1].at(first // PAGES_PER_PMD) is None:
+        return SKIPPED if space.tables[2].at(address >> PUD_SHIFT) is None else FAILED
+    if vma.flags & VM_UFFD_WP:
+        return SKIPPED
+    retract(m, space, address)
+    pfn = pgoff + (m.page_cache(file).at(pgoff) or 0)
+    entry = collapsed_entry(m, stays_writable(m, vma, "shmem"))
+    return DONE if map_huge(m, task, vma, first, pfn, entry) else FAILED
 
 
 @step
@@ -97,7 +152,7 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
     if missing and is_waited_for(m, task, file, first, last):
         return BUSY
     charge_pages(m, file, missing)
-    new = new_huge_page(m, task)
+    new = new_folio(m, task)
     for low, high, delta in cached:
         for begin, end, tag in m.content.overlapping(low + delta, high + delta):
             shift = new - first - delta

@@ -152,10 +152,17 @@ class Design:
     collapses_nothing: bool = False
     collapse_needs_writable: bool = True
     collapse_maps_shared: bool = False
+    collapse_retracts_all: bool = False
+    huge_maps_ask: bool = False
     collapse_tells_of_watcher: bool = False
     collapse_makes_tables: bool = False
     maps_folios_around: bool = False
     cuts_folios_in_halves: bool = False
+    shmem_folios: Literal["huge", "by write", "written in any size", "any size"] = "huge"
+    folios_need_room: bool = False
+    cold_sharing: Literal["page", "first page", "address space"] = "page"
+    cold_splits_whole: bool = True
+    maps_whole_folios: Literal["none", "unnamed", "all"] = "none"
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
@@ -184,7 +191,7 @@ class Design:
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
     prefaults_writes: bool = True
-    write_piece: Literal["page", "huge page"] = "page"
+    write_piece: Literal["page", "as its files", "huge page"] = "page"
     seals_devices: bool = False
     replaces_huge_zero: bool = False
     reuses_large: bool = False

@@ -34,6 +34,7 @@ from zaplock.model.flags import (
 from zaplock.model.frames import mark_forked, write_frame
 from zaplock.model.page_fault import is_own, split_entry
 from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.shared_folios import folio_page
 from zaplock.model.step import Task, step
 from zaplock.model.vma import change, lookup, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
@@ -111,12 +112,12 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
         return length
     done = 0
     while done < length:
-        until = min(length, done + left_of_piece(cx, offset + done))
+        until = min(length, done + await left_of_piece(file, offset + done, cx.design.write_piece))
         if cx.design.prefaults_writes and not await fault_in(cx, address + done, until - done):
             return done or -EFAULT
         if await sealed_against(file, offset + until):
             return done or -EPERM
-        await begin_write(file, offset + done >> PAGE_SHIFT)
+        await begin_write(file, offset + done >> PAGE_SHIFT, offset + until)
         tag = await load(cx.mm, address + done)
         if tag == MUST_FAULT:  # not there: nothing was copied, and only then it is faulted in
             await end_write(file, offset + done, 0, 0)
@@ -129,9 +130,14 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
     return done
 
 
-def left_of_piece(cx: Cx, offset: int) -> int:
-    """Return how many bytes from an offset on a write to a file takes at once."""
-    piece = PMD_SIZE if cx.design.write_piece == "huge page" else PAGE_SIZE
+@step
+def left_of_piece(m: Machine, _task: Task, file: int, offset: int, write_piece: str) -> int:
+    """Return how many bytes from an offset on a write to a file takes at once.
+
+    write_piece: the design's, "as its files" where it hangs on whether the mount has huge pages.
+    """
+    huge = m.files[file].huge if write_piece == "as its files" else write_piece == "huge page"
+    piece = PMD_SIZE if huge else PAGE_SIZE
     return piece - offset % piece
 
 
@@ -153,9 +159,9 @@ def takes_all(m: Machine, _task: Task, file: int) -> bool:
 
 
 @step
-def begin_write(m: Machine, task: Task, file: int, pgoff: int) -> None:
-    """Let a page of a file be in its page cache."""
-    cached_frame(m, task, file, pgoff)
+def begin_write(m: Machine, task: Task, file: int, pgoff: int, write_end: int) -> None:
+    """Let a page of a file be in its page cache, for a write that goes up to byte `write_end`."""
+    folio_page(m, task, file, pgoff, write_end=write_end)
 
 
 @step

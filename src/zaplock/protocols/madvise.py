@@ -36,7 +36,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.folios import split_partly_covered, split_partly_covered_cached
+from zaplock.model.folios import split_cold_cached, split_partly_covered
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of
@@ -292,7 +292,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
             return -EINVAL
         await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
         if vma.file:
-            await split_partly_covered_cached(cx.mm, low, high)
+            by = (cx.design.cold_sharing, cx.design.cold_splits_whole)
+            await split_cold_cached(cx.mm, low, high, *by)
         if advice == f.MADV_PAGEOUT:
             await page_out(cx, vma, low, high)
         else:

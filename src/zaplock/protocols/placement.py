@@ -29,6 +29,7 @@ from zaplock.model.flags import (
     VM_GROWSDOWN,
 )
 from zaplock.model.mm import Mm
+from zaplock.model.shared_folios import policy_of
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -97,7 +98,36 @@ def get_unmapped_area(
         if padded >= 0:
             shift = ((pgoff << PAGE_SHIFT if file else 0) - padded) % PMD_SIZE
             return padded + (shift or PMD_SIZE)
-    return unaligned_area(m, space, address, length, flags)
+    found = unaligned_area(m, space, address, length, flags)
+    if is_shared_memory(m, flags, file):
+        backing = m.files[file] if file > 0 and m.files[file].kind == "shmem" else None
+        offset = (pgoff << PAGE_SHIFT) % PMD_SIZE if file else 0
+        if found >= 0 and policy_of(m, backing) != "never":
+            return shared_huge_area(m, space, address, length, flags, offset, found)
+    return found
+
+
+def is_shared_memory(m: Machine, flags: int, file: int) -> bool:
+    """Return whether a mapping is of a file in memory, or of shared memory that has none yet."""
+    kind = m.files[file].kind if file > 0 else ""
+    return kind == "shmem" or (kind in ("", "zero") and bool(flags & MAP_SHARED))
+
+
+def shared_huge_area(
+    m: Machine, space: Mm, address: int, length: int, flags: int, offset: int, found: int
+) -> int:
+    """Return where a mapping goes so that its file's huge pages fit (shmem_get_unmapped_area).
+
+    offset: where in a huge page it begins. found: where it would go without that.
+    """
+    too_short = length < PMD_SIZE or (offset and offset + length < 2 * PMD_SIZE)
+    if found == address or too_short or found % PMD_SIZE == offset:
+        return found
+    inflated = unaligned_area(m, space, address, length + PMD_SIZE - PAGE_SIZE, flags)
+    if inflated < 0:
+        return found
+    aligned = inflated + (offset - inflated) % PMD_SIZE
+    return aligned if aligned <= space.limits.task_size - length else found
 
 
 def wants_huge_alignment(

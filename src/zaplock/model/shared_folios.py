@@ -1,0 +1,155 @@
+"""Which folio a fault or a write makes where a file in memory has no page yet.
+
+A mount of tmpfs says by huge= whether its files get huge pages: "never", "always", "within_size"
+(where they end before the file does, else as for advise) or "advise" (in mappings with
+MADV_HUGEPAGE). The kernel's own mount, which shared anonymous memory, System V shared memory and
+memfds are on, has shmem_enabled for that, whose "deny" and "force" hold for all mounts. Writes have
+no mapping, so "advise" means nothing to them.
+
+Faults make huge pages or none; so did writes to 6.13. From 6.14 on a write makes a folio as large
+as itself, from 6.18 on a huge page or the largest folio for which there is room in the file. Later
+kernels have that for faults, too ("any size"), but of files without a name. Before 6.12 faults made
+a huge page also where the mapping has no room for it.
+
+Sources: mm/shmem.c (shmem_huge_global_enabled, shmem_allowable_huge_orders, shmem_suitable_orders,
+shmem_alloc_and_add_folio; 6.1 shmem_is_huge). Not covered: shmem_enabled of single sizes
+(hugepages-*kB) other than "inherit" for 2 MiB and "never" for the others; memory that is short.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.files import cached_frame, charge_pages
+from zaplock.model.flags import PAGE_SHIFT, VM_HUGEPAGE, VM_NOHUGEPAGE
+from zaplock.model.shared_huge import ORDER, new_folio
+from zaplock.model.step import Task
+
+if TYPE_CHECKING:
+    from zaplock.model.files import File
+    from zaplock.model.machine import Machine
+    from zaplock.model.vma import Vma
+
+POLICIES = ("never", "always", "within_size", "advise", "deny", "force")
+"""Values of shmem_enabled, by their number in the machine's figure "shmem"."""
+FOLIOS = ("any size", "written in any size", "by write", "huge")
+"""Which folios there are, by their number in the machine's figure "shmem_folios"."""
+ANY_SIZE, WRITTEN_IN_ANY_SIZE, BY_WRITE, HUGE_ONLY = range(4)
+
+
+def policy_of(m: Machine, backing: File | None) -> str:
+    """Return whether a file in memory gets huge pages; None: what is yet to become shared memory.
+
+    It is one of POLICIES, "deny" being told as "never".
+    """
+    of_machine = POLICIES[m.globals.get("shmem", 0)]
+    if of_machine in ("deny", "force"):
+        return "never" if of_machine == "deny" else of_machine
+    return (backing.huge if backing else "") or of_machine
+
+
+def folio_page(
+    m: Machine, task: Task, file: int, pgoff: int, vma: Vma | None = None, write_end: int = 0
+) -> int:
+    """Return the frame of a page of a file, which is made, with what is in a folio with it.
+
+    vma: the mapping that faults; without one a write that goes up to byte `write_end` wants it.
+    """
+    order = new_order(m, file, pgoff, vma, write_end)
+    if not order:
+        return cached_frame(m, task, file, pgoff)
+    pages = 1 << order
+    first = pgoff & -pages
+    pfn = new_folio(m, task, order)
+    m.page_cache(file).set(first, first + pages, pfn - first)
+    charge_pages(m, file, pages)
+    if order == ORDER:
+        m.spend("fault_thp")
+    return pfn + pgoff - first
+
+
+def makes_folios(m: Machine, file: int) -> bool:
+    """Return whether faults of a file may make larger folios than a page."""
+    backing = m.files[file]
+    return backing.kind == "shmem" and policy_of(m, backing) != "never"
+
+
+def new_order(m: Machine, file: int, pgoff: int, vma: Vma | None, write_end: int) -> int:
+    """Return the order of the folio that is made where a page is missing, 0 for a page alone.
+
+    It is 0 as well where the page is there.
+    """
+    if not makes_folios(m, file) or m.page_cache(file).at(pgoff) is not None:
+        return 0
+    backing, cache = m.files[file], m.page_cache(file)
+    for order in _allowed(m, backing, pgoff, vma, write_end):
+        first = pgoff >> order << order
+        if vma is not None and not _has_room(m, vma, pgoff, order):
+            continue
+        if not cache.any_in(first, first + (1 << order)):
+            return order
+    return 0
+
+
+def _allowed(
+    m: Machine, backing: File, pgoff: int, vma: Vma | None, write_end: int
+) -> tuple[int, ...]:
+    """Return the orders that the policy allows, the largest first."""
+    if vma is not None and _is_disabled(m, vma):
+        return ()
+    orders = _of_policy(m, backing, pgoff, vma, write_end)
+    unnamed = vma is not None and not backing.named and not backing.counts_mappings
+    return (ORDER,) if orders and unnamed else orders
+
+
+def _is_disabled(m: Machine, vma: Vma) -> bool:
+    disabled = m.mm(vma.mm).count("thp_disable")  # 2: but where it is advised
+    advised = bool(vma.flags & VM_HUGEPAGE)
+    return bool(vma.flags & VM_NOHUGEPAGE) or disabled == 1 or (disabled == 2 and not advised)
+
+
+def _of_policy(
+    m: Machine, backing: File, pgoff: int, vma: Vma | None, write_end: int
+) -> tuple[int, ...]:
+    """Return the orders that shmem_enabled and the mount allow (shmem_huge_global_enabled)."""
+    policy = policy_of(m, backing)
+    orders = _all_orders(m, pgoff, vma, write_end)
+    if policy == "force":
+        return (ORDER,)
+    if policy == "always":
+        return orders
+    if policy == "within_size":
+        size = -(-max(write_end, backing.size) >> PAGE_SHIFT)
+        fitting = tuple(order for order in orders if _end(pgoff, order) <= size)
+        if fitting:
+            return fitting
+    advised = vma is not None and vma.flags & VM_HUGEPAGE
+    return orders if advised else ()
+
+
+def _all_orders(m: Machine, pgoff: int, vma: Vma | None, write_end: int) -> tuple[int, ...]:
+    which = m.globals.get("shmem_folios", ANY_SIZE)
+    if which == HUGE_ONLY or (which != ANY_SIZE and vma is not None):
+        return (ORDER,)
+    largest = ORDER
+    if which == BY_WRITE:
+        pages = max(write_end - (pgoff << PAGE_SHIFT), 0) >> PAGE_SHIFT
+        largest = min(largest, pages.bit_length() - 1)
+        if largest > 0 and pgoff % (1 << largest):
+            largest = (pgoff & -pgoff).bit_length() - 1
+    return tuple(range(largest, 0, -1))
+
+
+def _end(pgoff: int, order: int) -> int:
+    """Return the page behind the folio of an order that a page would be in."""
+    return (pgoff >> order) + 1 << order
+
+
+def _has_room(m: Machine, vma: Vma, pgoff: int, order: int) -> bool:
+    """Return whether a VMA could map all of a folio (thp_vma_suitable_order)."""
+    if m.globals.get("shmem_anywhere", 0):
+        return True
+    pages, low = 1 << order, vma.start >> PAGE_SHIFT
+    at = low + pgoff - vma.pgoff >> order << order
+    lies_alike = not (low - vma.pgoff) % pages
+    return lies_alike and low <= at and at + pages <= vma.end >> PAGE_SHIFT
