@@ -26,7 +26,8 @@ class SystemCall(NamedTuple):
     arguments: their roles, in order. detail: the one that a report shows beside the range. traced:
     a recording has it. foreign: it works on another process's address space, so a recording takes
     everybody's. judged: the oracle makes it. errors: those that the manual names and a run of the
-    oracle must show. out_of_reach: those that no run shows, each with the reason.
+    oracle must show. out_of_reach: those that no run shows, each with the reason. ints: the
+    arguments of which the kernel takes an int, whatever a register has above its 32 bits.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SystemCall(NamedTuple):
     judged: bool = False
     errors: tuple[str, ...] = ()
     out_of_reach: Mapping[str, str] = {}
+    ints: tuple[str, ...] = ()
 
     def position(self, role: str) -> int | None:
         """Return which argument has a role, None if there is no such one."""
@@ -51,8 +53,9 @@ class SystemCall(NamedTuple):
 
 
 def _call(name: str, number: int, arguments: str = "", detail: str = "", **more: Any) -> SystemCall:
-    errors = tuple(more.pop("errors", "").split())
-    return SystemCall(name, number, tuple(arguments.split()), detail, errors=errors, **more)
+    errors, ints = (tuple(more.pop(what, "").split()) for what in ("errors", "ints"))
+    roles = tuple(arguments.split())
+    return SystemCall(name, number, roles, detail, errors=errors, ints=ints, **more)
 
 
 _FULL = "needs the kernel out of memory"
@@ -76,7 +79,7 @@ _CALLS = (
           errors="EAGAIN EFAULT EINVAL ENOMEM EPERM"),
     _call("brk", 12, "addr", judged=True,
           out_of_reach={"ENOMEM": "the system call itself returns the old end instead"}),
-    _call("madvise", 28, "addr length advice", "advice", judged=True,
+    _call("madvise", 28, "addr length advice", "advice", judged=True, ints="advice",
           errors="EACCES EFAULT EINVAL ENOMEM EPERM",
           out_of_reach={
               "EAGAIN": "needs max_map_count mappings, or the kernel out of memory",
@@ -87,28 +90,32 @@ _CALLS = (
           }),
     _call("mprotect", 10, "addr length prot", "prot", judged=True,
           errors="EACCES EINVAL ENOMEM EPERM"),
-    _call("pkey_mprotect", 329, "addr length prot pkey", "prot", judged=True,
+    _call("pkey_mprotect", 329, "addr length prot pkey", "prot", judged=True, ints="pkey",
           errors="EINVAL ENOMEM"),
     _call("mlock", 149, "addr length", judged=True, errors="EINVAL ENOMEM EPERM",
           out_of_reach={"EAGAIN": _FULL}),
-    _call("mlock2", 325, "addr length flags", "flags", judged=True, errors="EINVAL ENOMEM EPERM"),
+    _call("mlock2", 325, "addr length flags", "flags", judged=True, ints="flags",
+          errors="EINVAL ENOMEM EPERM"),
     _call("munlock", 150, "addr length", judged=True, errors="EINVAL ENOMEM"),
-    _call("mlockall", 151, "flags", "flags", judged=True, errors="EINVAL ENOMEM EPERM"),
+    _call("mlockall", 151, "flags", "flags", judged=True, ints="flags",
+          errors="EINVAL ENOMEM EPERM"),
     _call("munlockall", 152, judged=True),
-    _call("msync", 26, "addr length flags", "flags", judged=True, errors="EBUSY EINVAL ENOMEM"),
+    _call("msync", 26, "addr length flags", "flags", judged=True, ints="flags",
+          errors="EBUSY EINVAL ENOMEM"),
     _call("mincore", 27, "addr length vector", judged=True, errors="EFAULT EINVAL ENOMEM",
           out_of_reach={"EAGAIN": _FULL}),
     _call("mbind", 237, "addr length mode nodemask maxnode flags", "mode", judged=True,
+          ints="mode flags",
           errors="EFAULT EINVAL EPERM",
           out_of_reach={"EIO": "no page is on a wrong node where there is one", "ENOMEM": _FULL}),
     _call("mseal", 462, "addr length flags", "flags", judged=True, errors="EINVAL ENOMEM",
           out_of_reach={"EPERM": "32-bit kernels only"}),
     _call("remap_file_pages", 216, "addr length prot pgoff flags", judged=True, errors="EINVAL"),
-    _call("shmat", 30, "segment addr flags", "flags"),
+    _call("shmat", 30, "segment addr flags", "flags", ints="flags"),
     _call("shmdt", 67, "addr"),
     # The ranges of process_madvise are in user memory: not seen by a recording.
     _call("process_madvise", 440, "pidfd vector count advice flags", "advice", foreign=True,
-          judged=True, errors="EFAULT EINVAL ENOMEM",
+          judged=True, ints="advice", errors="EFAULT EINVAL ENOMEM",
           out_of_reach={
               "EBADF": "the pidfd is always the process's own",
               "EPERM": "one's own process is always allowed (seals apart)",
@@ -190,6 +197,12 @@ FOREIGN: Final = tuple(call.name for call in TRACED if call.foreign)
 CLONES: Final = frozenset({"clone", "clone3", "fork", "vfork"})
 """They return twice: the id of the new process or thread, and in that 0."""
 BY_NUMBER: Final[Mapping[int, str]] = {call.number: call.name for call in _CALLS}
+
+
+def as_int(word: int) -> int:
+    """Return what the kernel sees of a register in which it takes an int."""
+    return (word + (1 << 31)) % (1 << 32) - (1 << 31)
+
 
 _TYPES: Final = {"addr": ctypes.c_void_p, "new_addr": ctypes.c_void_p, "vector": ctypes.c_void_p,
                  "length": ctypes.c_size_t, "new_length": ctypes.c_size_t,

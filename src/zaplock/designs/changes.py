@@ -389,6 +389,20 @@ CHANGES: tuple[Change, ...] = (
         {"vma_lock_faults": "most"},
     ),
     Change(
+        "6.5", None, "memfd: Pass argument of memfd_fcntl as int",
+        "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
+        "before, it was EINVAL",
+        {"seals_are_ints": True},
+        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 and 6.18 don't",
+    ),
+    Change(
+        "6.6", None, "x86/mm: Introduce MAP_ABOVE4G",
+        "MAP_ABOVE4G is a flag that there is (MAP_SHARED_VALIDATE takes it), and a gap that is "
+        "looked for from the top is not in the lowest 4 GiB",
+        {"maps_above_4g": True},
+        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 and 6.18 take it",
+    ),
+    Change(
         "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",
         "a userfaultfd can let pages be poisoned: whoever touches them dies",
         {"uffd_poison": True},
@@ -634,6 +648,13 @@ CHANGES: tuple[Change, ...] = (
         "a write to the huge zero page gets a huge page; before, that was split into small zero "
         "pages and one of them replaced",
         {"replaces_huge_zero": True},
+    ),
+    Change(
+        "6.14", None, "io_uring: memory regions",
+        "the pages of an io_uring itself count for RLIMIT_MEMLOCK, as its fixed buffers do",
+        {"rings_are_locked": True},
+        doubt="its id and subject were not looked up: 6.12.117's source has no such count, 6.18.44 "
+        "counts two pages for the smallest ring",
     ),
     Change(
         "6.14", None, "mm/hugetlb: drop vma_has_reserves()",

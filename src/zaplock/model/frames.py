@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ZERO_PFN = 1
 """The zero page: mapped by many, counted by nobody."""
 
+TAG_SIZE = 8
+"""Bytes at the beginning of a page that are what it holds: its tag."""
+
 OWN_FRAMES_SHIFT = 36
 
 
@@ -188,9 +191,12 @@ def read_frame(m: Machine, task: Task, pfn: int) -> int:
     return m.content.at(pfn) or 0
 
 
-def write_frame(m: Machine, task: Task, pfn: int, tag: int) -> None:
-    """Let a frame hold `tag`."""
+def write_frame(m: Machine, task: Task, pfn: int, tag: int, count: int = TAG_SIZE) -> None:
+    """Let a frame hold `tag`, or the first `count` bytes of it if these are not all."""
     _existing(m, task, pfn, pfn + 1)
+    if count < TAG_SIZE:
+        written = (1 << 8 * count) - 1
+        tag = (m.content.at(pfn) or 0) & ~written | tag & written
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     else:

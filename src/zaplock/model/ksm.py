@@ -287,7 +287,7 @@ def _map_instead(m: Machine, task: Task, page: _Mapped, pfn: int, writable: bool
     """Let an entry map another page of the same content, and let go of the one that it mapped."""
     space, vpn, pte = page
     writable = writable and not pte.no_access
-    new = change(pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False)
+    new = change(pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False, old=False)
     space.ptes.set(vpn, vpn + 1, new)
     flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
     if page.pfn != pfn:

@@ -186,6 +186,15 @@ def mark_accessed(m: Machine, first: int, last: int) -> None:
                 _mark_once(m, head, head + PAGES_PER_PMD)
 
 
+def set_referenced(m: Machine, pfn: int) -> None:
+    """Note that a frame was used, without making it active (folio_set_referenced)."""
+    if not follows(m):
+        return
+    first, last = _whole_folios(m, pfn, pfn + 1)
+    noted = m.aging.at(pfn) or 0
+    m.aging.set(first, last, noted | REFERENCED)
+
+
 def _mark_once(m: Machine, first: int, last: int) -> None:
     at = first
     for low, high, noted in [*m.aging.overlapping(first, last), (last, last, 0)]:

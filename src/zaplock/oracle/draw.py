@@ -110,6 +110,16 @@ class Draw:
         )
 
     @property
+    def has_many_merged(self) -> bool:
+        """Whether more may be merged than fits one merged page: few do, or huge pages are locked.
+
+        Which of several has room then is up to where ksmd begins. What isn't locked gives its
+        pages of zeros back when ksmd splits it, and is few pages, too.
+        """
+        locks = any(op.name in ("mlock", "mlock2") for op in self.made)
+        return self.merges == "few" or (self.merges == "huge" and locks)
+
+    @property
     def pages_out(self) -> bool:
         """Whether its theme is about paging out."""
         return self.theme in PAGING_OUT

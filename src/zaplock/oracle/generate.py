@@ -69,7 +69,7 @@ class Generator:
         for number in range(len(draw.made), self.length):
             name = FIRST.get(draw.theme, "") if not number else ""
             name = name or self.random.choice(names)
-            if name == "ksm_scan" and (draw.merges == "few" or self.scope.unmerges_first):
+            if name == "ksm_scan" and (draw.has_many_merged or self.scope.unmerges_first):
                 draw.add(Op("ksm_unmerge"))
             draw.add(Op(name, (makers.get(name) or MAKERS[name])(draw)))
         made = map(away_from_ring, draw.made) if self.scope.spares_ring else draw.made

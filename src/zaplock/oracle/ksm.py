@@ -18,7 +18,7 @@ from pathlib import Path
 from zaplock import advice
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
-from zaplock.oracle.ops import KSM_WRITES, Op
+from zaplock.oracle.ops import KSM_WRITES, Op, advice_of
 
 KSM = Path("/sys/kernel/mm/ksm")
 SETTINGS = {
@@ -150,9 +150,7 @@ def scans(sequence: Sequence[Op]) -> bool:
 def makes_mergeable(sequence: Sequence[Op]) -> bool:
     """Return whether a sequence may have memory that ksmd would merge."""
     return any(
-        op.name == "set_memory_merge"
-        or (op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_MERGEABLE)
-        for op in sequence
+        op.name == "set_memory_merge" or advice_of(op) == advice.MADV_MERGEABLE for op in sequence
     )
 
 

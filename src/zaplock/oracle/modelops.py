@@ -65,6 +65,7 @@ from zaplock.protocols.userfaultfd import (
     uffdio_writeprotect,
     uffdio_zeropage,
 )
+from zaplock.system_calls import as_int
 
 _MASK = (1 << 64) - 1
 
@@ -126,6 +127,7 @@ def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
 
 
 def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> CallOutcome:
+    advice = as_int(advice)
     if length >= 1 << 63:
         return returned(-22)
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
@@ -150,6 +152,8 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     return returned(result or length)
 
 
+_PAGES_OF_RING = 2
+"""Of an io_uring of one entry: its rings, and its entries."""
 _INJECTED = (MADV_HWPOISON, MADV_SOFT_OFFLINE)
 """Advice that takes pages away for good: it is known, but never given a range here."""
 
@@ -180,7 +184,7 @@ def _pkey_mprotect(
     w: World, calls: Any, addr: int, length: int, prot: int, key: int
 ) -> CallOutcome:
     """Key 0 is everybody's where the CPU has keys; others were never allocated, nor -1 ever is."""
-    key = -1 if key == _MASK else key
+    key = as_int(key)
     program = mprotect.mprotect(w.cx, addr, length, prot, key)
     if key == -1 or (key == 0 and w.environment.has_keys):
         return w.syscall(program, calls)
@@ -246,13 +250,15 @@ def _uffd_move(
 
 
 def _uring_register(w: World, calls: Any, address: int, length: int) -> CallOutcome:
-    return w.syscall(kernel_access.register_buffer(w.cx, address, length), calls)
+    locked = _PAGES_OF_RING if w.cx.design.rings_are_locked else 0
+    return w.syscall(kernel_access.register_buffer(w.cx, address, length, locked), calls)
 
 
 def _mbind(
     w: World, calls: Any, start: int, length: int, mode: int, nodes: int, flags: int
 ) -> CallOutcome:
-    program = mempolicy.mbind(w.cx, w.policies, start, length, mode, nodes, flags)
+    told = w.cx, w.policies, start, length, as_int(mode), nodes, as_int(flags)
+    program = mempolicy.mbind(*told)
     return w.syscall(program, calls)
 
 
@@ -264,7 +270,7 @@ def _set_home_node(
 
 
 def _shmat(w: World, calls: Any, address: int, flags: int) -> CallOutcome:
-    return w.syscall(shm.shmat(w.cx, SEGMENT_FILE, address, flags), calls)
+    return w.syscall(shm.shmat(w.cx, SEGMENT_FILE, address, as_int(flags)), calls)
 
 
 def _shmdt(w: World, calls: Any, address: int) -> CallOutcome:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from zaplock import advice
 from zaplock.model.flags import EHWPOISON
-from zaplock.system_calls import SYSTEM_CALLS
+from zaplock.system_calls import SYSTEM_CALLS, as_int
 
 
 class Ref(NamedTuple):
@@ -219,7 +219,13 @@ _CLOUDS_LAZYFREE = ("mlockall", "uring_register", "crowd")
 
 def frees_lazily(op: Op) -> bool:
     """Return whether an operation is MADV_FREE."""
-    return op.name in _ADVISING and op.args[2] == advice.MADV_FREE
+    return advice_of(op) == advice.MADV_FREE
+
+
+def advice_of(op: Op) -> int | None:
+    """Return what an operation advises, None if it is no advice."""
+    given = op.args[2] if op.name in _ADVISING else None
+    return as_int(given) if isinstance(given, int) else None
 
 
 def shows_lazyfree(sequence: Many[Op]) -> bool:
@@ -234,7 +240,7 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
 
 def makes_huge(op: Op) -> bool:
     """Return whether there may be huge pages after an operation."""
-    return op.name in _ADVISING and op.args[2] in _MAKES_HUGE
+    return advice_of(op) in _MAKES_HUGE
 
 
 def shows_references(sequence: Many[Op]) -> bool:

@@ -119,7 +119,7 @@ def _entry(index: int, op: Op) -> bytes:
 
 def is_pageout(op: Op) -> bool:
     """Tell whether an operation pages memory out."""
-    return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_PAGEOUT
+    return ops.advice_of(op) == advice.MADV_PAGEOUT
 
 
 def _settle(b: Builder, index: int, op: Op, results: list[int], names: ProgramNames) -> None:

@@ -177,6 +177,9 @@ class Design:
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     process_advice_first: bool = False
+    maps_above_4g: bool = False
+    rings_are_locked: bool = False
+    seals_are_ints: bool = False
     droppable: bool = False
     watches_droppable: bool = True
     uffd_keeps_wp: bool = False

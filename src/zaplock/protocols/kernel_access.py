@@ -20,25 +20,25 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model import ksm
 from zaplock.model.files import cached_frame, set_file_size
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
     PAGES_PER_PMD,
+    PMD_SHIFT,
     PMD_SIZE,
     VM_SHARED,
     page_align,
 )
-from zaplock.model.frames import mark_forked, write_frame
-from zaplock.model.page_fault import is_own, split_entry
+from zaplock.model.frames import write_frame
+from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
 from zaplock.model.step import Task, step
-from zaplock.model.vma import change, lookup, overlapping, vma_of
+from zaplock.model.vma import change, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
-from zaplock.protocols.populate import populate_up_to
+from zaplock.protocols.populate import NOT_PINNED, populate_up_to
 from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.user_access import MUST_FAULT, load, read_memory, write_memory
 
@@ -74,7 +74,7 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
     done = 0
     while done < left:
         tag = await file_tag_at(file, offset + done >> PAGE_SHIFT)
-        if await write_memory(cx, address + done, tag, True) < 0:
+        if await write_memory(cx, address + done, tag, True, left - done) < 0:
             return done or -EFAULT
         done += min(PAGE_SIZE, left - done)
     return done
@@ -85,7 +85,14 @@ def look_at_page(m: Machine, task: Task, file: int, offset: int) -> None:
     """Get the page that a read begins with, which is done before anybody asks how much is read."""
     pgoff = offset >> PAGE_SHIFT
     if offset < m.files[file].size and m.page_cache(file).at(pgoff) is not None:
-        cached_frame(m, task, file, pgoff)
+        use_cached(m, task, file, pgoff)
+
+
+def use_cached(m: Machine, task: Task, file: int, pgoff: int) -> int:
+    """Return the frame of a page of a file, which counts as used from now on."""
+    frame = cached_frame(m, task, file, pgoff)
+    mark_accessed(m, frame, frame + 1)
+    return frame
 
 
 @step
@@ -100,7 +107,7 @@ def file_tag_at(m: Machine, task: Task, file: int, pgoff: int) -> int:
     """Return what a page of a file holds; a hole is not filled by reading it."""
     if m.page_cache(file).at(pgoff) is None:
         return 0
-    return m.content.at(cached_frame(m, task, file, pgoff)) or 0
+    return m.content.at(use_cached(m, task, file, pgoff)) or 0
 
 
 async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
@@ -160,8 +167,12 @@ def takes_all(m: Machine, _task: Task, file: int) -> bool:
 
 @step
 def begin_write(m: Machine, task: Task, file: int, pgoff: int, write_end: int) -> None:
-    """Let a page of a file be in its page cache, for a write that goes up to byte `write_end`."""
-    folio_page(m, task, file, pgoff, write_end=write_end)
+    """Let a page of a file be in its page cache, for a write that goes up to byte `write_end`.
+
+    It counts as used, whatever is copied.
+    """
+    frame = folio_page(m, task, file, pgoff, write_end=write_end)
+    mark_accessed(m, frame, frame + 1)
 
 
 @step
@@ -174,7 +185,7 @@ def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: i
     frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
     m.dirty.set(frame, frame + 1, True)
     if count:
-        m.content.set(frame, frame + 1, tag)
+        write_frame(m, task, frame, tag, count)
     if offset + count > m.files[file].size:
         set_file_size.run(m, task, file, offset + count)
 
@@ -192,26 +203,26 @@ async def process_vm(cx: Cx, address: int, length: int, tag: int | None, room: i
     while copied < room:
         until = min(page_align(end), at + PINNED_AT_ONCE * PAGE_SIZE)
         await down_read(cx.mmap_lock)
-        frames = await pin_pages(cx, at, until, tag is not None)
+        frames = await pin_pages(cx, at, at, until, tag is not None)
         await up_read(cx.mmap_lock)
         if not frames:
             return copied or -EFAULT
         for frame in frames:
             if tag is not None and copied < room:
-                await write_pinned(frame, tag)
+                await write_pinned(frame, tag, room - copied)
             copied = min(room, copied + PAGE_SIZE)
             await put_page(frame)
         at += len(frames) * PAGE_SIZE
     return copied
 
 
-async def register_buffer(cx: Cx, address: int, length: int) -> int:
+async def register_buffer(cx: Cx, address: int, length: int, locked: int = 0) -> int:
     """Register a fixed buffer with an io_uring, and give it back: 0 or a negative errno.
 
     Its pages are pinned, to be written to for long (FOLL_LONGTERM): as far as they are mapped
     without the lock, then under it. What writes to must be told of can't be pinned so. (From 6.5
-    on; before, files on a disk were refused otherwise. io_uring/rsrc.c, mm/gup.c.) What a user may
-    lock in all is not asked.
+    on; before, files on a disk were refused otherwise. io_uring/rsrc.c, mm/gup.c.) RLIMIT_MEMLOCK
+    counts for all that a user has locked so: `locked` pages, and this buffer.
     """
     if length >> 63:
         return -EINVAL
@@ -227,15 +238,39 @@ async def register_buffer(cx: Cx, address: int, length: int) -> int:
         frame = await follow_page(cx.mm, start + len(frames) * PAGE_SIZE, True)
         if not frame:
             break
+        await note_pinned(frame)
         frames.append(frame)
     rest = start + len(frames) * PAGE_SIZE
     if rest < end:
         await down_read(cx.mmap_lock)
-        frames += await pin_pages(cx, rest, until, True) if rest < until else []
+        frames += await pin_pages(cx, start, rest, until, True) if rest < until else []
         await up_read(cx.mmap_lock)
+    is_whole = len(frames) == end - start >> PAGE_SHIFT
+    fits = is_whole and await may_be_locked(frames, cx.limits.rlimit_memlock, locked)
     for frame in frames:
         await put_page(frame)
-    return 0 if len(frames) == end - start >> PAGE_SHIFT else -EFAULT
+    return 0 if fits else -ENOMEM if is_whole else -EFAULT
+
+
+@step
+def note_pinned(m: Machine, _task: Task, frame: int) -> None:
+    """Note that a page was used, as pinning without the lock does."""
+    set_referenced(m, frame)
+
+
+@step
+def may_be_locked(m: Machine, _task: Task, frames: list[int], limit: int, locked: int) -> bool:
+    """Return whether a user who has `locked` pages may lock more: of huge ones all counts, once.
+
+    Source: io_uring/rsrc.c io_buffer_account_pin. `limit` is RLIMIT_MEMLOCK, in bytes.
+    """
+    huge = {
+        frame >> PMD_SHIFT - PAGE_SHIFT
+        for frame in frames
+        if (found := m.frames.at(frame)) is not None and found.kind == "thp"
+    }
+    small = sum(1 for frame in frames if frame >> PMD_SHIFT - PAGE_SHIFT not in huge)
+    return locked + small + len(huge) * PAGES_PER_PMD <= limit >> PAGE_SHIFT
 
 
 def refused_buffer(cx: Cx, address: int, length: int) -> int:
@@ -271,13 +306,15 @@ def first_not_to_be_pinned(m: Machine, task: Task, mm: int, start: int, end: int
     return end
 
 
-async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
-    """Pin the pages of a range up to the first that can't be had, under the caller's hold."""
-    walked = await populate_up_to(cx, start, end, write)
+async def pin_pages(cx: Cx, first: int, start: int, end: int, write: bool) -> list[int]:
+    """Pin the pages of a range up to the first that can't be had, under the caller's hold.
+
+    `first`: where what the same call has pinned begins.
+    """
+    pinned_from = first if write or cx.design.pins_unshare else NOT_PINNED
+    walked = await populate_up_to(cx, start, end, write, pinned_from)
     frames: list[int] = []
     for page in range(start, walked.at, PAGE_SIZE):
-        if not write and cx.design.pins_unshare:
-            await unshare_page(cx.mm, page)
         frame = await follow_page(cx.mm, page, write)
         if not frame:
             break
@@ -286,35 +323,9 @@ async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
 
 
 @step
-def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
-    """Give an address a page of its own where it shares one, which is not pinned to be read.
-
-    So is a merged one, and one that a fork has shared; if nobody else maps it any more it is one's
-    own as it is. (gup_must_unshare, do_wp_page)
-    """
-    space, vpn = m.mm(mm), address >> PAGE_SHIFT
-    pte = space.ptes.at(vpn)
-    if pte is None or pte.kind not in ("anon", "thp"):
-        return
-    frame = m.frames.at(vpn + pte.delta)
-    assert frame is not None
-    if frame.kind == "ksm":
-        handle = lookup(m, space, address)
-        ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1, closed_too=True)
-    elif frame.forked and is_own(frame):
-        pages = PAGES_PER_PMD if pte.kind == "thp" else 1
-        first = vpn - vpn % pages + pte.delta
-        mark_forked(m, first, first + pages, False)
-    elif frame.forked:
-        if pte.kind == "thp":
-            pte = split_entry(m, space, vpn, pte)
-        ksm.give_copy(m, task, space, vpn, pte, False)
-
-
-@step
-def write_pinned(m: Machine, task: Task, frame: int, tag: int) -> None:
+def write_pinned(m: Machine, task: Task, frame: int, tag: int, count: int) -> None:
     """Write a tag to a pinned page through the kernel's own mapping; a file's page gets dirty."""
-    write_frame(m, task, frame, tag)
+    write_frame(m, task, frame, tag, count)
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
         m.dirty.set(frame, frame + 1, True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.files import File, get_file, put_file
 from zaplock.model.flags import (
+    MAP_ABOVE4G,
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
     MAP_FIXED,
@@ -230,6 +231,7 @@ async def find_place(cx: Cx, address: int, length: int, flags: int, file: int, p
     """Return where a mapping goes, or an errno; a hint below the lowest one is rounded up."""
     if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
         address = page_align(cx.limits.mmap_min_hint)
+    flags &= ~0 if cx.design.maps_above_4g else ~MAP_ABOVE4G
     aligns = cx.design.aligns_for_huge_pages
     down = (True,) if flags & MAP_HUGETLB and cx.design.huge_hints_round_down else ()
     return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns, *down)
@@ -261,6 +263,7 @@ async def do_mmap(
     rules = (
         bool(flags & MAP_STACK) and cx.design.stacks_nohugepage,
         flags & MAP_TYPE == MAP_DROPPABLE and cx.design.droppable,
+        *((True,) if flags & MAP_ABOVE4G and cx.design.maps_above_4g else ()),
     )
     vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff, *rules)
     if vm_flags < 0:

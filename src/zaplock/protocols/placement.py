@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     MAP_32BIT,
+    MAP_ABOVE4G,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_HUGE_MASK,
@@ -73,7 +74,8 @@ def get_unmapped_area(
 ) -> int:
     """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
 
-    Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
+    Gaps are searched top-down, with MAP_ABOVE4G down to 4 GiB; for MAP_32BIT bottom-up in the
+    second gigabyte. What could hold huge
     pages is aligned to them (`aligns`: "files" of file systems that ask for it, "memory" too, of
     whole huge pages, or "devices" too: private mappings of /dev/zero), by asking for a gap that is
     one huge page longer. `rounds_down`: a hint for huge pages of hugetlb, to 6.12.
@@ -174,7 +176,7 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
         return lowest_gap(m, space, length, 0x4000_0000, top)
     if limits.bottom_up:
         return lowest_gap(m, space, length, limits.mmap_base, top)
-    found = highest_gap(m, space, length, limits.mmap_base)
+    found = highest_gap(m, space, length, limits.mmap_base, lowest(flags))
     if found >= 0 or not limits.legacy_base:
         return found
     return lowest_gap(m, space, length, limits.legacy_base, top)
@@ -201,7 +203,8 @@ def huge_area(
     if flags & MAP_32BIT:
         found = lowest_gap(m, space, length + padding, 0x4000_0000, top)
         return (found + padding) & -size if found >= 0 else found
-    padded = highest_gap(m, space, length + padding, space.limits.mmap_base)
+    low = 0 if rounds_down else lowest(flags)
+    padded = highest_gap(m, space, length + padding, space.limits.mmap_base, low)
     if padded < 0:
         return padded
     found = padded + padding
@@ -261,14 +264,19 @@ def start_with_gap(space: Mm, vma: Vma) -> int:
     return vma.start
 
 
-def highest_gap(m: Machine, space: Mm, length: int, top: int) -> int:
-    """Return the highest address below `top` with `length` bytes free, or -ENOMEM.
+def lowest(flags: int) -> int:
+    """Return down to which address a gap is looked for from the top."""
+    return 1 << 32 if flags & MAP_ABOVE4G else 0
+
+
+def highest_gap(m: Machine, space: Mm, length: int, top: int, low: int = 0) -> int:
+    """Return the highest address in [low, top) with `length` bytes free, or -ENOMEM.
 
     A place that is too near to a stack above it makes the search begin anew below that stack's
     guard gap, whatever lies in the gap (unmapped_area_topdown).
     """
     while True:
-        found = highest_hole(m, space, length, top)
+        found = highest_hole(m, space, length, top, low)
         if found < 0:
             return found
         above = following(space, found + length)
@@ -278,13 +286,13 @@ def highest_gap(m: Machine, space: Mm, length: int, top: int) -> int:
         top = start_with_gap(space, vma)
 
 
-def highest_hole(m: Machine, space: Mm, length: int, top: int) -> int:
-    """Return the highest address below `top` with `length` bytes free, stacks or not."""
+def highest_hole(m: Machine, space: Mm, length: int, top: int, low: int) -> int:
+    """Return the highest address in [low, top) with `length` bytes free, stacks or not."""
     while True:
         start, floor = occupied_below(m, space, top)
-        if top - floor >= length:
+        if top - max(floor, low) >= length:
             return top - length
-        if not start:
+        if start <= low:
             return -ENOMEM
         top = start
 

@@ -14,6 +14,7 @@ from itertools import takewhile
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model import ksm
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -27,7 +28,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.frames import soil
+from zaplock.model.frames import mark_forked, soil
 from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_fault import (
@@ -35,9 +36,11 @@ from zaplock.model.page_fault import (
     begin_copy,
     fault_page,
     finish_copy,
+    is_own,
     large_to_copy,
     meets_huge_pages,
     populate_range,
+    split_entry,
 )
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
@@ -50,6 +53,10 @@ from zaplock.protocols.shortage import no_memory
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
+
+
+NOT_PINNED = -1
+"""No address: pages are only made accessible."""
 
 
 async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int:
@@ -96,9 +103,9 @@ _ERRNO = {-SIGBUS: -EFAULT, -SIGSEGV: -EFAULT, -EHWPOISON: -EHWPOISON}
 
 
 async def populate_pages(
-    cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool
+    cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool, pinned_from: int = NOT_PINNED
 ) -> tuple[int, int]:
-    """Fault in [low, high) of a VMA in steps of the grain.
+    """Fault in [low, high) of a VMA in steps of the grain; `pinned_from`: see `make_own`.
 
     Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
     write has made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take
@@ -106,7 +113,9 @@ async def populate_pages(
     """
     if vma.ops == "secret":
         return -EFAULT, low
-    late = (True,) if vma.flags & VM_HUGETLB and cx.design.huge_fault_takes_page_first else ()
+    late: tuple[bool, ...] = ()
+    if vma.flags & VM_HUGETLB and cx.design.huge_fault_takes_page_first:
+        late = (True,)
     looks_first = vma.flags & VM_HUGETLB and (vma.file or late)  # if it comes to that (fault_range)
     needs = write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first
     if needs and not await guarded(cx, vma, low):
@@ -122,8 +131,10 @@ async def populate_pages(
         # Page by page others may come between what is mapped around a page and the page itself.
         around = cx.grain == 1 and not write and bool(vma.file)
         alone = around and await fault_around(handle, at)
+        pins = pinned_from != NOT_PINNED
+        more = (bool(late), pinned_from, cx.design.reuses_large) if pins else late
         error, came_to = await fault_range(
-            handle, at, until, write, splits, copies, stops, alone, *late
+            handle, at, until, write, splits, copies, stops, alone, *more
         )
         if error:
             return _ERRNO.get(error, -ENOMEM), came_to
@@ -163,13 +174,16 @@ def fault_range(
     stops: bool,
     alone: bool,
     page_first: bool = False,
+    pinned_from: int = NOT_PINNED,
+    keeps_large: bool = True,
 ) -> tuple[int, int]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
     mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
-    which all is mapped. `page_first`: of huge pages, see `own_huge_page`.
+    which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: where
+    that is an address, pages are pinned from there on, see `make_own`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
@@ -197,7 +211,13 @@ def fault_range(
         anon_vma_prepare.run(m, task, handle)
     touches = write and m.globals.get("lazyfree", 0)
     before = m.mm(vma.mm).ptes.overlapping(first, last) if touches else []
-    error = populate_range(m, task, vma, first, last, write, alone)
+    pins = Pinning(pinned_from >> PAGE_SHIFT, keeps_large)
+    if pinned_from != NOT_PINNED and write and large_to_copy(m, vma, first, last):
+        error = write_pinned_pages(m, task, vma, first, last, pins)
+    else:
+        error = populate_range(m, task, vma, first, last, write, alone)
+    if pinned_from != NOT_PINNED and not write:
+        unshare_pages(m, task, vma, first, last, bool(error), pins)
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
         soil_touched(m, m.mm(vma.mm), first, last, before, bool(error))
@@ -212,9 +232,7 @@ def soil_touched(
     before: their entries before that; where one does not let write a fault makes it dirty. failed:
     only those up to the first that is not there.
     """
-    there = space.ptes.overlapping(first, last)
-    if failed:
-        there = list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
+    there = _come_by(space, first, last, failed)
     end = there[-1][1] if there else first
     for low, high, pte in before:
         if pte.kind in ("anon", "thp") and low < end and pte.writable and pte.clean:
@@ -227,14 +245,97 @@ def mark_touched(m: Machine, space: Mm, first: int, last: int, write: bool, fail
     failed: only those up to the first that is not there. Of a huge page the entry is, and that
     only if it is to be written to.
     """
-    there = space.ptes.overlapping(first, last) if follows(m) else []
-    if failed:
-        there = list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
-    for low, high, pte in there:
+    for low, high, pte in _come_by(space, first, last, failed) if follows(m) else ():
         if pte.kind == "thp" and write:
             use_entry(space, low, pte)
         elif pte.kind in ("anon", "file", "shmem"):
             mark_accessed(m, low + pte.delta, high + pte.delta)
+
+
+def _come_by(space: Mm, first: int, last: int, failed: bool) -> list[tuple[int, int, Pte]]:
+    """List the entries of pages [first, last); `failed`: up to the first that is not there."""
+    there = space.ptes.overlapping(first, last)
+    if not failed:
+        return there
+    return list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
+
+
+class Pinning(NamedTuple):
+    """A call that pins pages: from which page on, and may one that is in a huge page be kept?"""
+
+    first: int
+    keeps_large: bool
+
+
+def write_pinned_pages(
+    m: Machine, task: Task, vma: Vma, first: int, last: int, pins: Pinning
+) -> int:
+    """Let pages [first, last) be written to, one after the other: 0 or the first fault's signal."""
+    space = m.mm(vma.mm)
+    for vpn in range(first, last):
+        pte = space.ptes.at(vpn)
+        is_closed = pte is not None and pte.kind == "anon" and not (pte.writable or pte.wp)
+        if pte is not None and is_closed and is_held(m, space, vpn, pte, pins):
+            ksm.give_copy(m, task, space, vpn, pte, False)
+        if error := populate_range(m, task, vma, vpn, vpn + 1, True):
+            return error
+    return 0
+
+
+def unshare_pages(
+    m: Machine, task: Task, vma: Vma, first: int, last: int, failed: bool, pins: Pinning
+) -> None:
+    """Unshare pages [first, last); `failed`: only those up to the first that is not there."""
+    space = m.mm(vma.mm)
+    for low, high, pte in _come_by(space, first, last, failed):
+        if pte.kind in ("anon", "thp"):
+            for vpn in range(low, high):
+                unshare_page(m, task, vma, vpn, pins)
+
+
+def unshare_page(m: Machine, task: Task, vma: Vma, vpn: int, pins: Pinning) -> None:
+    """Give an address a page of its own where it shares one, which is not pinned to be read.
+
+    So is a merged one, and one that a fork has shared; if nobody else maps it any more it is one's
+    own as it is, unless somebody holds it. (gup_must_unshare, do_wp_page)
+    """
+    space = m.mm(vma.mm)
+    pte = space.ptes.at(vpn)
+    if pte is None or pte.kind not in ("anon", "thp"):
+        return
+    frame = m.frames.at(vpn + pte.delta)
+    assert frame is not None
+    if frame.kind == "ksm":
+        ksm.unmerge(m, task, vma, vpn, vpn + 1, closed_too=True)
+    elif frame.forked and is_own(frame) and not is_held(m, space, vpn, pte, pins):
+        pages = PAGES_PER_PMD if pte.kind == "thp" else 1
+        head = vpn - vpn % pages + pte.delta
+        mark_forked(m, head, head + pages, False)
+    elif frame.forked:
+        if pte.kind == "thp":
+            pte = split_entry(m, space, vpn, pte)
+        ksm.give_copy(m, task, space, vpn, pte, False)
+
+
+def is_held(m: Machine, space: Mm, vpn: int, pte: Pte, pins: Pinning) -> bool:
+    """Return whether a page can't be kept, as its huge page is held as a whole.
+
+    It is by the pages of it that the same call has pinned; whoever maps such pages one by one may
+    write to none that a fork has shared. (__wp_can_reuse_large_anon_folio; before 6.15 to no page
+    of a huge page.)
+    """
+    frame = m.frames.at(vpn + pte.delta)
+    if frame is None or frame.kind != "thp" or pte.kind != "anon":
+        return False
+    folio = (vpn + pte.delta) // PAGES_PER_PMD
+    pinned = space.ptes.overlapping(pins.first, vpn) if pins.keeps_large else ()
+    return not pins.keeps_large or any(
+        other.kind == "anon"
+        and (low + other.delta) // PAGES_PER_PMD
+        <= folio
+        <= (high - 1 + other.delta) // PAGES_PER_PMD
+        for low, high, other in pinned
+    )
 
 
 def _adjoining(runs: list[tuple[int, int, Pte]], at: int) -> Iterator[tuple[int, int, Pte]]:
@@ -280,8 +381,12 @@ def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
         m.dirty.set(page + delta, page + delta + 1, True)
 
 
-async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
+async def populate_up_to(
+    cx: Cx, start: int, end: int, write: bool, pinned_from: int = NOT_PINNED
+) -> Walked:
     """Fault in [start, end) under a hold that the caller has; stop at the first error.
+
+    `pinned_from`: pages are pinned, from this address on in all.
 
     Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
     """
@@ -295,7 +400,7 @@ async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
             error, refused = -EINVAL, True
         else:
             high = min(end, vma.end)
-            error, at = await populate_pages(cx, handle, vma, at, high, write)
+            error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from)
             let_go = let_go or (at < high and not error)
     return Walked(error, at, let_go, refused)
 

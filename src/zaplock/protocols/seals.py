@@ -24,6 +24,7 @@ from zaplock.model.files import (
 from zaplock.model.flags import VM_MAYWRITE, VM_SEALED, VM_SHARED
 from zaplock.model.step import Task, step
 from zaplock.model.vma import find_vmas, vma_of
+from zaplock.system_calls import as_int
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -51,7 +52,10 @@ OF_CODE = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
 
 async def add_seals(cx: Cx, file: int, seals: int) -> int:
     """fcntl(F_ADD_SEALS) of a descriptor: 0 or a negative errno. `file` 0: there is none."""
-    return await seal_file(file, seals, cx.design.seal_exec_asks_writers) if file else -EBADF
+    if not file:
+        return -EBADF
+    seals = as_int(seals) if cx.design.seals_are_ints else seals
+    return await seal_file(file, seals, cx.design.seal_exec_asks_writers)
 
 
 @step

@@ -21,9 +21,24 @@ from zaplock.protocols import (
     msync,
     remap_pages,
 )
-from zaplock.protocols.design import Protocol
+from zaplock.protocols.design import Cx, Protocol
+from zaplock.system_calls import SYSTEM_CALLS, as_int
 
-SERVED: Final[dict[str, Callable[..., Protocol]]] = {
+
+def _taking_ints(name: str, protocol: Callable[..., Protocol]) -> Callable[..., Protocol]:
+    """Let a protocol be given what the kernel sees of the words that it takes as ints."""
+    call = SYSTEM_CALLS[name]
+    places = {call.arguments.index(one) for one in call.ints}
+    if not places:
+        return protocol
+
+    def narrowed(cx: Cx, *words: int) -> Protocol:
+        return protocol(cx, *(as_int(w) if at in places else w for at, w in enumerate(words)))
+
+    return narrowed
+
+
+_PROTOCOLS: dict[str, Callable[..., Protocol]] = {
     "munmap": lambda cx, start, length: cx.design.munmap(cx, start, length),
     "mmap": mmap.mmap,
     "mremap": mremap.mremap,
@@ -38,5 +53,8 @@ SERVED: Final[dict[str, Callable[..., Protocol]]] = {
     "msync": msync.msync,
     "mseal": mseal.mseal,
     "remap_file_pages": remap_pages.remap_file_pages,
+}
+SERVED: Final[dict[str, Callable[..., Protocol]]] = {
+    name: _taking_ints(name, protocol) for name, protocol in _PROTOCOLS.items()
 }
 """name: (cx, *arguments) -> protocol."""

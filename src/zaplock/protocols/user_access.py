@@ -11,7 +11,7 @@ from signal import SIGBUS
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import EHWPOISON, PAGE_SHIFT
-from zaplock.model.frames import read_frame, write_frame
+from zaplock.model.frames import TAG_SIZE, read_frame, write_frame
 from zaplock.model.pagetable import translate
 from zaplock.model.step import MarkStep, Task, step
 from zaplock.protocols.fault import RETRY, page_fault_mmap_lock
@@ -31,12 +31,12 @@ def load(m: Machine, task: Task, mm: int, address: int) -> int:
 
 
 @step
-def store(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
-    """Write a tag through the CPU's eyes: 0, or MUST_FAULT."""
+def store(m: Machine, task: Task, mm: int, address: int, tag: int, count: int = TAG_SIZE) -> int:
+    """Write a tag, or its first `count` bytes, through the CPU's eyes: 0, or MUST_FAULT."""
     frame = translate(m, task, m.mm(mm), address >> PAGE_SHIFT, True)
     if not frame:
         return MUST_FAULT
-    write_frame(m, task, frame, tag)
+    write_frame(m, task, frame, tag, count)
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
         m.dirty.set(frame, frame + 1, True)
@@ -52,9 +52,15 @@ async def read_memory(cx: Cx, address: int, in_kernel: bool = False) -> int:
     return seen
 
 
-async def write_memory(cx: Cx, address: int, tag: int, in_kernel: bool = False) -> int:
-    """Write a tag into a page: 0; -SIGSEGV or -SIGBUS where that kills user code."""
-    while await store(cx.mm, address, tag) == MUST_FAULT:
+async def write_memory(
+    cx: Cx, address: int, tag: int, in_kernel: bool = False, count: int = TAG_SIZE
+) -> int:
+    """Write a tag into a page: 0; -SIGSEGV or -SIGBUS where that kills user code.
+
+    `count`: only so many bytes of it, where these are fewer than it has.
+    """
+    less = (count,) if count < TAG_SIZE else ()
+    while await store(cx.mm, address, tag, *less) == MUST_FAULT:
         result = await user_fault(cx, address, True, in_kernel)
         if result not in (0, RETRY):
             return result

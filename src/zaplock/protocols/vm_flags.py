@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import File
 from zaplock.model.flags import (
     MAP_32BIT,
+    MAP_ABOVE4G,
     MAP_ANONYMOUS,
     MAP_DENYWRITE,
     MAP_DROPPABLE,
@@ -88,8 +89,12 @@ def mmap_flags(
     pgoff: int,
     stacks_nohugepage: bool,
     droppable: bool,
+    above_4g: bool = False,
 ) -> int:
-    """Return the vm_flags of a mapping, or a negative errno where it may not be."""
+    """Return the vm_flags of a mapping, or a negative errno where it may not be.
+
+    `droppable`, `above_4g`: there are MAP_DROPPABLE and MAP_ABOVE4G.
+    """
     space = m.mm(mm)
     vm_flags = space.count("def_flags") | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     vm_flags |= prot_flags(prot)
@@ -109,7 +114,8 @@ def mmap_flags(
     if backing and not fits_file(backing.kind, pgoff, length):
         return -EOVERFLOW
     if backing:
-        vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
+        checked = flags & ~MAP_ABOVE4G if above_4g else flags
+        vm_flags = file_flags(kind, checked, vm_flags, prot, backing)
         if backing.secret and vm_flags > 0 and not mlock_fits(space, length):
             return -EAGAIN
     else:
