@@ -43,10 +43,10 @@ class ProgramNames(NamedTuple):
 
     `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS.
     `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
-    file by which a process joins the group of `fill_group`. `cpu`: where a
-    sequence runs whose lazily free or used pages are counted, since each CPU has lists of its own of
-    pages to work off; -1: none are. `settles`: there is
-    swap, so pages go on being written after MADV_PAGEOUT has returned.
+    file by which a process joins the group of `fill_group`. `cpu`: where
+    a sequence runs whose lazily free or used pages are counted, since each CPU has lists of its own
+    of pages to work off; -1: none are. `settles`: there is swap, so pages go on being written after
+    MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]

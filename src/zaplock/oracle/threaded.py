@@ -16,6 +16,7 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Snapshot
 from zaplock.oracle.program import BareProgram, Place
 from zaplock.oracle.program_builder import Builder, address
+from zaplock.oracle.program_forks import fork_load
 from zaplock.oracle.program_operations import operation
 from zaplock.oracle.program_setup import ProgramNames, begin, stay_on
 
@@ -29,6 +30,11 @@ the last all are running, or nearly so."""
 _NOBODY = ring.RING + ring.MEETING + 0x38  # a word that is never above 0: nobody to wait for
 SETUP_LENGTH = 16
 """Operation k of thread t is number SETUP_LENGTH * (t + 1) + k: so stores write different tags."""
+
+
+FORK_LOAD = "fork_load"
+"""What only threads do: fork a child that loads a word and exits. Its argument is the address, its
+result what the child has loaded, or the signal that it got."""
 
 
 class ThreadedProgram(NamedTuple):
@@ -123,8 +129,15 @@ def _run(
     places = []
     for index, (op, delay) in enumerate(zip(operations, delays, strict=True)):
         b.add(stub.entry(stub.MEET, _NOBODY if index else last, delay))
-        places.append(operation(b, number_of(thread, index), op, [], names)[0])
+        if op.name == FORK_LOAD:
+            places.append(fork_load(b, *_words(op)))
+        else:
+            places.append(operation(b, number_of(thread, index), op, [], names)[0])
     return tuple(places)
+
+
+def _words(op: Op) -> list[int]:
+    return [value for value in op.args if isinstance(value, int)]
 
 
 def _spawn(
