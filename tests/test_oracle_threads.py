@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import platform
+import re
+import threading
 import types
 from collections.abc import Generator, Iterator
 from errno import EINVAL, ENOMEM
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +134,46 @@ def test_a_store_meets_an_unmap_or_does_not(bench: ThreadBench) -> None:
     }  # fmt: skip
     seen = {bench.real.run_threads(program, [[1], [1]]) for _ in range(20)}
     assert seen <= model.explored()
+
+
+@needs_kernel
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_each_thread_has_a_cpu_of_its_own(bench: ThreadBench) -> None:
+    """On one CPU none of them would meet another in the middle of a call."""
+    load = (Op("load", (WINDOW,)),)
+    program = ThreadedProgram((mapping(),), (load, load))
+    a_while = 1 << 29  # turns
+    running = threading.Thread(target=bench.real.run_threads, args=(program, [[a_while]] * 2))
+    running.start()
+    try:
+        allowed = set[str]()
+        while running.is_alive() and len(allowed) < 2:
+            for runner in children_of(children_of(os.getpid())):
+                allowed = set(cpus_of_threads(runner))
+    finally:
+        running.join()
+    assert len(allowed) == 2
+    assert not any("," in cpus or "-" in cpus for cpus in allowed)
+
+
+def children_of(pids: int | list[int]) -> list[int]:
+    """List the children of a process, or of several."""
+    parents = [pids] if isinstance(pids, int) else pids
+    told = [path for pid in parents for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    found = list[int]()
+    for path in told:
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def cpus_of_threads(pid: int) -> list[str]:
+    """List where each thread of a process may run."""
+    found = list[str]()
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):
+            found += re.findall(r"Cpus_allowed_list:\s*(\S+)", path.read_text())
+    return found
 
 
 @needs_kernel

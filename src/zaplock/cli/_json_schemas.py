@@ -791,6 +791,7 @@ class OracleThreadsJson(TypedDict):
     outcomes: dict[str, int]
     explored: int
     outcomes_of_explored: int
+    seen_of_explored: int
     divergences: list[ThreadDivergenceJson]
     not_repeated: list[str]
     not_known: list[str]

@@ -55,7 +55,8 @@ def _print(report: ThreadReport) -> None:
         f"({report.outcomes['interleaved']:,} by no order of whole calls), "
         f"{len(report.divergences):,} divergences, {len(report.unrepeatable):,} not repeated, "
         f"{len(report.unknown):,} not known, {len(report.lost):,} lost; "
-        f"{report.explored:,} programs searched to the end"
+        f"{report.explored:,} programs searched to the end: {report.seen:,} of the "
+        f"{report.reached:,} outcomes that they have were seen"
     )
 
 
@@ -64,6 +65,7 @@ def _document(report: ThreadReport, seed: int) -> dict[str, Any]:
         "seed": seed, "programs": report.programs, "runs": report.runs,
         "operations": report.operations, "outcomes": dict(report.outcomes),
         "explored": report.explored, "outcomes_of_explored": report.reached,
+        "seen_of_explored": report.seen,
         "divergences": [
             {"program": str(found.threaded), "told": found.told, "repeated": found.repeated}
             for found in report.divergences

@@ -46,7 +46,7 @@ _IORING_REGISTER_BUFFERS, _IORING_UNREGISTER_BUFFERS = 0, 1
 
 def crowd(b: Builder, count: int) -> int:
     """Map `count` pages with nothing allowed, then let every other one be read: so many VMAs."""
-    counter = ring.RING + ring.SCRATCH
+    counter = b.scratch
     b.add(ring.call("mmap", ops.CROWD, count * ring.PAGE, 0, 0x4032, WORD_MASK, 0))
     b.add(stub.entry(stub.STORE, counter, count // 2))
     first = b.here
@@ -72,7 +72,7 @@ def _setrlimit(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     _, length, advice = arguments
-    at = ring.RING + ring.SCRATCH
+    at = b.scratch
     store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, length))
     return b.add(stub.syscall(ops.CALLS[op.name][0], PID_FD, at, 1, advice, 0))
@@ -81,7 +81,7 @@ def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int
 def _mbind(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Append an mbind whose mask of nodes is one word."""
     start, length, mode, nodes, flags = arguments
-    at = ring.RING + ring.SCRATCH
+    at = b.scratch
     b.add(stub.entry(stub.STORE, at, nodes))
     call = stub.syscall(ops.CALLS[op.name][0], start, length, mode, at, 64, flags)
     return with_refs(b, op, call, results)
@@ -89,7 +89,7 @@ def _mbind(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
 
 def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Copy between the process's memory, taken for another's, and a page, as often as it takes."""
-    remote, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
+    remote, page = b.scratch, b.page
     length = arguments[1]
     store_word(b, remote, op.args[0], results)
     b.add(stub.entry(stub.STORE, remote + 8, length))
@@ -107,7 +107,7 @@ def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int
 
 
 def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    at = ring.RING + ring.SCRATCH
+    at = b.scratch
     store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
     if op.name == "uffd_unregister":
@@ -118,7 +118,7 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE, _CONTINUE and so on."""
-    at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
+    at, page = b.scratch, b.page
     store_word(b, at, op.args[0], results)
     rest: list[ops.Argument]
     if op.name == "uffd_copy":
@@ -134,7 +134,7 @@ def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]
 
 
 def _uring_register(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    at = ring.RING + ring.SCRATCH
+    at = b.scratch
     store_word(b, at, op.args[0], results)
     b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
     result = b.add(ring.call("io_uring_register", RING_FD, _IORING_REGISTER_BUFFERS, at, 1))
@@ -154,7 +154,7 @@ def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) ->
     """
     (kind,) = op.args
     text, opened = (
-        ring.RING + ring.SCRATCH,
+        b.scratch,
         b.add(ring.call("open", ring.PROC_AT["clear_refs"], 1)),
     )
     b.add(stub.entry(stub.PATCH, address(opened + 2 * _E + 8), address(opened + stub.RESULT), 0))
@@ -176,7 +176,7 @@ def _huge_fallocate(b: Builder, op: Op, arguments: list[int], results: list[int]
 
 
 def _huge_room(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    at = ring.RING + ring.SCRATCH
+    at = b.scratch
     b.add(ring.call("fstatfs", arguments[0], at))
     return b.add(stub.entry(stub.LOAD, at + _BFREE))
 
@@ -186,7 +186,7 @@ def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
 
     The count is text of up to eight digits, compared in two halves with what it was before.
     """
-    text, other, before, _, pause = (ring.RING + ring.SCRATCH + 8 * k for k in range(5))
+    text, other, before, _, pause = (b.scratch + 8 * k for k in range(5))
     b.add(stub.entry(stub.STORE, pause, 0), stub.entry(stub.STORE, pause + 8, PAUSE_NS))
     b.add(stub.entry(stub.STORE, before, 0))
     b.add(ring.call("pread64", KSM_SCANS_FD, before, 8, 0))

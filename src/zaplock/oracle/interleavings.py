@@ -32,9 +32,14 @@ from zaplock.oracle import ops
 from zaplock.oracle.compare import result_text
 from zaplock.oracle.modelops import PROTOCOLS, apply
 from zaplock.oracle.ops import Environment, Op, slots_used
-from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
+from zaplock.oracle.threaded import (
+    FORK_LOAD,
+    ThreadedOutcome,
+    ThreadedProgram,
+    number_of,
+)
 from zaplock.oracle.world import MM, World, limits_of
-from zaplock.protocols import user_access
+from zaplock.protocols import exit, fork, user_access
 from zaplock.protocols.design import Cx, Design
 
 Answer = Literal["in order", "interleaved", "not allowed", "not known"]
@@ -43,19 +48,33 @@ Wrap = Callable[[Any], Any]
 """From a started protocol to one with a fault in it."""
 
 SEARCH = SearchLimits(states=400_000, seconds=20.0, memory=2 << 30)
+
+
+async def _fork_load(cx: Cx, address: int) -> int:
+    """Fork a child that loads a word and exits; return what it has loaded, or minus the signal."""
+    child = MM + cx.task.tid
+    if error := await fork.fork(cx, child):
+        return error
+    as_child = Cx(cx.design, Task(cx.task.tid, child, "child", cx.task.cpu), cx.grain, cx.limits)
+    loaded = await user_access.read_memory(as_child, address)
+    await exit.exit_process(as_child)
+    return loaded
+
+
 _STARTS: dict[str, Callable[..., Any]] = {
     **PROTOCOLS, "load": user_access.read_memory, "store": user_access.write_memory,
+    FORK_LOAD: _fork_load,
 }  # fmt: skip
 OPERATIONS = frozenset(_STARTS)
 """What threads can do."""
-ACCESSES = ("load", "store")
+ACCESSES = ("load", "store", FORK_LOAD)
 Access = tuple[int, int]
 """A load or store: its thread, and which of the thread's operations it is."""
 
 
 def start(cx: Cx, number: int, op: Op) -> Any:
     """Start the protocol of an operation."""
-    arguments = [*op.args, ops.store_tag(number)] if op.name == "store" else op.args
+    arguments = [*op.args, ops.store_tag(number)] if op.name in ops.WRITERS else op.args
     return _STARTS[op.name](cx, *arguments)
 
 

@@ -7,7 +7,7 @@ vector of ranges, looking at a protection key) is here too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from errno import EBADF, EINVAL, EPERM
+from errno import EBADF, EFAULT, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
@@ -95,61 +95,11 @@ def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> CallOutcome:
     return returned(0)
 
 
-def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not ops.is_slot(file):
-        return returned(-EINVAL if offset >> 63 else -EBADF)
-    return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
-
-
-def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not ops.is_slot(file) or file == ops.READ_ONLY_SLOT:
-        return returned(-EINVAL if offset >> 63 else -EBADF)
-    return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
-
-
-def _add_seals(w: World, calls: Any, file: int, seals: int) -> CallOutcome:
-    slot = file + 1 if ops.is_slot(file) else 0
-    return w.syscall(add_seals(w.cx, slot, seals), calls)
-
-
-def _process_vm(
-    w: World, calls: Any, address: int, length: int, tag: int | None = None
-) -> CallOutcome:
-    program = kernel_access.process_vm(w.cx, address, length, tag, MOST_COPIED)
-    return w.syscall(program, calls)
-
-
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
     vector = ring.RING + ring.SCRATCH
     program = mincore.mincore(w.cx, address, length, vector)
     result, seen = run(w.machine, w.task, program, calls)
     return CallOutcome(result, seen if result == 0 else b"")
-
-
-def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> CallOutcome:
-    advice = as_int(advice)
-    if length >= 1 << 63:
-        return returned(-22)
-    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
-        return returned(-14)
-    if length == 0:
-        refused = _refused_process_madvise(w.cx, advice)
-        if not refused and w.cx.design.process_advice_first:
-            is_there = advice in _INJECTED or madvise.is_known(w.cx.design, advice)
-            refused = 0 if is_there else -EINVAL
-        if refused:
-            return returned(refused)
-        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return returned(0)
-    refused = _refused_process_madvise(w.cx, advice)
-    if refused:
-        return returned(refused)
-    length = min(length, _MAX_RW_COUNT)
-    if address & ~f.PAGE_MASK or not madvise.is_known(w.cx.design, advice):
-        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return returned(-22)
-    result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
-    return returned(result or length)
 
 
 _PAGES_OF_RING = 2
@@ -213,40 +163,6 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
     if end <= addr:
         return -12
     return -22 if prot & ~mprotect.KNOWN_PROT else None
-
-
-def _uffd(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffd_range.register(w.cx, UFFD, start, length, mode), calls)
-
-
-def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> CallOutcome:
-    return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
-
-
-def _uffd_copy(w: World, calls: Any, start: int, mode: int, tag: int) -> CallOutcome:
-    return w.syscall(uffdio_copy_page(w.cx, start, tag, mode), calls)
-
-
-def _uffd_zeropage(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffdio_zeropage(w.cx, start, length, mode), calls)
-
-
-def _uffd_continue(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffdio_continue(w.cx, start, length, mode), calls)
-
-
-def _uffd_poison(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffdio_poison(w.cx, start, length, mode), calls)
-
-
-def _uffd_writeprotect(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffdio_writeprotect(w.cx, start, length, mode), calls)
-
-
-def _uffd_move(
-    w: World, calls: Any, start: int, length: int, source: int, mode: int
-) -> CallOutcome:
-    return w.syscall(uffdio_move(w.cx, UFFD, start, length, source, mode), calls)
 
 
 def _uring_register(w: World, calls: Any, address: int, length: int) -> CallOutcome:
@@ -397,6 +313,63 @@ async def _start_truncate(cx: Cx, file: int, length: int) -> int:
     return await rmap.truncate(cx, file + 1, length)
 
 
+async def _start_pread(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
+    if not ops.is_slot(file):
+        return -EINVAL if offset >> 63 else -EBADF
+    return await kernel_access.pread(cx, file + 1, address, length, offset)
+
+
+async def _start_pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
+    if not ops.is_slot(file) or file == ops.READ_ONLY_SLOT:
+        return -EINVAL if offset >> 63 else -EBADF
+    return await kernel_access.pwrite(cx, file + 1, address, length, offset)
+
+
+async def _start_add_seals(cx: Cx, file: int, seals: int) -> int:
+    return await add_seals(cx, file + 1 if ops.is_slot(file) else 0, seals)
+
+
+async def _start_readv(cx: Cx, address: int, length: int) -> int:
+    return await kernel_access.process_vm(cx, address, length, None, MOST_COPIED)
+
+
+async def _start_writev(cx: Cx, address: int, length: int, tag: int) -> int:
+    return await kernel_access.process_vm(cx, address, length, tag, MOST_COPIED)
+
+
+async def _start_process_madvise(cx: Cx, address: int, length: int, advice: int) -> int:
+    advice = as_int(advice)
+    if length >= 1 << 63:
+        return -EINVAL
+    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
+        return -EFAULT
+    refused = _refused_process_madvise(cx, advice)
+    if length == 0:
+        if not refused and cx.design.process_advice_first:
+            is_there = advice in _INJECTED or madvise.is_known(cx.design, advice)
+            refused = 0 if is_there else -EINVAL
+        return refused or await take_and_release_for(cx, advice)
+    if refused:
+        return refused
+    length = min(length, _MAX_RW_COUNT)
+    if address & ~f.PAGE_MASK or not madvise.is_known(cx.design, advice):
+        await take_and_release_for(cx, advice)
+        return -EINVAL
+    return await madvise.madvise(cx, address, length, advice) or length
+
+
+async def _start_uffd_register(cx: Cx, start: int, length: int, mode: int) -> int:
+    return await uffd_range.register(cx, UFFD, start, length, mode)
+
+
+async def _start_uffd_copy(cx: Cx, start: int, mode: int, tag: int) -> int:
+    return await uffdio_copy_page(cx, start, tag, mode)
+
+
+async def _start_uffd_move(cx: Cx, start: int, length: int, source: int, mode: int) -> int:
+    return await uffdio_move(cx, UFFD, start, length, source, mode)
+
+
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     **SERVED,
     "mmap": _start_mmap,
@@ -411,32 +384,33 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "ksm_unmerge": ksm.ksm_unmerge,
     "ksm_zero_pages": ksm.set_ksm_zero_pages,
     "ksm_most": ksm.set_ksm_most,
+    "pread": _start_pread,
+    "pwrite": _start_pwrite,
+    "add_seals": _start_add_seals,
+    "process_vm_readv": _start_readv,
+    "process_vm_writev": _start_writev,
+    "process_madvise": _start_process_madvise,
+    "uffd_register": _start_uffd_register,
+    "uffd_unregister": uffd_range.unregister,
+    "uffd_copy": _start_uffd_copy,
+    "uffd_zeropage": uffdio_zeropage,
+    "uffd_continue": uffdio_continue,
+    "uffd_poison": uffdio_poison,
+    "uffd_writeprotect": uffdio_writeprotect,
+    "uffd_move": _start_uffd_move,
 }
 """Operations that are one protocol and nothing else."""
 
 OPERATIONS: dict[str, Operation] = {
     **{name: _simple(make) for name, make in PROTOCOLS.items()},
     "mincore": _mincore,
-    "pread": _pread,
-    "pwrite": _pwrite,
     "pkey_mprotect": _pkey_mprotect,
-    "process_madvise": _process_madvise,
-    "process_vm_readv": _process_vm,
-    "process_vm_writev": _process_vm,
     "fork": _fork,
     "into_child": _into_child,
     "crowd": _crowd,
     "fill_memory": _fill_memory,
     "fill_group": _fill_group,
     "clear_refs": _clear_refs,
-    "uffd_register": _uffd,
-    "uffd_unregister": _uffd_unregister,
-    "uffd_copy": _uffd_copy,
-    "uffd_zeropage": _uffd_zeropage,
-    "uffd_continue": _uffd_continue,
-    "uffd_poison": _uffd_poison,
-    "uffd_writeprotect": _uffd_writeprotect,
-    "uffd_move": _uffd_move,
     "uring_register": _uring_register,
     "shmat": _shmat,
     "shmdt": _shmdt,
@@ -446,5 +420,4 @@ OPERATIONS: dict[str, Operation] = {
     "store": _store,
     "store_value": _store,
     "setrlimit": _setrlimit,
-    "add_seals": _add_seals,
 }

@@ -25,6 +25,8 @@ class Builder:
         self.observes = ring.OBSERVE  # how a forked child looks at itself
         self.scans = SCANS  # of ksmd's, in each operation
         self.has_pidfd = False
+        self.scratch = ring.RING + ring.SCRATCH  # words for calls that are told where to look
+        self.page = ring.RING + ring.PATTERN  # what calls copy from, or to
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -67,7 +69,7 @@ def store_word(b: Builder, place: int, word: ops.Argument, results: list[int]) -
 
 def write_number(b: Builder, fd: int, number: str) -> int:
     """Append what writes a number to a file; return where its result is."""
-    text, place = number.encode(), ring.RING + ring.SCRATCH + 24
+    text, place = number.encode(), b.scratch + 24
     for at in range(0, len(text), 8):
         word = int.from_bytes(text[at : at + 8], "little")
         b.add(stub.entry(stub.STORE, place + at, word))

@@ -34,6 +34,19 @@ def fork(b: Builder) -> tuple[int, int, int]:
     return clone, -1, child + len(_OF_CHILD)
 
 
+def fork_load(b: Builder, address_: int) -> int:
+    """Append a fork whose child loads a word, which is the result, and exits; the parent waits.
+
+    Others may do so at the same time, so each waits for its own child.
+    """
+    clone = b.add(ring.call("clone", 17))
+    load = clone + 5 * _E
+    b.add(stub.entry(stub.JUMP_IF_ZERO, address(load)))
+    _with_result(b, clone, ring.call("wait4", 0, 0, _WALL, 0))
+    b.add(stub.entry(stub.JUMP, address(load + 2 * _E)))
+    return b.add(stub.entry(stub.TOUCH_LOAD, address_), ring.EXIT)
+
+
 def into_child(b: Builder) -> int:
     """Append a fork whose child goes on; the parent waits for its end, and ends with 1 if it fails.
 

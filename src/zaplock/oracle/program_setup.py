@@ -45,9 +45,10 @@ class ProgramNames(NamedTuple):
     `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS,
     `tmpfs`: of ops.TMPFS_MOUNTS.
     `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
-    file by which a process joins the group of `fill_group`. `cpu`: where a
-    sequence runs whose lazily free or used pages are counted; -1: none are. `settles`: there is
-    swap, so pages go on being written after MADV_PAGEOUT has returned.
+    file by which a process joins the group of `fill_group`. `cpu`: where
+    a sequence runs whose lazily free or used pages are counted, since each CPU has lists of its own
+    of pages to work off; -1: none are. `settles`: there is swap, so pages go on being written after
+    MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
@@ -69,7 +70,7 @@ def begin(
     """Append the set-up of a sequence; `meminfo`: with /proc/meminfo open as MEMINFO_FD."""
     build_into.add(ring.PRELUDE)
     if names.cpu >= 0:
-        _stay_on(build_into, names.cpu)
+        stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
     filled = ops.slots_used(sequence)
     needed = {fd for name, fd in _ON_DESCRIPTOR.items() if name in used}
@@ -109,9 +110,9 @@ def begin_ksm(b: Builder) -> None:
     write_number(b, KSM_MOST_FD, str(SETTINGS["max_page_sharing"]))
 
 
-def _stay_on(b: Builder, cpu: int) -> None:
-    """Append what keeps a process on one CPU: each has lists of its own of pages to work off."""
-    mask, words = ring.RING + ring.SCRATCH, cpu // 64 + 1
+def stay_on(b: Builder, cpu: int) -> None:
+    """Append what keeps a thread on one CPU."""
+    mask, words = b.scratch, cpu // 64 + 1
     b.add(*(stub.entry(stub.STORE, mask + 8 * k, 0) for k in range(words - 1)))
     b.add(stub.entry(stub.STORE, mask + 8 * (words - 1), 1 << cpu % 64))
     b.add(ring.call("sched_setaffinity", 0, 8 * words, mask))

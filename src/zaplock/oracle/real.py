@@ -210,7 +210,8 @@ class RealSide:
         self, threaded: ThreadedProgram, delays: Sequence[Sequence[int]]
     ) -> ThreadedOutcome:
         """Run a program of threads once, with these delays before its operations."""
-        built, places = threads.build(threaded, delays, self._names)
+        cpus = sorted(os.sched_getaffinity(0))
+        built, places = threads.build(threaded, delays, self._names, cpus)
         self._run(built.code)
         self._parser.begin()
         code = self._child.program(len(built.code))

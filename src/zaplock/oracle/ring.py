@@ -54,7 +54,9 @@ SCRATCH_SIZE = 0x1000
 SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too long meets the end
 
 MOST_THREADS = 4
-THREAD_STACKS = SCRATCH - MOST_THREADS * STACK_SIZE  # no program of threads reaches up to here
+THREAD_STACKS = SCRATCH - MOST_THREADS * STACK_SIZE
+THREAD_PAGES = THREAD_STACKS - MOST_THREADS * PAGE  # no program of threads reaches up to here
+THREAD_SCRATCH_SIZE = SCRATCH_SIZE // MOST_THREADS  # of each thread, from SCRATCH on
 
 OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, MAPS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7, 8
 

@@ -1,6 +1,7 @@
 """A run of programs of threads: the real kernel shows outcomes, the model must allow each.
 
-Every program runs several times, each time with other delays. An outcome that the model does not
+Every program runs again and again, each time with other delays, until nothing new has been seen for
+some runs. An outcome that the model does not
 allow is a divergence if it comes again in `AGAIN` more runs (a page of the process's own machinery
 that was paged out for a while does not), as is a rule that the model itself breaks on the way; a
 program whose search came to a limit before the outcome was met is counted as not known. One program
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from zaplock.engines.checking.exhaustive import SearchLimits
 from zaplock.model.violations import Violation
 from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.campaign import slice_seed
@@ -25,8 +27,11 @@ from zaplock.oracle.thread_programs import ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.protocols.design import Design
 
-RUNS = 6
-"""How often each program runs on the real kernel."""
+NOTHING_NEW = 5
+"""A program runs until so many runs in a row have shown no outcome that had not been seen."""
+MOST_RUNS = 60
+HUNTED = SearchLimits(states=20_000, seconds=2.0, memory=2 << 30)
+"""How far one program is searched for a fault in the model: many small ones find more."""
 AGAIN = 200
 """How often one runs again whose outcome was not allowed: does that come again?"""
 EXPLORED_EVERY = 200
@@ -51,7 +56,8 @@ class ThreadReport:
     """What a run found. `outcomes` are distinct ones of a program, counted by how they are allowed.
 
     `unknown`: programs with an outcome of which nothing is known. `explored`: programs of which all
-    interleavings were looked at; `reached`: how many outcomes these have.
+    interleavings were looked at; `reached`: how many outcomes these have; `seen`: how many of them
+    the kernel has shown.
     """
 
     programs: int = 0
@@ -61,6 +67,7 @@ class ThreadReport:
     outcomes: Counter[str] = field(default_factory=Counter)
     explored: int = 0
     reached: int = 0
+    seen: int = 0
     divergences: list[ThreadDivergence] = field(default_factory=list)
     unrepeatable: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -75,15 +82,14 @@ class ThreadReport:
 class ThreadBench:
     """The real side, and the model's judgement of one program after another."""
 
-    def __init__(
-        self, design: Design, wrap: Wrap = lambda protocol: protocol, runs: int = RUNS
-    ) -> None:
+    def __init__(self, design: Design, wrap: Wrap = lambda protocol: protocol) -> None:
         """Start the real side. `wrap` puts a fault into every protocol of the model."""
         self.real = RealSide()
         self.design = design
         self.wrap = wrap
-        self.runs = runs
         self.explored_every = EXPLORED_EVERY
+        self.most_runs = MOST_RUNS
+        self.limits = SEARCH
 
     def close(self) -> None:
         """End the real side."""
@@ -91,7 +97,8 @@ class ThreadBench:
 
     def slice(self, seed: int, report: ThreadReport, programs: int = PROGRAMS) -> None:
         """Run some programs of a seed and add what they showed to a report."""
-        generator, began = ThreadedGenerator(seed), time.monotonic()
+        generator = ThreadedGenerator(seed, self.real.environment.start_brk)
+        began = time.monotonic()
         for _ in range(programs):
             self.one(generator, generator.program(), report)
         report.seconds += time.monotonic() - began
@@ -101,17 +108,14 @@ class ThreadBench:
     ) -> None:
         """Run one program a few times and judge its outcomes."""
         try:
-            seen = {
-                self.real.run_threads(threaded, generator.delays(threaded))
-                for _ in range(self.runs)
-            }
+            seen, runs = self._outcomes(generator, threaded)
         except Lost as error:
             report.lost.append(f"{error}: {threaded}")
             return
         report.programs += 1
-        report.runs += self.runs
-        report.operations += self.runs * threaded.length
-        model = Interleavings(self.real.environment, self.design, threaded, self.wrap, SEARCH)
+        report.runs += runs
+        report.operations += runs * threaded.length
+        model = Interleavings(self.real.environment, self.design, threaded, self.wrap, self.limits)
         try:
             for outcome in seen:
                 self._judge(generator, model, outcome, report)
@@ -122,8 +126,21 @@ class ThreadBench:
         if model.is_explored:
             report.explored += 1
             report.reached += len(model.explored())
+            report.seen += len(model.explored() & seen)
         for violation in model.violations:
             self._broken(threaded, violation, report)
+
+    def _outcomes(
+        self, generator: ThreadedGenerator, threaded: ThreadedProgram
+    ) -> tuple[set[ThreadedOutcome], int]:
+        """Run a program until it shows nothing new; return its outcomes, and how often it ran."""
+        seen, runs, since_new = set[ThreadedOutcome](), 0, 0
+        while since_new < NOTHING_NEW and runs < self.most_runs:
+            outcome = self.real.run_threads(threaded, generator.delays(threaded))
+            runs += 1
+            since_new = since_new + 1 if outcome in seen else 0
+            seen.add(outcome)
+        return seen, runs
 
     def _judge(
         self,
@@ -181,8 +198,8 @@ class ThreadDetection(NamedTuple):
 
 def hunt(design: Design, wrap: Wrap, seed: int = 1, limit_s: float = 60.0) -> ThreadDetection:
     """Judge by a model with a fault in it, every program searched to its end, until that shows."""
-    bench = ThreadBench(design, wrap, runs=2)
-    bench.explored_every = 1
+    bench = ThreadBench(design, wrap)
+    bench.explored_every, bench.most_runs, bench.limits = 1, 1, HUNTED
     report, began, number = ThreadReport(), time.monotonic(), 0
     try:
         while time.monotonic() - began < limit_s and not report.divergences:

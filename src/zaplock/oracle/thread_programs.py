@@ -5,6 +5,10 @@ three operations. All that they can hit lies in one window across a boundary of 
 enough that most operations concern what others work on; in half of the programs one page is
 written to first and half of the operations begin there, so that what one thread takes away another
 looks at meanwhile. Some mappings grow down: a store below them makes them longer.
+
+A part of the programs has a kind: what is drawn more often in it (`_KINDS`). In "heap" brk is
+called and the window is the heap's beginning; in "forks" threads fork children that look; in
+"watched" a userfaultfd watches a range; in "kernel" the kernel itself uses the memory.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Callable
 
 from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Op
-from zaplock.oracle.threaded import ThreadedProgram
+from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram
 
 PAGE = ring.PAGE
 PAGES = 8
@@ -27,25 +31,54 @@ _PREPARING = ("mprotect", "mlock", "madvise", "mseal")  # what is done with what
 _MIX = {
     "load": 14, "store": 22, "munmap": 10, "mmap": 10, "mprotect": 12, "madvise": 16, "mremap": 8,
     "mlock": 5, "mlock2": 2, "munlock": 3, "msync": 1, "ftruncate": 4, "mseal": 1,
+    "mlockall": 1, "munlockall": 1, "remap_file_pages": 1, "process_madvise": 2,
 }  # fmt: skip
-_ADVICE = (4, 4, 4, 4, 8, 8, 20, 22, 23, 23, 102, 102, 103, 3, 16, 18, 9)
+_KINDS: dict[str, dict[str, int]] = {
+    "": {},
+    "heap": {"brk": 60},
+    "forks": {FORK_LOAD: 40},
+    "watched": {
+        "uffd_copy": 25, "uffd_zeropage": 10, "uffd_writeprotect": 15, "uffd_move": 12,
+        "uffd_poison": 6, "uffd_unregister": 8, "uffd_register": 8,
+    },
+    "kernel": {"process_vm_readv": 20, "process_vm_writev": 20, "pread": 15},
+}  # fmt: skip
+"""By kind of program: what is drawn beside _MIX, how often."""
+_ONE_OF_A_KIND = 2  # in so many programs
+_ADVICE = (4, 4, 4, 4, 8, 8, 20, 22, 23, 23, 102, 102, 103, 3, 16, 18, 9, 14, 17, 12)
 _FILES = (0, 1)
+_FIXED, _FIXED_NOREPLACE = 0x10, 0x10_0000
+_UFFD_MODES = (1, 1, 2, 3, 3)  # missing pages, writes to protected ones, both
+HEAP_PAGES = 6
 
 
 class ThreadedGenerator:
     """Make programs for a seed; equal seeds make equal programs."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, heap: int = WINDOW) -> None:
+        """Begin with a seed; `heap`: where the process's heap begins."""
         self.random = random.Random(seed)
-        self._contended = -1  # the page, counted from WINDOW; -1 where there is none
-        self._names = [name for name, weight in _MIX.items() for _ in range(weight)]
+        self.heap = heap
+        self._window = WINDOW
+        self._contended = -1  # the page, counted from the window; -1 where there is none
+        self._names = {
+            kind: [name for name, weight in (_MIX | more).items() for _ in range(weight)]
+            for kind, more in _KINDS.items()
+        }
+        self.kind = ""
 
     def program(self) -> ThreadedProgram:
         """Make the next program."""
+        self.kind = self.random.choice(list(_KINDS)) if self._one_in(_ONE_OF_A_KIND) else ""
+        self._window = self.heap if self.kind == "heap" else WINDOW
         self._contended = self.random.randrange(PAGES) if self._one_in(2) else -1
         setup = [self._mapping() for _ in range(self.random.randint(1, 3))]
+        if self.kind == "heap":
+            setup = [_brk(self), *setup[:1], _brk(self)][: self.random.randint(1, 3)]
+        if self.kind == "watched":
+            setup.append(self._operation("uffd_register"))
         if self._contended >= 0:
-            setup.append(Op("store", (WINDOW + PAGE * self._contended,)))
+            setup.append(Op("store", (self._window + PAGE * self._contended,)))
         setup += [self._operation("store") for _ in range(self.random.randint(1, 4))]
         if self._one_in(4):
             setup.append(self._operation(self.random.choice(_PREPARING)))
@@ -63,10 +96,12 @@ class ThreadedGenerator:
         ]
 
     def _any(self) -> Op:
-        return self._operation(self.random.choice(self._names))
+        return self._operation(self.random.choice(self._names[self.kind]))
 
     def _operation(self, name: str) -> Op:
-        return Op(name, _MAKERS[name](self)) if name != "mmap" else self._mapping()
+        if name in ("mmap", "brk"):
+            return self._mapping() if name == "mmap" else _brk(self)
+        return Op(name, _MAKERS[name](self))
 
     def _one_in(self, number: int) -> bool:
         return self.random.randrange(number) == 0
@@ -75,18 +110,19 @@ class ThreadedGenerator:
         page = self.random.randrange(PAGES)
         if self._contended >= 0 and self._one_in(2):
             page = self._contended
-        return WINDOW + PAGE * page
+        return self._window + PAGE * page
 
     def _range(self) -> tuple[int, int]:
         return self._page(), PAGE * self.random.randint(1, 4)
 
     def _mapping(self) -> Op:
         start, length = self._page(), PAGE * self.random.randint(1, PAGES)
-        flags = self.random.choice((0x2, 0x2, 0x2, 0x1)) | 0x10
+        flags = self.random.choice((0x2, 0x2, 0x2, 0x1))
+        flags |= _FIXED_NOREPLACE if self._one_in(10) else _FIXED
         flags |= 0x8000 if self._one_in(6) else 0
         flags |= 0x2000 if self._one_in(12) else 0
         if self._one_in(8):
-            start, flags = 0, flags & ~0x10
+            start, flags = 0, flags & ~(_FIXED | _FIXED_NOREPLACE)
         slot = ops.NO_FILE
         if self._one_in(4):
             slot = self.random.choice(_FILES)
@@ -105,6 +141,10 @@ def _mremap(g: ThreadedGenerator) -> tuple[int, ...]:
     return start, length, new, flags, target if flags & 6 else 0
 
 
+def _brk(g: ThreadedGenerator) -> Op:
+    return Op("brk", (g.heap + PAGE * g.random.randrange(HEAP_PAGES),))
+
+
 _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "load": lambda g: (g._page(),),
     "store": lambda g: (g._page(),),
@@ -118,4 +158,19 @@ _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "msync": lambda g: (*g._range(), g.random.choice((1, 4))),
     "ftruncate": lambda g: (g.random.choice(_FILES), PAGE * g.random.randrange(6)),
     "mseal": lambda g: (*g._range(), 0),
+    "mlockall": lambda g: (g.random.choice((2, 2, 4 | 2)),),
+    "munlockall": lambda g: (),
+    "remap_file_pages": lambda g: (*g._range(), 0, g.random.randrange(3), 0),
+    "process_madvise": lambda g: (*g._range(), g.random.choice(_ADVICE)),
+    FORK_LOAD: lambda g: (g._page(),),
+    "uffd_register": lambda g: (*g._range(), g.random.choice(_UFFD_MODES)),
+    "uffd_unregister": ThreadedGenerator._range,
+    "uffd_copy": lambda g: (g._page(), g.random.choice((0, 0, 2))),
+    "uffd_zeropage": lambda g: (*g._range(), 0),
+    "uffd_poison": lambda g: (*g._range(), 0),
+    "uffd_writeprotect": lambda g: (*g._range(), g.random.choice((0, 1, 1))),
+    "uffd_move": lambda g: (g._page(), PAGE, g._page(), g.random.choice((0, 2))),
+    "process_vm_readv": ThreadedGenerator._range,
+    "process_vm_writev": ThreadedGenerator._range,
+    "pread": lambda g: (g.random.choice(_FILES), *g._range(), PAGE * g.random.randrange(4)),
 }  # fmt: skip

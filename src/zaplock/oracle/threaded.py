@@ -16,16 +16,25 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Snapshot
 from zaplock.oracle.program import BareProgram, Place
 from zaplock.oracle.program_builder import Builder, address
+from zaplock.oracle.program_forks import fork_load
 from zaplock.oracle.program_operations import operation
-from zaplock.oracle.program_setup import ProgramNames, begin
+from zaplock.oracle.program_setup import ProgramNames, begin, stay_on
 
 _E = stub.ENTRY
 _CLONE, _EXIT, _SIGALTSTACK, _SCHED_YIELD = 56, 60, 131, 24
 # CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM | PARENT_SETTID | CHILD_CLEARTID
 _THREAD = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000 | 0x10_0000 | 0x20_0000
+_MEETINGS = tuple(ring.RING + ring.MEETING + 8 * number for number in range(3))
+"""Words at which the threads meet. Who has waited long at the first has given its CPU to others; at
+the last all are running, or nearly so."""
 _NOBODY = ring.RING + ring.MEETING + 0x38  # a word that is never above 0: nobody to wait for
 SETUP_LENGTH = 16
 """Operation k of thread t is number SETUP_LENGTH * (t + 1) + k: so stores write different tags."""
+
+
+FORK_LOAD = "fork_load"
+"""What only threads do: fork a child that loads a word and exits. Its argument is the address, its
+result what the child has loaded, or the signal that it got."""
 
 
 class ThreadedProgram(NamedTuple):
@@ -68,27 +77,35 @@ class _ThreadPlaces(NamedTuple):
 
 
 def build(
-    threaded: ThreadedProgram, delays: Sequence[Sequence[int]], names: ProgramNames
+    threaded: ThreadedProgram,
+    delays: Sequence[Sequence[int]],
+    names: ProgramNames,
+    cpus: Sequence[int],
 ) -> tuple[BareProgram, _ThreadPlaces]:
-    """Make the program; `delays` says how long each thread turns round before each operation."""
+    """Make the program; `delays` says how long each thread turns round before each operation.
+
+    Each thread stays on one of `cpus`, the next on the next: so they run at the same time, also
+    where sequences are kept on one CPU.
+    """
     assert len(threaded.setup) <= SETUP_LENGTH
     assert len(threaded.threads) <= ring.MOST_THREADS
     everything = [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
     b = Builder()
-    begin(b, everything, names)
+    begin(b, everything, names._replace(cpu=-1))
     baseline = b.add(ring.OBSERVE)
     setup = [operation(b, index, op, [], names)[0] for index, op in enumerate(threaded.setup)]
-    b.add(stub.entry(stub.STORE, ring.RING + ring.MEETING, len(threaded.threads)))
+    for word in _MEETINGS:
+        b.add(stub.entry(stub.STORE, word, len(threaded.threads)))
     places: list[tuple[int, ...]] = [()]
     for number, thread in enumerate(threaded.threads[1:], start=1):
-        places.append(_spawn(b, number, thread, delays[number], names))
-    places[0] = _run(b, 0, threaded.threads[0], delays[0], names)
+        places.append(_spawn(b, number, thread, delays[number], names, cpus))
+    places[0] = _run(b, 0, threaded.threads[0], delays[0], names, cpus)
     for number in range(1, len(threaded.threads)):
         _join(b, number)
     after = b.add(ring.OBSERVE)
     b.add(ring.EXIT)
     code = b"".join(b.parts)
-    assert ring.PROGRAM + len(code) <= ring.THREAD_STACKS, "the program is too long"
+    assert ring.PROGRAM + len(code) <= ring.THREAD_PAGES, "the program is too long"
     return (
         BareProgram(code, (Place(-1, -1, -1, after),), baseline),
         _ThreadPlaces(tuple(setup), tuple(places)),
@@ -96,19 +113,40 @@ def build(
 
 
 def _run(
-    b: Builder, thread: int, operations: Sequence[Op], delays: Sequence[int], names: ProgramNames
+    b: Builder,
+    thread: int,
+    operations: Sequence[Op],
+    delays: Sequence[int],
+    names: ProgramNames,
+    cpus: Sequence[int],
 ) -> tuple[int, ...]:
     """Append what a thread does: meet the others, then its operations with delays before them."""
-    word, places = ring.RING + ring.MEETING, []
+    b.scratch = ring.RING + ring.SCRATCH + ring.THREAD_SCRATCH_SIZE * thread
+    b.page = ring.RING + ring.THREAD_PAGES + ring.PAGE * thread
+    stay_on(b, cpus[thread % len(cpus)])
+    *first, last = _MEETINGS
+    b.add(*(stub.entry(stub.MEET, word, 0) for word in first))
+    places = []
     for index, (op, delay) in enumerate(zip(operations, delays, strict=True)):
-        b.add(stub.entry(stub.MEET, word, delay))
-        word = _NOBODY
-        places.append(operation(b, number_of(thread, index), op, [], names)[0])
+        b.add(stub.entry(stub.MEET, _NOBODY if index else last, delay))
+        if op.name == FORK_LOAD:
+            places.append(fork_load(b, *_words(op)))
+        else:
+            places.append(operation(b, number_of(thread, index), op, [], names)[0])
     return tuple(places)
 
 
+def _words(op: Op) -> list[int]:
+    return [value for value in op.args if isinstance(value, int)]
+
+
 def _spawn(
-    b: Builder, thread: int, operations: Sequence[Op], delays: Sequence[int], names: ProgramNames
+    b: Builder,
+    thread: int,
+    operations: Sequence[Op],
+    delays: Sequence[int],
+    names: ProgramNames,
+    cpus: Sequence[int],
 ) -> tuple[int, ...]:
     """Append a clone; the new thread takes a signal stack of its own, runs, and ends."""
     word = ring.RING + ring.THREAD_IDS + 8 * thread
@@ -121,7 +159,7 @@ def _spawn(
     inner = Builder()
     inner.here = body
     inner.add(stub.syscall(_SIGALTSTACK, stack, 0))
-    places = _run(inner, thread, operations, delays, names)
+    places = _run(inner, thread, operations, delays, names, cpus)
     inner.add(stub.syscall(_EXIT, 0))
     b.add(stub.entry(stub.JUMP, address(inner.here)), *inner.parts)
     return places
