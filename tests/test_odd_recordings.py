@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -221,15 +222,56 @@ def test_what_is_packed_is_one_clear_line(tmp_path: Path) -> None:
         parser.parse(path)
 
 
-def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
-    narrow = "[ Process PID=100 runs in 32 bit mode. ]\n"
-    verdict = replay(tmp_path, f"100 {ONE}\n{narrow}100 {WRONG}\n")
+NARROW = "[ Process PID=100 runs in 32 bit mode. ]\n"
+WIDE = NARROW.replace("32", "64")
+OWN = '# command: execve("prog")\n'
+EXEC = '100 execve("prog", ["prog"], 0x1) = 0\n'
+
+
+def test_32_bit_calls_of_a_64_bit_program_are_compared_but_for_where_they_map(
+    tmp_path: Path,
+) -> None:
+    """Linux places what they map below 4 GiB, from a base that nothing tells."""
+    low = "100 mmap2(NULL, 4096, 3, 34, -1, 0) = 0xf7fc5000\n"
+    fixed = "100 mmap2(0x10000000, 4096, 3, 50, -1, 0) = 0x10000000\n"
+    first = f"{EXEC}100 {ONE}\n{NARROW}"
+    assert ruled(tmp_path, f"{first}{fixed}{low}{WIDE}100 {TWO}\n") == (3, 0, 1)
+    assert ruled(tmp_path, f"{first}100 munmap(0xf7fc5000, 4096) = -1 EINVAL (x)\n") == (1, 1, 0)
+    assert ruled(tmp_path, f"{first}{WIDE}100 {WRONG}\n") == (1, 1, 0)
+
+
+def test_32_bit_calls_may_be_of_a_program_whose_execve_is_not_in_the_recording(
+    tmp_path: Path,
+) -> None:
+    verdict = replay(tmp_path, f"100 {ONE}\n{NARROW}100 {WRONG}\n")
     assert (verdict.agreeing, verdict.differing) == (1, [])
     assert "runs in 32 bit mode" in verdict.refused[0]
-    assert ruled(tmp_path, f"100 mmap2(NULL, 4096, 3, 34, -1, 0) = 0xf7fc5000\n100 {ONE}\n")[1] == 0
-    (tmp_path / "x.strace").write_text(BEGIN + narrow)
+    (tmp_path / "x.strace").write_text(BEGIN + NARROW)
     with pytest.raises(UserError, match="has no calls: record it with strace -f"):
         parser.parse(tmp_path / "x.strace")
+
+
+@pytest.mark.parametrize("mode", ["32 bit", "x32"])
+def test_what_the_recorder_did_not_record_is_refused_in_one_line(tmp_path: Path, mode: str) -> None:
+    """Before it followed 32-bit calls, it said so; x32 it does not follow yet."""
+    begin = OWN + ("# widths: 32 64\n" if mode == "x32" else "") + BEGIN
+    verdict = replay(tmp_path, f"{NARROW.replace('32 bit', mode)}100 {ONE}\n", begin)
+    assert verdict.agreeing == 0
+    assert f"runs in {mode} mode, of which this recording has no calls" in verdict.refused[0]
+
+
+@pytest.mark.parametrize(("end", "ruling"), [("bfffe000", (0, 1, 0)), ("ffffd000", (1, 0, 0))])
+def test_a_32_bit_program_may_have_3_gib_only(
+    tmp_path: Path, end: str, ruling: tuple[int, int, int]
+) -> None:
+    """ADDR_LIMIT_3GB: the stack, which is the last, tells it."""
+    begin = (
+        "# pid: 100\n# begin: 56555000-56556000 r-xp 00000000 fe:00 1 prog\n"
+        f"# begin: b7fc0000-b7ff0000 r-xp 00000000 fe:00 2 ld.so\n"
+        f"# begin: bff00000-{end} rw-p 00000000 00:00 0 [stack]\n"
+    )
+    high = "100 mmap2(0xd0000000, 4096, 3, 50, -1, 0) = 0xd0000000\n"
+    assert ruled(tmp_path, high, begin) == ruling
 
 
 def test_addresses_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -241,22 +283,99 @@ def test_addresses_of_another_architecture_are_refused(tmp_path: Path) -> None:
     assert ruled(tmp_path, f"100 {ONE}\n{high}") == (1, 0, 1)
 
 
+INT_80 = r"""
+static long call(long n, long a, long b, long c, long d, long e) {
+  long r;
+  __asm__ volatile("int $0x80" : "=a"(r)
+                   : "a"(n), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e) : "memory");
+  return r;
+}
+"""
+WITHOUT_LIBRARY = rf"""{INT_80}
+static unsigned at, limit[] = {{4096, 4096}}, range[] = {{0, 4096}};
+static unsigned map[] = {{0, 16384, 3, 0x22, -1, 0}};
+static int same(long a, long b) {{ return a == b; }}
+void _start(void) {{
+  long a = call(90, (long)map, 0, 0, 0, 0), id = call(117, 23, 0, 8192, 01600, 0);
+  int ok = same(call(125, a, 4096, 1, 0, 0), 0);
+  ok &= same(call(117, 21, id, 0, (long)&at, 0), 0) & (at > 4096);
+  ok &= same(call(117, 24, id, 0, 0, 0), 0);
+  ok &= same(call(219, at, 4096, 4, 0, 0), 0);
+  ok &= same(call(75, 8, (long)limit, 0, 0, 0), 0);
+  range[0] = a + 4096;
+  long own = call(434, call(20, 0, 0, 0, 0, 0), 0, 0, 0, 0);
+  ok &= same(call(440, own, (long)range, 1, 20, 0), 4096);
+  if (!call(2, 0, 0, 0, 0, 0)) {{
+    call(91, a, 8192, 0, 0, 0);
+    call(1, 0, 0, 0, 0, 0);
+  }}
+  ok &= same(call(117, 22, 0, 0, 0, at), 0);
+  call(1, !ok, 0, 0, 0, 0);
+}}
+"""
+"""mmap in one structure, a segment behind ipc, an advice, a limit, own ranges, a child."""
+
+
 @needs_kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
-def test_the_recorder_tells_of_32_bit_calls(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("every", [[], ["--every-call"]])
+def test_the_recorder_follows_32_bit_calls_of_a_64_bit_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: list[str]
 ) -> None:
-    """A 64-bit program that unmaps by int 0x80, whose numbers are those of i386."""
+    """By int 0x80, whose numbers are those of i386: munmap, mmap in one structure, fork."""
     program = built(
         tmp_path,
-        "#include <sys/mman.h>\n"
+        f"#include <sys/mman.h>\n#include <sys/wait.h>\n#include <unistd.h>\n{INT_80}"
         "int main(void) {\n"
-        "  long r; char *p = mmap((void *)0x10000000, 65536, 3, 0x32, -1, 0);\n"
-        '  __asm__ volatile("int $0x80" : "=a"(r) : "a"(91), "b"(p), "c"(8192) : "memory");\n'
-        "  return !r && madvise(p, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n",
+        "  unsigned *a = mmap((void *)0x10000000, 65536, 3, 0x32, -1, 0);\n"
+        "  unsigned told[] = {0x20000000, 8192, 3, 0x32, -1, 0};\n"
+        "  for (int k = 0; k < 6; k++) a[4096 + k] = told[k];\n"
+        "  long r = call(91, 0x10000000, 8192, 0, 0, 0);\n"
+        "  if (call(90, 0x10004000, 0, 0, 0, 0) != 0x20000000) return 1;\n"
+        "  if (!call(2, 0, 0, 0, 0, 0)) { munmap((void *)0x20000000, 4096); _exit(0); }\n"
+        "  wait(0);\n"
+        "  return !r && !madvise((void *)0x10002000, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n",
     )
-    assert main(["oracle", "--trace", "--", str(program)]) == 0
-    assert (
-        "runs in 32 bit mode, of which zaplock records no calls: record it with strace"
-        in capsys.readouterr().out
-    )
+    kept = tmp_path / "x.trace"
+    assert main(["oracle", "--trace", str(kept), *every, "--", str(program)]) == 0
+    assert "0 calls refused" in capsys.readouterr().out
+    recorded = kept.read_text()
+    for call in ("munmap(0x10000000", "mmap(0x20000000, 0x2000, 0x3, 0x32, -1", "fork() = "):
+        assert f" {call}" in recorded.partition("32 bit mode")[2]
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
+@pytest.mark.parametrize("layout", [[], ["-3"], ["-L"], ["-R"]])
+def test_the_recorder_follows_a_32_bit_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: list[str]
+) -> None:
+    """It has no C library, since there may be none for 32 bits."""
+    source, program = tmp_path / "narrow.c", tmp_path / "narrow"
+    source.write_text(WITHOUT_LIBRARY)
+    made = [
+        "cc",
+        "-w",
+        "-m32",
+        "-static",
+        "-nostdlib",
+        "-fno-pie",
+        "-no-pie",
+        "-fno-stack-protector",
+    ]
+    if subprocess.run([*made, "-o", program, source], capture_output=True).returncode:
+        pytest.skip("this compiler makes no 32-bit programs")
+    kept = tmp_path / "x.trace"
+    command = ["setarch", "i386", *layout, str(program)] if layout else [str(program)]
+    assert main(["oracle", "--trace", str(kept), "--", *command]) == 0
+    shown = capsys.readouterr()
+    assert "ended with 0" in shown.err
+    assert "0 calls refused" in shown.out
+    recorded = kept.read_text()
+    for call in (
+        "shmat(",
+        "shmdt(",
+        "process_madvise(",
+        "setrlimit(RLIMIT_MEMLOCK, {rlim_cur=4096",
+    ):
+        assert f" {call}" in recorded

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NARROW_TASK_SIZE = (1 << 32) - 2 * PAGE_SIZE
 """Below it lies what a 32-bit program has on x86-64 (IA32_PAGE_OFFSET; page_64_types.h)."""
+LIMITED_TASK_SIZE = 3 << 30
+"""... and where its personality is ADDR_LIMIT_3GB."""
 
 
 def unmapped_base(task_size: int) -> int:

@@ -33,6 +33,12 @@ def maps_lines(tid: int, key: str) -> list[str]:
     return [f"# {key}: {line}" for line in lines]
 
 
+def have_narrow_addresses(maps: list[str]) -> bool:
+    """Return whether lines that `maps_lines` has written are of a 32-bit program."""
+    spans = (line.split(None, 3)[2] for line in maps if not line.endswith("[vsyscall]"))
+    return max((int(span.partition("-")[2], 16) for span in spans), default=1 << 33) <= 1 << 32
+
+
 def file_lines(tid: int, arguments: tuple[int, ...]) -> list[str]:
     """Write what stands behind the descriptor that an mmap is given, if it maps a file.
 

@@ -12,6 +12,7 @@ a recorder's (`zaplock oracle --trace` writes them, see `notes`):
     # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
     # untold: WHY              what the process does from here on is not in the recording
+    # widths: 32 64            it has the calls of 32-bit programs, too
 
 What perf trace and ltrace -S write is read too (see `dialects`).
 
@@ -67,7 +68,7 @@ _UNFINISHED = re.compile(r"<unfinished \.\.\.>\s*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _ERRORS = (1 << 64) - 4095
-_BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
+_BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|64 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _ARGUMENT_NAME = re.compile(r"^[a-z_]\w*=(?!=)")
 """As -N (6.16) puts it in front of each argument; of clone every strace does."""
@@ -101,6 +102,7 @@ class _State:
     blocks: dict[int, _Block] = field(default_factory=dict)
     names_pids: bool = False
     is_own: bool = False
+    has_narrow_calls: bool = False
     in_summary: bool = False
 
 
@@ -129,7 +131,7 @@ def parse(path: Path) -> StraceRecording:
         state.calls.append(_cut(pid, call, begun, NO_END))
     calls = _ended(sorted(state.calls, key=lambda call: call.line))
     for note in state.notes if not calls else ():
-        if note.kind in ("lost", "narrow"):
+        if note.kind in ("lost", "width"):
             raise UserError(f"{path}: {note.name} and has no calls: record it with strace -f")
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
@@ -140,7 +142,14 @@ def parse(path: Path) -> StraceRecording:
     notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
     shows_all = state.names_pids and not parts and len({call.pid for call in calls}) > 1
     return StraceRecording(
-        first, calls, notes, tuple(state.unreadable), ordered, shows_all, state.is_own
+        first,
+        calls,
+        notes,
+        tuple(state.unreadable),
+        ordered,
+        shows_all,
+        state.is_own,
+        not state.is_own or state.has_narrow_calls,
     )
 
 
@@ -175,6 +184,8 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
     key, _, value = line[2:].partition(": ")
     if key == "command":
         state.is_own = True
+    elif key == "widths":
+        state.has_narrow_calls = True
     elif key == "pid":
         state.pid = int(value) if _DIGITS.fullmatch(value) else 0
     elif key in ("begin", "end", "anon"):
@@ -241,10 +252,11 @@ def _take(state: _State, number: int, line: str) -> None:
     gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
     if narrow:
         told = f"process {narrow[1]} runs in {narrow[2]} mode"
-        is_lost = state.is_own or narrow[2] == "x32"
-        told += ", of which zaplock records no calls: record it with strace" * state.is_own
-        kind = "lost" if is_lost else "narrow"
-        state.notes.append(Note(int(narrow[1]), number, kind, (), told))
+        is_older = state.is_own and not state.has_narrow_calls
+        is_lost = is_older or narrow[2] == "x32"
+        told += ", of which this recording has no calls" * is_lost
+        kind, bits = "lost" if is_lost else "width", 32 if narrow[2] == "32 bit" else 64
+        state.notes.append(Note(int(narrow[1]), number, kind, (), told, bits))
     elif gone:
         _process_gone(state, number, pid, gone)
     elif resumed:

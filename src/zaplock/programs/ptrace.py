@@ -31,17 +31,18 @@ OPTIONS = (
 )
 SYSCALL_STOP = 0x80 | 5
 WALL = 0x4000_0000
-SEEN, NARROW = 0x7A4C, 0x7A4D
-"""The messages of EVENT_SECCOMP: a call to be recorded, and a 32-bit one, whose numbers are others.
+SEEN, NARROW, X32 = 0x7A4C, 0x7A4D, 0x7A4E
+"""The messages of EVENT_SECCOMP: a call to be recorded, a 32-bit one, one of x32.
 
 Any other is of a filter that the program has set for a tracer of its own.
 """
 
-X86_64 = 0xC000003E
+X86_64, I386 = 0xC000003E, 0x40000003
+X32_BIT = 0x4000_0000
+"""In the numbers of x32's calls, which are 64-bit ones otherwise. Source: asm/unistd.h."""
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
-_IOCTL, _FCNTL = 16, 72
 _RET_TRACE, _RET_ALLOW = 0x7FF0_0000, 0x7FFF_0000
-_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_FROM, _RETURN = 0x20, 0x15, 0x35, 0x06
 _PR_SET_SECCOMP, _MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,6 +56,8 @@ class Registers(NamedTuple):
     number: int
     arguments: tuple[int, ...]
     result: int
+    narrow_arguments: tuple[int, ...]
+    """What they are if the call is a 32-bit one."""
 
 
 def ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
@@ -69,9 +72,20 @@ def registers(tid: int) -> Registers:
     buffer = ctypes.create_string_buffer(27 * 8)
     ptrace(GETREGS, tid, 0, ctypes.addressof(buffer))
     words = struct.unpack("<27Q", buffer.raw)
-    (_, _, _, _, _, _, _, r10, r9, r8, rax, _, rdx, rsi, rdi, orig_rax) = words[:16]
+    (_, _, _, _, rbp, rbx, _, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax) = words[:16]
     result = rax - (1 << 64) if rax >> 63 else rax
-    return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result)
+    narrow = tuple(word & 0xFFFF_FFFF for word in (rbx, rcx, rdx, rsi, rdi, rbp))
+    return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result, narrow)
+
+
+def read_memory(tid: int, address: int, length: int) -> bytes:
+    """Read what a thread's process has at an address: less where there is less, or none."""
+    try:
+        with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            return memory.read(length)
+    except (OSError, OverflowError, ValueError):
+        return b""
 
 
 def entered(tid: int) -> int | None:
@@ -117,15 +131,15 @@ def skip(tid: int, error: int) -> None:
     ptrace(SETREGS, tid, 0, ctypes.addressof(buffer))
 
 
-def set_first_argument(tid: int, value: int) -> None:
-    """Give a stopped thread another first argument than it has."""
+def set_first_argument(tid: int, value: int, *, is_narrow: bool) -> None:
+    """Give a stopped thread another first argument than it has; `is_narrow`: in a 32-bit call."""
     buffer = ctypes.create_string_buffer(27 * 8)
     ptrace(GETREGS, tid, 0, ctypes.addressof(buffer))
-    struct.pack_into("<Q", buffer, _RDI * 8, value)
+    struct.pack_into("<Q", buffer, (_RBX if is_narrow else _RDI) * 8, value)
     ptrace(SETREGS, tid, 0, ctypes.addressof(buffer))
 
 
-_RAX, _RDI, _ORIG_RAX = 10, 14, 15  # words of struct user_regs_struct
+_RBX, _RAX, _RDI, _ORIG_RAX = 5, 10, 14, 15  # words of struct user_regs_struct
 
 
 def event_message(tid: int) -> int:
@@ -135,33 +149,54 @@ def event_message(tid: int) -> int:
     return value.value
 
 
-def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
-    """Make the filter's lines: what is in neither list goes on at once, but for 32-bit calls."""
-    rest = len(commands) + 3  # lines from the comparison with ioctl to the return that allows
-    found = [
-        struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
-        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 3, X86_64),
-        struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
-    ]
+class Stops(NamedTuple):
+    """Which calls of one architecture stop a thread, by number, with which message.
+
+    `by_command`: those that do so for some second arguments only, the `commands`.
+    """
+
+    numbers: list[int]
+    by_command: tuple[int, ...]
+    commands: list[int]
+    message: int
+
+
+def _lines_of(stops: Stops) -> list[bytes]:
+    """Make the lines of a filter for one architecture: what is in no list goes on at once."""
+    numbers, commands = stops.numbers, stops.commands
+    rest = len(stops.by_command) + len(commands) + 2  # lines between the numbers and what traces
+    found = [struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER)]
     for k, number in enumerate(numbers):
-        found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(numbers) - k + rest, 0, number))
-    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 1, 0, _IOCTL))
-    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 0, rest - 2, _FCNTL))
+        found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(numbers) - k - 1 + rest, 0, number))
+    last = len(stops.by_command) - 1
+    for k, number in enumerate(stops.by_command):
+        no = 0 if k < last else len(commands) + 1
+        found.append(struct.pack("<HBBI", _JUMP_EQUAL, last - k, no, number))
     found.append(struct.pack("<HBBI", _LOAD, 0, 0, _SECOND_ARGUMENT))
     for k, command in enumerate(commands):
         found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(commands) - k, 0, command))
     found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW))
-    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | SEEN))
-    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | NARROW))
+    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | stops.message))
     return found
 
 
-def stop_at(numbers: list[int], commands: list[int]) -> None:
-    """Let this thread, and all that it makes, stop for its tracer at these system calls.
+def filter_of(wide: Stops, narrow: Stops) -> list[bytes]:
+    """Make a filter of 64-bit and 32-bit calls. All calls of x32 stop: nobody reads them."""
+    of_wide, of_narrow = _lines_of(wide), _lines_of(narrow)
+    return [
+        struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(of_wide) + 3, X86_64),
+        struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
+        struct.pack("<HBBI", _JUMP_FROM, 0, 1, X32_BIT),
+        struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | X32),
+        *of_wide,
+        *of_narrow,
+    ]
 
-    `commands`: those of ioctl and fcntl, by their second argument.
-    """
-    lines = filter_of(numbers, commands)
+
+def stop_at(wide: Stops, narrow: Stops) -> None:
+    """Let this thread, and all that it makes, stop for its tracer at these system calls."""
+    lines = filter_of(wide, narrow)
     code = ctypes.create_string_buffer(b"".join(lines))
     program = ctypes.create_string_buffer(
         struct.pack("<HxxxxxxQ", len(lines), ctypes.addressof(code))

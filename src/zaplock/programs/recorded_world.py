@@ -20,7 +20,13 @@ from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, new_file
 from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
-from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits, change_limits, unmapped_base
+from zaplock.model.mm import (
+    LIMITED_TASK_SIZE,
+    NARROW_TASK_SIZE,
+    ResourceLimits,
+    change_limits,
+    unmapped_base,
+)
 from zaplock.model.step import Task
 from zaplock.model.vma import (
     Vma,
@@ -72,7 +78,8 @@ class Known:
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
     by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
-    capabilities the recording tells.
+    capabilities the recording tells. `crossing`: threads whose calls have another width than the
+    addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program).
     """
 
     limits: ResourceLimits
@@ -86,6 +93,7 @@ class Known:
     files: FileTables = NO_FILES
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
+    crossing: frozenset[int] = frozenset()
 
     def without_clouds(self, start: int, end: int) -> Known:
         """Return what is known when a range is known again."""
@@ -115,14 +123,15 @@ class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
     `sees_seals`, `sees_limits`, `sees_closes`, `sees_execs`, `sees_paths`: whether mseal,
-    setrlimit, close, execve and the path of every descriptor would be in the recording. `is_own`:
-    zaplock has recorded it. `drivers`: files whose mappings their drivers decide about. `filters`:
-    what may forbid calls.
+    setrlimit, close, execve and the path of every descriptor would be in the recording, and
+    `has_narrow_calls` what 32-bit programs do. `drivers`: files whose mappings their drivers decide
+    about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
-        self.is_own = self.sees_execs = False
+        self.sees_execs = False
+        self.has_narrow_calls = True
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
@@ -149,7 +158,7 @@ class StraceWorld:
     def open_space(self, traced: TracedSpace) -> LiveSpace:
         """Make the address space that a recording begins with."""
         linker = linker_of(traced.begin)
-        size = NARROW_TASK_SIZE if is_narrow(traced.begin) else f.TASK_SIZE_4_LEVELS
+        size = task_size(traced.begin)
         limits = ResourceLimits(
             task_size=size,
             mmap_base=mmap_base(traced.begin, linker),
@@ -160,7 +169,7 @@ class StraceWorld:
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(
             limits,
-            traced.unknown or foreign(traced.begin, sees_narrow=not self.is_own),
+            traced.unknown or foreign(traced.begin, sees_narrow=self.has_narrow_calls),
             base=bool(linker or without_linker(traced.begin)),
             doubt=traced.doubt,
         )
@@ -351,14 +360,19 @@ class StraceWorld:
         return found
 
 
-NARROW = "its addresses have 32 bits, and zaplock records 64-bit calls only: record it with strace"
+NARROW = "its addresses have 32 bits, and this recording has 64-bit calls only: record it again"
 WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
 
 
-def is_narrow(areas: Iterable[Area]) -> bool:
-    """Return whether maps are those of a 32-bit program."""
-    ends = [area.end for area in areas if area.name != "[vsyscall]"]
-    return bool(ends) and max(ends) <= 1 << 32
+def task_size(areas: Iterable[Area]) -> int:
+    """Return how far addresses go of a program that begins with these maps.
+
+    Its stack lies at their end, but for at most 16 MiB of chance in a 32-bit program.
+    """
+    last = max((area.end for area in areas if area.name != "[vsyscall]"), default=1 << 33)
+    if last > 1 << 32:
+        return f.TASK_SIZE_4_LEVELS
+    return LIMITED_TASK_SIZE if last <= LIMITED_TASK_SIZE else NARROW_TASK_SIZE
 
 
 def foreign(areas: Sequence[Area], *, sees_narrow: bool) -> str:
@@ -366,7 +380,7 @@ def foreign(areas: Sequence[Area], *, sees_narrow: bool) -> str:
 
     `sees_narrow`: the recording has 32-bit calls.
     """
-    if is_narrow(areas) and not sees_narrow:
+    if task_size(areas) <= NARROW_TASK_SIZE and not sees_narrow:
         return NARROW
     ends = [area.end for area in areas if area.name != "[vsyscall]"]
     wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS

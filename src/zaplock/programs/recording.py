@@ -60,8 +60,8 @@ class Note(NamedTuple):
     "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
     "file" (`name` is what `file_tables.facts_of` reads), "copies files" or "shares files" (a child
     `value` in the memory of its maker), "exit" (the process ended here), "lost" (a thread of it has
-    no lines: `name` says so), "untold" (no more lines come of it, `name` says why), "narrow" (from
-    here on its calls are 32-bit ones).
+    no lines: `name` says so), "untold" (no more lines come of it, `name` says why), "width" (from
+    here on its calls have `value` bits).
     """
 
     pid: int
@@ -78,7 +78,8 @@ class StraceRecording:
 
     `ordered`: whether lines of different threads stand in the order of time. `shows_all`: whether a
     thread that makes no call would be seen anyway, so that one without a line has made none.
-    `is_own`: zaplock's recorder has written it.
+    `is_own`: zaplock's recorder has written it. `has_narrow_calls`: calls of 32-bit programs would
+    be in it.
     """
 
     pid: int
@@ -88,6 +89,7 @@ class StraceRecording:
     ordered: bool = True
     shows_all: bool = True
     is_own: bool = False
+    has_narrow_calls: bool = True
 
     @property
     def knows_writes(self) -> bool:

@@ -42,19 +42,25 @@ _QUIET = frozenset(
 class TracedThread:
     """A traced thread: the process and address space it is of, and the call it is in.
 
-    `told`: the call's text, "" between calls; `is_written`: it stands in the file already, as one
-    whose end is still to come.
+    `about_to`: the name of the call that it has stopped before, `told`: that call's text once it
+    is let go, "" between calls; `is_written`: it stands in the file already, as one whose end is
+    still to come. `is_narrow`: the call is a 32-bit one, `returns_at`: where its result is put
+    (ipc). `is_in_narrow`: the addresses of its process have 32 bits.
     """
 
     tid: int
     pid: int
     mm: int
     name: str = ""
+    about_to: str = ""
     told: str = ""
     arguments: tuple[int, ...] = (0,) * 6
     shares: bool = False
     is_written: bool = False
     has_failed_to_exec: bool = False
+    is_narrow: bool = False
+    is_in_narrow: bool = False
+    returns_at: int = 0
 
 
 @dataclass(slots=True)
@@ -66,11 +72,16 @@ class RecordingWriter:
     _written: dict[int, RangeMap[bool]] = field(default_factory=dict)
     _lengths: dict[int, dict[tuple[int, int], int]] = field(default_factory=dict)
     _last_maps: dict[int, list[str]] = field(default_factory=dict)
-    _narrow: set[int] = field(default_factory=set)
+    _unusual: set[int] = field(default_factory=set)
+    """Threads whose calls have another width than their addresses."""
+    _unread: set[int] = field(default_factory=set)
 
     def begun(self, thread: TracedThread) -> None:
         """Write what the result of a call may hang on that is about to be made."""
-        if not self._is_on or thread.name in _QUIET:
+        if not self._is_on:
+            return
+        self._write_width(thread)
+        if thread.name in _QUIET:
             return
         tid, name, arguments = thread.tid, thread.name, thread.arguments
         self._write_written(thread)
@@ -92,7 +103,9 @@ class RecordingWriter:
         if thread.name and thread.told:
             shown = spelling.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
-                thread.told = spelling.call_text(thread.tid, thread.name, thread.arguments)
+                thread.told = spelling.call_text(
+                    thread.tid, thread.name, thread.arguments, is_narrow=thread.is_narrow
+                )
             if thread.is_written:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
@@ -116,8 +129,11 @@ class RecordingWriter:
             self._write(f"{thread.tid} {told} = 0")
         else:
             self._is_on = True
-            self._write(f"# command: {told}")
-        self._note(thread.tid, notes.maps_lines(thread.tid, "begin"))
+            self._write(f"# command: {told}", "# widths: 32 64")
+        self._unusual.discard(thread.tid)
+        maps = notes.maps_lines(thread.tid, "begin")
+        thread.is_in_narrow = notes.have_narrow_addresses(maps)
+        self._note(thread.tid, maps)
         self._write(*notes.privileges(thread.tid))
 
     def limits(self, pid: int) -> None:
@@ -125,11 +141,19 @@ class RecordingWriter:
         with contextlib.suppress(OSError):
             self._note(pid, notes.limits(pid))
 
-    def narrow(self, thread: TracedThread) -> None:
-        """Write, in strace's words, that what is done here is not recorded: 32-bit calls."""
-        if thread.mm not in self._narrow:
-            self._narrow.add(thread.mm)
-            self._write(f"[ Process PID={thread.tid} runs in 32 bit mode. ]")
+    def unreadable(self, thread: TracedThread) -> None:
+        """Write, in strace's words, that what is done here is not recorded: calls of x32."""
+        if thread.mm not in self._unread:
+            self._unread.add(thread.mm)
+            self._write(f"[ Process PID={thread.tid} runs in x32 mode. ]")
+
+    def _write_width(self, thread: TracedThread) -> None:
+        """Write in strace's words if a call has another width than a reader would take it for."""
+        unusual = thread.is_narrow != thread.is_in_narrow
+        if unusual != (thread.tid in self._unusual):
+            (self._unusual.add if unusual else self._unusual.discard)(thread.tid)
+            bits = 32 if thread.is_narrow else 64
+            self._write(f"[ Process PID={thread.tid} runs in {bits} bit mode. ]")
 
     def untold(self, tid: int, why: str) -> None:
         """Write that no more of what a thread does is in the recording."""
@@ -147,6 +171,7 @@ class RecordingWriter:
 
     def gone(self, tid: int) -> None:
         """Write that a thread has ended."""
+        self._unusual.discard(tid)
         self._write(f"{tid} +++ exited with 0 +++")
 
     def end_of_space(self, tid: int, mm: int) -> None:

@@ -57,6 +57,7 @@ UNMODELLED = {
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
 
+_NARROW = 32
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -117,7 +118,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
-        self.world.is_own = recording.is_own
+        self.world.has_narrow_calls = recording.has_narrow_calls
         self.world.sees_execs = recording.is_own or bool(names & set(EXECS))
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
         links = any(map(unrecorded.is_library, recording.calls))
@@ -196,8 +197,10 @@ class StraceReplay:
     def _note(self, live: LiveSpace, note: Note) -> None:
         if note.kind == "untold":
             live.known = replace(live.known, doubt=live.known.doubt or note.name)
-        elif note.kind == "lost" or (note.kind == "narrow" and not live.known.limits.is_narrow):
+        elif note.kind == "lost":
             live.known = replace(live.known, unknown=note.name)
+        elif note.kind == "width":
+            self._take_width(live, note)
         elif note.kind == "anon":
             self.world.touch(live, note.areas)
         elif note.kind == "file":
@@ -222,6 +225,19 @@ class StraceReplay:
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
+    def _take_width(self, live: LiveSpace, note: Note) -> None:
+        """Note whether a thread's calls have the width of its addresses.
+
+        Where no execve would be seen, they may be another program's.
+        """
+        crossing = live.known.crossing - {note.pid}
+        if (note.value == _NARROW) == live.known.limits.is_narrow:
+            live.known = replace(live.known, crossing=crossing)
+        elif self.world.sees_execs:
+            live.known = replace(live.known, crossing=crossing | {note.pid})
+        else:
+            live.known = replace(live.known, unknown=note.name)
+
     def _seen(self, live: LiveSpace, note: Note) -> SeenMaps:
         """Compare what a recorder saw of a space with what the model has of it."""
         if note.kind == "untold" or live.known.unknown:
@@ -236,7 +252,8 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
-        if call.name == "mmap2" and live.known.limits.is_narrow:  # strace shows bytes in it, too
+        is_narrow = live.known.limits.is_narrow or call.pid in live.known.crossing
+        if call.name == "mmap2" and is_narrow:  # strace shows bytes in it, too
             call = call._replace(name="mmap")
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))

@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Callable
 
+from zaplock.programs.ptrace import read_memory as _read
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
@@ -38,9 +39,9 @@ NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 
 
-def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
-    """Write a call that a thread is about to make."""
-    spell = _SPELL.get(name)
+def call_text(tid: int, name: str, arguments: tuple[int, ...], *, is_narrow: bool = False) -> str:
+    """Write a call that a thread is about to make; `is_narrow`: a 32-bit one."""
+    spell = (_SPELL_NARROW if is_narrow else _SPELL).get(name)
     told = (
         spell(tid, arguments)
         if spell
@@ -51,15 +52,14 @@ def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
     return f"{name}({', '.join(told)})"
 
 
-def is_recorded(number: int, arguments: tuple[int, ...]) -> bool:
+def is_recorded(name: str, arguments: tuple[int, ...]) -> bool:
     """Return whether a call is one of those that are recorded."""
-    if number in (_IOCTL, _FCNTL):
+    if name in BY_COMMAND:
         return arguments[1] & 0xFFFF_FFFF in COMMANDS
-    return number in _RECORDED
+    return name in NUMBERS
 
 
-_IOCTL, _FCNTL = SYSTEM_CALLS["ioctl"].number, SYSTEM_CALLS["fcntl"].number
-_RECORDED = frozenset(NUMBERS.values())
+BY_COMMAND = ("ioctl", "fcntl")
 
 OPENS = ("userfaultfd", "open", "openat", "openat2", "creat", "memfd_create", "dup", "dup2", "dup3")
 
@@ -97,15 +97,6 @@ def _octal(character: re.Match[str]) -> str:
     return f"\\{ord(character[0]):03o}"
 
 
-def _read(tid: int, address: int, length: int) -> bytes:
-    try:
-        with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:
-            memory.seek(address)
-            return memory.read(length)
-    except (OSError, OverflowError, ValueError):
-        return b""
-
-
 def _string(tid: int, address: int) -> str:
     """Read a string of at most 4096 bytes, page by page, as strace would write it."""
     text = b""
@@ -118,10 +109,11 @@ def _string(tid: int, address: int) -> str:
     return '"' + shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-def _io_setup(tid: int, a: tuple[int, ...]) -> list[str]:
+def _io_setup(tid: int, a: tuple[int, ...], word: str = "<Q") -> list[str]:
     """Write a new context, which is where its ring is mapped; before the call it is 0."""
-    held = _read(tid, a[1], 8)
-    context = f"[{struct.unpack('<Q', held)[0]:#x}]" if len(held) == 8 else hex(a[1])
+    size = struct.calcsize(word)
+    held = _read(tid, a[1], size)
+    context = f"[{struct.unpack(word, held)[0]:#x}]" if len(held) == size else hex(a[1])
     return [str(a[0]), context]
 
 
@@ -152,14 +144,19 @@ def _prctl(tid: int, a: tuple[int, ...]) -> list[str]:
     return told
 
 
-def _limit(tid: int, address: int) -> str:
-    held = _read(tid, address, 16) if address else b""
-    if len(held) < 16:
+def _limit(tid: int, address: int, pair: str = "<QQ") -> str:
+    size = struct.calcsize(pair)
+    held = _read(tid, address, size) if address else b""
+    if len(held) < size:
         return "NULL"
-    soft, hard = struct.unpack("<QQ", held)
+    soft, hard = (
+        _UNLIMITED if pair == "<II" and one == _NARROW_UNLIMITED else one
+        for one in struct.unpack(pair, held)
+    )
     return f"{{rlim_cur={soft}, rlim_max={hard}}}"
 
 
+_UNLIMITED, _NARROW_UNLIMITED = (1 << 64) - 1, (1 << 32) - 1
 _RESOURCES = {2: "RLIMIT_DATA", 3: "RLIMIT_STACK", 8: "RLIMIT_MEMLOCK", 9: "RLIMIT_AS"}
 
 
@@ -171,10 +168,10 @@ def _prlimit64(tid: int, a: tuple[int, ...]) -> list[str]:
     return [str(a[0]), _resource(a[1]), _limit(tid, a[2]), hex(a[3])]
 
 
-def _process_madvise(tid: int, a: tuple[int, ...]) -> list[str]:
-    count = min(a[2], 1024)
-    held = _read(tid, a[1], 16 * count)
-    pairs = struct.iter_unpack("<QQ", held[: len(held) // 16 * 16])
+def _process_madvise(tid: int, a: tuple[int, ...], pair: str = "<QQ") -> list[str]:
+    count, size = min(a[2], 1024), struct.calcsize(pair)
+    held = _read(tid, a[1], size * count)
+    pairs = struct.iter_unpack(pair, held[: len(held) // size * size])
     told = ", ".join(f"{{iov_base={base:#x}, iov_len={length}}}" for base, length in pairs)
     return [_descriptor(tid, a[0]), f"[{told}]", str(a[2]), str(a[3]), str(a[4])]
 
@@ -226,3 +223,10 @@ _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "prlimit64": _prlimit64,
     "process_madvise": _process_madvise,
 }
+_SPELL_NARROW: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
+    **_SPELL,
+    "io_setup": lambda tid, a: _io_setup(tid, a, "<I"),
+    "setrlimit": lambda tid, a: [_resource(a[0]), _limit(tid, a[1], "<II")],
+    "process_madvise": lambda tid, a: _process_madvise(tid, a, "<II"),
+}
+"""Where structures of 32-bit programs are others."""

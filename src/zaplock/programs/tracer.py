@@ -25,14 +25,14 @@ from typing import BinaryIO
 
 from zaplock.errors import UserError
 from zaplock.outputs import place
+from zaplock.programs import narrow_calls, spelling, untraced
 from zaplock.programs import ptrace as p
-from zaplock.programs import spelling, untraced
 from zaplock.programs.clones import makes_thread, makes_user_namespace, shares_memory, text_of
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.recording import EXECS
 from zaplock.programs.recording_writer import RecordingWriter, TracedThread
 from zaplock.programs.task_status import leader, parent, waits_for_child
-from zaplock.system_calls import BY_NUMBER, CLONES
+from zaplock.system_calls import BY_NUMBER, CLONES, SYSTEM_CALLS
 
 PATIENCE_S = 1.0
 STANDSTILL_S = 20.0
@@ -164,20 +164,31 @@ class Tracer:
                 self._leave(thread)
             else:
                 self._go_on(thread.tid)
-        elif architecture != p.X86_64:
-            self._narrow(thread)
-        elif spelling.is_recorded(*p.registers(thread.tid)[:2]):
-            self._enter(thread)
         else:
-            self._go_on(thread.tid)
+            self._stopped_before(thread, is_narrow=architecture == p.I386)
 
     def _stopped_by_filter(self, thread: TracedThread, message: int) -> None:
-        if message == p.SEEN:
-            self._enter(thread)
-        elif message == p.NARROW:
-            self._narrow(thread)
+        if message in (p.SEEN, p.NARROW, p.X32):
+            self._stopped_before(thread, is_narrow=message == p.NARROW)
         else:  # a filter of its own asks for a tracer: without one there would be no such call
             p.skip(thread.tid, errno.ENOSYS)
+            self._go_on(thread.tid)
+
+    def _stopped_before(self, thread: TracedThread, *, is_narrow: bool) -> None:
+        """Take the call that a thread is about to make, and record it, or let it go on."""
+        regs = p.registers(thread.tid)
+        thread.is_narrow, thread.returns_at = is_narrow, 0
+        if is_narrow:
+            call = narrow_calls.decoded(thread.tid, regs)
+            name, thread.arguments, thread.returns_at = call or ("", regs.arguments, 0)
+        else:
+            name, thread.arguments = BY_NUMBER.get(regs.number, ""), regs.arguments
+            if regs.number & p.X32_BIT and regs.number > 0:
+                self.writer.unreadable(thread)
+        if spelling.is_recorded(name, thread.arguments):
+            thread.about_to = name
+            self._enter(thread)
+        else:
             self._go_on(thread.tid)
 
     def _enter(self, thread: TracedThread) -> None:
@@ -186,20 +197,16 @@ class Tracer:
         else:
             self._begin(thread)
 
-    def _narrow(self, thread: TracedThread) -> None:
-        self.writer.narrow(thread)
-        self._go_on(thread.tid)
-
     def _begin(self, thread: TracedThread) -> None:
-        regs = p.registers(thread.tid)
-        name = thread.name = BY_NUMBER[regs.number]
-        thread.arguments = regs.arguments
+        name, arguments = thread.about_to, thread.arguments
+        thread.name = name
         if self.every_call and name == "ptrace" and self._leave_to_another(thread):
             return
-        thread.told = spelling.call_text(thread.tid, name, regs.arguments)
+        is_narrow = thread.is_narrow
+        thread.told = spelling.call_text(thread.tid, name, arguments, is_narrow=is_narrow)
         thread.shares = name in CLONES and shares_memory(thread.told)
         thread.is_written = False
-        flags = untraced.asked(thread.tid, name, regs.arguments)
+        flags = untraced.asked(thread.tid, name, arguments, is_narrow=is_narrow)
         if flags is not None:
             self.unasked[thread.tid] = flags
             untraced.take_away(thread.tid, flags)
@@ -216,11 +223,19 @@ class Tracer:
         self.writer.drop_maps(thread.mm)
         self._give_back_flags(thread.tid)
         self.owed.pop(thread.tid, None)
-        result = p.registers(thread.tid).result
+        result = self._result(thread)
         thread.has_failed_to_exec = thread.name in EXECS and result < 0
         self._take_result(thread, result)
         self._done(thread)
         self._go_on(thread.tid)
+
+    def _result(self, thread: TracedThread) -> int:
+        """Return what the call has returned that a thread is in, or has put where it was told."""
+        result = p.registers(thread.tid).result
+        if thread.returns_at and not result:
+            attached = narrow_calls.attached(thread.tid, thread.returns_at)
+            return result if attached is None else attached
+        return result
 
     def _take_result(self, thread: TracedThread, result: int) -> None:
         if thread.name == "ptrace" and result == -errno.EPERM:
@@ -293,12 +308,12 @@ class Tracer:
     # Processes
 
     def _made(self, thread: TracedThread, child: int, event: int) -> None:
-        if not thread.told:  # by a 32-bit call
+        if not thread.told:  # by a call that is not recorded (x32)
             thread.told = text_of(event, is_thread=leader(child) == thread.pid)
             thread.shares = shares_memory(thread.told)
         mm = thread.mm if thread.shares else self._new_mm()
         pid = thread.pid if makes_thread(thread.told) else child
-        self.threads[child] = TracedThread(child, pid, mm)
+        self.threads[child] = TracedThread(child, pid, mm, is_in_narrow=thread.is_in_narrow)
         own = makes_user_namespace(thread.told)
         self.writer.made(thread, child, has_own_capabilities=own)
         self._done(thread)
@@ -372,6 +387,17 @@ class Tracer:
             self.writer.gone(tid)
 
 
+def _stops() -> tuple[p.Stops, p.Stops]:
+    """Return which calls of 64-bit and of 32-bit programs are recorded."""
+    commands = sorted(spelling.COMMANDS)
+    by_command = tuple(SYSTEM_CALLS[name].number for name in spelling.BY_COMMAND)
+    narrow = sorted(set(narrow_calls.NUMBERS).difference(narrow_calls.BY_COMMAND))
+    return (
+        p.Stops(sorted(spelling.NUMBERS.values()), by_command, commands, p.SEEN),
+        p.Stops(narrow, narrow_calls.BY_COMMAND, commands, p.NARROW),
+    )
+
+
 def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
     """Fork a child that is traced and executes a command as soon as it is let go.
 
@@ -388,7 +414,7 @@ def start(command: Sequence[str], *, filtered: bool) -> tuple[int, int]:
             for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, not by who started it
                 signal.signal(ignored, signal.SIG_DFL)
             if filtered:
-                p.stop_at(sorted(spelling.NUMBERS.values()), sorted(spelling.COMMANDS))
+                p.stop_at(*_stops())
             os.execvp(command[0], list(command))
         except (OSError, ValueError) as error:  # the latter of Python, for an empty name
             code = getattr(error, "errno", None) or errno.ENOENT

@@ -299,6 +299,20 @@ def _of_size(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     return ""
 
 
+def _of_width(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """What a call of another width than the program places goes where that width's base is.
+
+    Source: arch/x86/mm/mmap.c get_mmap_base.
+    """
+    if call.pid not in live.known.crossing or call.name not in PLACED:
+        return ""
+    widths = "64-bit call of a 32-bit" if live.known.limits.is_narrow else "32-bit call of a 64-bit"
+    return f"where mappings begin for a {widths} program is not in the recording"
+
+
+PLACED = ("mmap", "mremap", "shmat", "io_setup")
+
+
 def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     """strace writes the fifth argument of an mremap only where it is bound to it."""
     is_short = call.name == "mremap" and len(call.arguments) == 4
@@ -309,7 +323,7 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 _RULES = (
     _of_file, _of_protection, _of_seals, _of_locking, _of_length, _of_memory, _of_pages, _of_kernel,
-    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size, _of_hint,
+    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size, _of_hint, _of_width,
 )  # fmt: skip
 
 
@@ -418,6 +432,8 @@ def _fills_its_hole(world: StraceWorld, live: LiveSpace, call: TracedCall) -> in
 def take_base(live: LiveSpace, call: TracedCall) -> bool:
     """Learn from the first mapping that the kernel places where mappings begin."""
     if call.name != "mmap" or call.result < 0 or live.known.base:
+        return False
+    if call.pid in live.known.crossing:
         return False
     address, length, _, flags = numbers(call, 4)
     if address or flags & (f.MAP_FIXED | f.MAP_FIXED_NOREPLACE | f.MAP_32BIT):
