@@ -237,8 +237,7 @@ _HUGETLBFS = {
 }  # fmt: skip
 _SHMEM_HUGE = {
     **_COMMON, "madvise": 30, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1, "ftruncate": 6,
-    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1,
-    "add_seals": 1, **_WATCHING,
+    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1, **_WATCHING,
 }  # fmt: skip
 WEIGHTS: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
