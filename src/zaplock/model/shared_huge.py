@@ -11,7 +11,7 @@ with that.
 
 Sources (6.18): mm/memory.c (do_set_pmd, finish_fault), mm/filemap.c (filemap_map_pmd),
 mm/huge_memory.c (__split_huge_pmd_locked, __folio_split), mm/truncate.c
-(truncate_inode_partial_folio). Not covered: fallocate, whose pages nothing maps around a fault until
+(truncate_inode_partial_folio). Not covered: fallocate, whose pages no fault maps around until
 they are touched; what reclaim notes of their use; swap of a folio as a whole.
 """
 
