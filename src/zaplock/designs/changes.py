@@ -873,6 +873,13 @@ CHANGES: tuple[Change, ...] = (
         "does not",
     ),
     Change(
+        "6.19", None,
+        "mm: shmem: allow fallback to smaller large orders for tmpfs mmap() access",
+        "... and so does a fault of a file that has a name",
+        {"shmem_folios": "any size"},
+        doubt="its id is not known: 6.18.44 makes huge pages only, 6.19.14 any size",
+    ),
+    Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
         'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
         "anon_vma has to be made",

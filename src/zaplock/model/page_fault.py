@@ -46,7 +46,7 @@ from zaplock.model.pagetable import (
 from zaplock.model.references import read_only, watches_writes
 from zaplock.model.shared_folios import folio_page, makes_folios
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
-from zaplock.model.shared_huge import map_huge, range_to_map, whole_folio
+from zaplock.model.shared_huge import dirty_folio, map_huge, range_to_map, whole_folio
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
@@ -190,7 +190,7 @@ def _present(
         return _missing(m, task, vma, space, vpn, write, True)
     if vma.flags & VM_SHARED:
         space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True, wp=pte.wp))
-        m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
+        dirty_folio(m, vpn + pte.delta)
         return 0
     return _copy_on_write(m, task, space, vpn, pte)
 
@@ -362,7 +362,7 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         change_frames(m, task, first + mapped.delta, last + mapped.delta, refs=1)
         install(m, task, space, first, last, mapped)
     if write:
-        m.dirty.set(pfn, pfn + 1, True)
+        dirty_folio(m, pfn)
     return 0
 
 

@@ -1,16 +1,18 @@
 """Huge pages of files in memory: folios of the page cache that have more than one page.
 
-MADV_COLLAPSE makes them (protocols.collapse_file). A mapping that has all 2 MiB at a place where
-they fit maps them by one entry, without a page table; others do so page by page. When such an entry
-is split, it is gone, and faults bring back what is used. A hole or a truncation cuts a folio where
-it begins and ends, each time in halves around the page (`Frame.order` says how large the parts
-are; to 6.14 single pages are left), and what lies beyond the end of the file goes with that.
+MADV_COLLAPSE makes them (protocols.collapse_file), and so do faults and writes (shared_folios). A
+mapping that has all 2 MiB at a place where they fit maps them by one entry, without a page table
+(to 6.11 also where huge pages are disabled); others do so page by page. A fault in a page table
+maps all of a folio, before 6.11 one page of it, and to 6.16 one page where the file has a name.
+When such an entry is split, it is gone, and faults bring back what is used. A hole or a truncation
+cuts a folio where it begins and ends, each time in halves around the page (`Frame.order` says how
+large the parts are; to 6.14 single pages are left), and what lies beyond the end of the file goes
+with that.
 
 Sources (6.18): mm/memory.c (do_set_pmd, finish_fault), mm/filemap.c (filemap_map_pmd),
 mm/huge_memory.c (__split_huge_pmd_locked, __folio_split), mm/truncate.c
-(truncate_inode_partial_folio). Not covered: folios that faults or writes make (shmem_enabled, huge=
-of a mount); before 6.11 a fault in a page table maps one page of a folio; what reclaim notes of
-their use; swap of a folio as a whole.
+(truncate_inode_partial_folio). Not covered: fallocate, whose pages no fault maps around until
+they are touched; what reclaim notes of their use; swap of a folio as a whole.
 """
 
 from __future__ import annotations
@@ -60,6 +62,13 @@ def order_at(m: Machine, pfn: int) -> int:
     """Return how large the folio is that a frame is a page of."""
     frame = m.frames.at(pfn)
     return frame.order if frame is not None else 0
+
+
+def dirty_folio(m: Machine, pfn: int) -> None:
+    """Let the folio that a frame of a file is a page of be dirty: it is so as a whole."""
+    pages = 1 << order_at(m, pfn)
+    first = pfn & -pages
+    m.dirty.set(first, first + pages, True)
 
 
 # Mapping

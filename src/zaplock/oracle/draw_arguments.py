@@ -237,8 +237,7 @@ _HUGETLBFS = {
 }  # fmt: skip
 _SHMEM_HUGE = {
     **_COMMON, "madvise": 30, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1, "ftruncate": 6,
-    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1,
-    "add_seals": 1, **_WATCHING,
+    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1, **_WATCHING,
 }  # fmt: skip
 WEIGHTS: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
@@ -295,12 +294,12 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "collapse-file": {**_COMMON, "madvise": 40, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1,
                       "ftruncate": 4, "pread": 2, "pwrite": 3, "process_vm_writev": 2,
                       **_WATCHING},
-    "shmem-huge": _SHMEM_HUGE,
-    "shmem-advise": _SHMEM_HUGE,
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "gigantic": _GIGANTIC,
     "hugetlbfs": _HUGETLBFS,
+    "shmem-huge": _SHMEM_HUGE,
+    "shmem-advise": _SHMEM_HUGE,
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,

@@ -93,7 +93,10 @@ def shared_huge(folder: Path = MM / "transparent_hugepage") -> int:
 
 def check_settings(folder: Path = MM / "transparent_hugepage") -> None:
     """Raise UserError where huge pages are made in a way that the model does not know."""
-    wanted: dict[Path, tuple[str, ...]] = {folder / "use_zero_page": ("1",)}
+    wanted: dict[Path, tuple[str, ...]] = {
+        folder / "use_zero_page": ("1",),
+        folder / "shmem_enabled": ("never", "deny", "advise"),  # else the ring is huge, too
+    }
     for size in folder.glob("hugepages-*"):
         is_whole = size.name == _PMD_SIZES
         wanted[size / "shmem_enabled"] = ("inherit",) if is_whole else ("never",)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from zaplock.errors import UserError
 from zaplock.model.flags import MAP_HUGE_SHIFT
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ksm import SETTINGS
@@ -125,7 +126,7 @@ def _open_huge(b: Builder, slot: int, names: ProgramNames) -> None:
     """
     name = names.huge_files[slot]
     if slot in ops.MOUNT_OF:
-        mount = names.mounts[ops.MOUNT_OF[slot]]
+        mount = _lent(names.mounts, ops.MOUNT_OF[slot], slot, "hugetlbfs")
         opened = b.add(ring.call("openat", mount, name, _RDWR | _CREAT | _EXCL, 0o600))
         b.add(ring.call("unlinkat", mount, name, 0))
     else:
@@ -134,10 +135,20 @@ def _open_huge(b: Builder, slot: int, names: ProgramNames) -> None:
     _number_as(b, opened, HUGE_FILE_FDS + slot)
 
 
+def _lent(mounts: tuple[int, ...], number: int, slot: int, theme: str) -> int:
+    """Return the descriptor of a mount; UserError where a sequence needs one that is not there."""
+    if not mounts:
+        raise UserError(
+            f"file {slot} of the sequence is on a mount that the theme {theme} is lent: name that "
+            f'in its "themes", or with --theme {theme}'
+        )
+    return mounts[number]
+
+
 def _open_on_tmpfs(b: Builder, slot: int, names: ProgramNames) -> None:
     """Append what makes a file on a mount of tmpfs; what an earlier sequence left there goes."""
     file, name = ops.TMPFS_FILES[slot], names.huge_files[slot]
-    mount = names.tmpfs[ops.TMPFS_MOUNTS.index(file.huge)] if names.tmpfs else -1
+    mount = _lent(names.tmpfs, ops.TMPFS_MOUNTS.index(file.huge), slot, "shmem-huge")
     if file.named:
         b.add(ring.call("unlinkat", mount, name, 0))
     opened = b.add(ring.call("openat", mount, name, _RDWR | _CREAT | _EXCL, 0o600))

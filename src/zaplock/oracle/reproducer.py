@@ -176,7 +176,7 @@ _UFFD_OPENED = """\
 def write(sequence: Sequence[Op], why: str, name: str) -> str:
     """Return the program of a sequence. Raises UserError where it has an operation C lacks here."""
     strange = sorted({op.name for op in sequence} - set(_KNOWN))
-    if slots_used(sequence) & ops.HUGE_FILES.keys():
+    if slots_used(sequence) & (ops.HUGE_FILES.keys() | ops.TMPFS_FILES.keys()):
         strange.append("files of huge pages")
     if strange:
         raise UserError(f"{name}: {', '.join(strange)} can't be written in C; use the .py script")

@@ -127,6 +127,18 @@ def mounted(most, least):  # a hugetlbfs, of which nobody else knows; -1: no suc
     return call(432, context, 0, 0)
 
 
+def on_tmpfs(name, huge, named, size):  # on a mount with huge pages, of which nobody else knows
+    context = call(430, b"tmpfs", 0)
+    call(431, context, 1, b"huge", huge, 0)
+    call(431, context, 6, None, None, 0)
+    root = call(432, context, 0, 0)
+    fd = os.open(name, os.O_RDWR | os.O_CREAT, dir_fd=root)
+    if not named:
+        os.unlink(name, dir_fd=root)
+    os.ftruncate(fd, size)
+    return fd
+
+
 def room(fd):
     return os.fstatvfs(fd).f_bfree
 
@@ -177,6 +189,8 @@ def _body(sequence: Sequence[Op]) -> list[str]:
         lines += _files()
     if slots_used(sequence) & ops.HUGE_FILES.keys():
         lines += _huge_files(slots_used(sequence))
+    if slots_used(sequence) & ops.TMPFS_FILES.keys():
+        lines += _tmpfs_files()
     if any(op.name == "uring_register" for op in sequence):
         lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
     if any(op.name in ("shmat", "shmdt") for op in sequence):
@@ -197,6 +211,15 @@ def _huge_files(slots: Collection[int]) -> list[str]:
         made = f'os.memfd_create("{name}", 4 | {size.bit_length() - 1} << 26)'
         if slot in ops.MOUNT_OF:
             made = f'os.open("{name}", os.O_RDWR | os.O_CREAT, dir_fd=mounts[{ops.MOUNT_OF[slot]}])'
+        lines.append(f"files.append({made})")
+    return lines
+
+
+def _tmpfs_files() -> list[str]:
+    """Make the files on mounts of tmpfs, as their number is their place."""
+    lines = [f"files += [None] * ({min(ops.TMPFS_FILES)} - len(files))"]
+    for file in ops.TMPFS_FILES.values():
+        made = f'on_tmpfs("{file.name}", b"{file.huge}", {file.named}, {file.size})'
         lines.append(f"files.append({made})")
     return lines
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, page_fault, pagetable, vma
+from zaplock.model import files, folios, page_fault, pagetable, shared_folios, vma
 from zaplock.model import flags as f
 from zaplock.model import ksm as merged_pages
 from zaplock.model.mm import change_limits
@@ -267,6 +267,16 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               _always(None)),
         Fault("splits-remap", "a huge entry of a file is lost with a part of it", pagetable,
               "unmap_huge", _always(None)),
+    ),
+    "shmem-huge": (
+        Fault("no-folios", "a mount's policy makes huge pages", shared_folios, "new_order",
+              _always(0)),
+        Fault("ends-anywhere", "within_size heeds where a file ends", shared_folios, "_end",
+              _always(0)),
+        Fault("placed-anywhere", "what may have huge pages lies where they fit", placement,
+              "shared_huge_area", lambda _original: lambda *given: given[-1]),
+        Fault("watched-writes-pass", "what a userfaultfd watches is read as read-only", page_fault,
+              "stays_writable", _always(True)),
     ),
     "lazyfree": (
         Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",

@@ -13,7 +13,7 @@ behind these 2 MiB. It ends where a userfaultfd watches and a page is missing.
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
-huge pages that can't be had, and shmem_enabled "deny".
+huge pages that can't be had.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import RSS, install
 from zaplock.model.rwsem import down_read, down_write, up_read
+from zaplock.model.shared_folios import POLICIES
 from zaplock.model.shared_huge import fits
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -126,13 +127,15 @@ def may_collapse(m: Machine, _task: Task, vma: Vma) -> bool:
 def can_collapse(m: Machine, vma: Vma) -> bool:
     """Return whether a VMA may have huge pages: of anonymous memory, or of a file in memory.
 
-    In a file they must fit where it is mapped.
+    In a file they must fit where it is mapped, and shmem_enabled must not be "deny".
     """
     if vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB):
         return False
     if not vma.file:
         return bool(vma.anon_vma)
     file = m.files[vma.file]
+    if POLICIES[m.globals.get("shmem", 0)] == "deny":
+        return False
     return file.kind == "shmem" and not file.secret and fits(vma, vma.end - PMD_SIZE)
 
 

@@ -35,6 +35,7 @@ from zaplock.model.frames import write_frame
 from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
+from zaplock.model.shared_huge import dirty_folio, order_at
 from zaplock.model.step import Task, step
 from zaplock.model.vma import change, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
@@ -117,9 +118,10 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
     length = min(length, MAX_RW_COUNT)
     if await takes_all(file):
         return length
-    done = 0
+    done, halved = 0, 0
     while done < length:
-        until = min(length, done + await left_of_piece(file, offset + done, cx.design.write_piece))
+        left = await left_of_piece(file, offset + done, cx.design.write_piece, halved)
+        until = min(length, done + left)
         if cx.design.prefaults_writes and not await fault_in(cx, address + done, until - done):
             return done or -EFAULT
         if await sealed_against(file, offset + until):
@@ -128,8 +130,10 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
         tag = await load(cx.mm, address + done)
         if tag == MUST_FAULT:  # not there: nothing was copied, and only then it is faulted in
             await end_write(file, offset + done, 0, 0)
-            if await read_memory(cx, address + done, True) < 0:
+            wanted = min(until - done, await left_of_folio(file, offset + done))
+            if not await fault_in(cx, address + done, wanted):
                 return done or -EFAULT
+            halved += 1
             continue
         part = min(PAGE_SIZE, length - done)
         await end_write(file, offset + done, tag, part)
@@ -138,13 +142,24 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
 
 
 @step
-def left_of_piece(m: Machine, _task: Task, file: int, offset: int, write_piece: str) -> int:
+def left_of_folio(m: Machine, _task: Task, file: int, offset: int) -> int:
+    """Return how many bytes from an offset on are in the same folio of a file."""
+    pgoff = offset >> PAGE_SHIFT
+    size = PAGE_SIZE << order_at(m, pgoff + (m.page_cache(file).at(pgoff) or 0))
+    return size - offset % size
+
+
+@step
+def left_of_piece(
+    m: Machine, _task: Task, file: int, offset: int, write_piece: str, halved: int
+) -> int:
     """Return how many bytes from an offset on a write to a file takes at once.
 
     write_piece: the design's, "as its files" where it hangs on whether the mount has huge pages.
+    halved: how often nothing could be copied, after which pieces are half as large.
     """
     huge = m.files[file].huge if write_piece == "as its files" else write_piece == "huge page"
-    piece = PMD_SIZE if huge else PAGE_SIZE
+    piece = max(PMD_SIZE >> halved, PAGE_SIZE) if huge else PAGE_SIZE
     return piece - offset % piece
 
 
@@ -183,7 +198,7 @@ def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: i
     """
     pgoff = offset >> PAGE_SHIFT
     frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
-    m.dirty.set(frame, frame + 1, True)
+    dirty_folio(m, frame)
     if count:
         write_frame(m, task, frame, tag, count)
     if offset + count > m.files[file].size:
@@ -328,6 +343,6 @@ def write_pinned(m: Machine, task: Task, frame: int, tag: int, count: int) -> No
     write_frame(m, task, frame, tag, count)
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
-        m.dirty.set(frame, frame + 1, True)
+        dirty_folio(m, frame)
     elif written is not None and not written.dirty:
         m.frames.set(frame, frame + 1, change(written, dirty=True))

@@ -45,6 +45,7 @@ from zaplock.model.page_fault import (
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.shared_huge import dirty_folio
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
 from zaplock.protocols.guards import guarded
@@ -378,7 +379,7 @@ def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
     page = vma.pgoff_of(vpn << PAGE_SHIFT)
     delta = m.page_cache(vma.file).at(page)
     if delta is not None:
-        m.dirty.set(page + delta, page + delta + 1, True)
+        dirty_folio(m, page + delta)
 
 
 async def populate_up_to(
