@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator
 from multiprocessing.shared_memory import SharedMemory
@@ -290,7 +291,41 @@ def json_fits_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         lines = told.text.getvalue()
         each = lines.splitlines() if "--explore" in arguments else [lines] if lines.strip() else []
         for document in each:
-            _validator(verb).validate(json.loads(document))
+            read = json.loads(document)
+            _validator(verb).validate(read)
+            assert not list(_fractions(read)), "times are whole nanoseconds"
         return code
 
     monkeypatch.setattr(cli, "_run", fitting)
+
+
+def _fractions(read: Any, name: str = "") -> Iterator[str]:
+    """Name the times in a document that are no whole numbers; 60.0 is none either."""
+    if isinstance(read, dict):
+        for key, value in read.items():
+            # In a dict of times by task or cause the name stands above.
+            yield from _fractions(value, key if key.endswith("_ns") else name)
+    elif isinstance(read, list):
+        for value in read:
+            yield from _fractions(value, name)
+    elif isinstance(read, float) and name:
+        yield name
+
+
+LONGEST_LINE = 300
+"""Of an error, in characters; a value that the user gave counts for no more than so many:"""
+LONGEST_VALUE = 40
+
+
+@pytest.fixture(autouse=True)
+def errors_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever error any test is told: it fits into a few lines of a terminal."""
+    readable = cli.readable
+
+    def short(text: str) -> str:
+        told = readable(text)
+        plain = re.sub(rf"(\S{{{LONGEST_VALUE}}})\S+", r"\1", told)
+        assert len(plain) <= LONGEST_LINE, f"{len(plain)} characters: {told}"
+        return told
+
+    monkeypatch.setattr(cli, "readable", short)

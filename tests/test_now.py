@@ -13,6 +13,7 @@ import pytest
 from scenes import GIB, MM, MS
 
 from zaplock.cli import main
+from zaplock.errors import UserError
 from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.snapshot import born_ns
 from zaplock.trace.analysis import analyse
@@ -179,6 +180,14 @@ def test_a_look_is_called_back_from_a_cpu_that_a_real_time_thread_keeps() -> Non
     finally:
         hog.kill()
         hog.wait()
+
+
+def test_what_fails_on_a_visit_comes_out() -> None:
+    def fails(_on: CpuVisits) -> None:
+        raise UserError("no such process")
+
+    with pytest.raises(UserError, match="no such process"):
+        visiting(fails)
 
 
 def test_a_look_goes_where_it_may_and_nowhere_else() -> None:

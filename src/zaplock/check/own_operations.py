@@ -50,7 +50,7 @@ class OwnOperation(OperationKind):
         if not _OPERATION.fullmatch(self.name) or self.name in KINDS:
             raise UserError(
                 f"operation {self.name!r}: its name has to be small letters, digits and dashes, "
-                f"and none of {', '.join(KINDS)}"
+                "and none of zaplock's own ('zaplock check --list')"
             )
         if self.empties and len(self.arguments) < 2:
             raise UserError(f"operation {self.name!r}: `empties` needs a page and a count of pages")
@@ -83,7 +83,7 @@ class OwnInvariant:
         if not _INVARIANT.fullmatch(self.name) or self.name in Invariant.__members__:
             raise UserError(
                 f"invariant {self.name!r}: its name has to be capitals, digits and _, and none of "
-                f"{', '.join(Invariant.__members__)}"
+                "zaplock's own ('zaplock check --list')"
             )
         for field, count in (("always", 1), ("at_task_end", 3), ("at_end", 2), ("sometimes", 1)):
             if (function := getattr(self, field)) is not None:
