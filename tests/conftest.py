@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import gc
 import io
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -144,6 +146,9 @@ os.environ.pop("COLUMNS", None)  # what is read here has no width, as a file has
 MACHINE = "machine"
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
+TURNS = Path(tempfile.gettempdir()) / f"zaplock-tests-{os.geteuid()}"
+QUEUE, TURN = 0, 1
+"""The bytes of that file that are locked."""
 REPEATED = "repeated"
 TIMER = pytest.StashKey[object]()
 
@@ -235,6 +240,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for nodeid, why in sorted(repeated):
         terminalreporter.write_line(f"repeated: {nodeid}: {why}")
+
+
+@pytest.fixture(autouse=True)
+def turn_at_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let nobody look at the machine while a test takes CPUs away from everybody.
+
+    One worker has all tests that look, one after the other: this is about those of other sessions.
+    What only computes goes on all the same, as it has no moment that it could miss.
+    """
+    if only_computes(request.node.nodeid):
+        yield
+        return
+    takes = request.node.get_closest_marker("takes_cpus") is not None
+    with open(TURNS, "a+b") as turns:
+        fcntl.lockf(turns, fcntl.LOCK_EX, 1, QUEUE)  # nobody overtakes who waits for all others
+        fcntl.lockf(turns, fcntl.LOCK_EX if takes else fcntl.LOCK_SH, 1, TURN)
+        fcntl.lockf(turns, fcntl.LOCK_UN, 1, QUEUE)
+        yield
 
 
 @pytest.fixture

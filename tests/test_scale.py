@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import children_of, has_ended
 
 from zaplock.cli import main
 from zaplock.compiled.build import compiler
@@ -179,15 +180,12 @@ def test_the_heap_grows_and_shrinks_by_nothing_but_the_calls_that_are_counted(
 @pytest.mark.skipif(compiler() is None or cpus_here() < 2, reason="no C compiler, or one CPU")
 def test_a_reader_of_maps_ends_with_whom_it_reads() -> None:
     with subprocess.Popen([str(compiled(PROGRAM)), "maps", "1", "60000"]) as mapper:
-        children = Path(f"/proc/{mapper.pid}/task/{mapper.pid}/children")
-        reader = ""
-        while not reader:
-            reader = children.read_text().strip()
-        stat = Path(f"/proc/{reader}/stat")
+        while not (readers := children_of(mapper.pid)):
+            assert mapper.poll() is None
         time.sleep(0.1)  # it has begun to read
         mapper.kill()
-    until = time.monotonic() + 60
-    while stat.exists() and ") Z" not in stat.read_text():
+    until = time.monotonic() + 250
+    while not has_ended(readers[0]):
         assert time.monotonic() < until, "the reader goes on"
 
 
