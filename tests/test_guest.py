@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -247,6 +248,7 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -> None:
     needs("debian:6.1")
+    let_everybody_through(tmp_path)
     minutes_of_work = ["64G", "--backing", "zero", "--kernel", "debian:6.1", "--exact"]
     zaplock = subprocess.Popen(
         [sys.executable, "-m", "zaplock", "measure", *minutes_of_work],
@@ -254,6 +256,7 @@ def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -
     )  # fmt: skip
     guest = first_child(zaplock)
     assert_confined(guest)
+    assert not has_ended(guest)
     zaplock.send_signal(how)
     zaplock.wait()
     deadline = time.monotonic() + 250
@@ -262,6 +265,14 @@ def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -
         time.sleep(0.02)
     sweep("guest", tmp_path)
     assert not list(tmp_path.glob("zaplock-guest-*"))
+
+
+def let_everybody_through(folder: Path) -> None:
+    """Let QEMU, which is nobody, come to a folder of pytest's."""
+    for one in (folder, *folder.parents):
+        if one == Path(tempfile.gettempdir()):
+            return
+        one.chmod(one.stat().st_mode | 0o011)
 
 
 def first_child(zaplock: subprocess.Popen[bytes]) -> int:

@@ -152,7 +152,7 @@ def test_an_agent_logs_what_the_stacks_tell_until_tracing_can_be_changed(
 
         def say(event: str, **fields: Any) -> None:
             said.append((event, fields))
-            if event == "tracing blocked":
+            if fields.get("registering"):  # a look at a busy machine may not come to all of it
                 hang.ends()
 
         settings = Settings(
@@ -170,7 +170,7 @@ def test_an_agent_logs_what_the_stacks_tell_until_tracing_can_be_changed(
             say=say,
         )
         agent.run()
-    told = dict(said)["tracing blocked"]
+    told = next(fields for _, fields in said if fields.get("registering"))
     assert [one["tid"] for one in told["registering"]] == [hang.prober]
     tasks = {(one["task"], one["does"]): one for one in told["tasks"]}
     assert tasks["victim", "waits"]["lock_of"] == hang.pid
