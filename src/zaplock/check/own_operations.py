@@ -30,6 +30,9 @@ Wrong = str | None
 _OPERATION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _INVARIANT: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 
+INVARIANTS: Final = {one.name: one.value for one in Invariant}
+"""zaplock's own, in words: none of one's own may have such a name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOperation(OperationKind):
@@ -80,7 +83,7 @@ class OwnInvariant:
     sometimes: Callable[[Machine], bool] | None = None
 
     def __post_init__(self) -> None:
-        if not _INVARIANT.fullmatch(self.name) or self.name in Invariant.__members__:
+        if not _INVARIANT.fullmatch(self.name) or self.name in INVARIANTS:
             raise UserError(
                 f"invariant {self.name!r}: its name has to be capitals, digits and _, and none of "
                 "zaplock's own ('zaplock check --list')"

@@ -179,10 +179,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def _list(as_json: bool) -> int:
     from zaplock.check.operations import KINDS
+    from zaplock.check.own_operations import INVARIANTS
     from zaplock.check.pairs import SIDES
     from zaplock.check.scenarios import litmus_tests, shipped_scenarios
     from zaplock.check.shipped_mutations import MUTATIONS
-    from zaplock.model.violations import Invariant
 
     litmus = {name: one.summary for name, one in litmus_tests().items()}
     scenarios = {name: one.summary for name, one in shipped_scenarios().items()}
@@ -190,12 +190,11 @@ def _list(as_json: bool) -> int:
         " ".join([name, *(argument.upper() for argument in kind.arguments)]): kind.summary
         for name, kind in KINDS.items()
     }
-    invariants = {one.name: one.value for one in Invariant}
     mutations = {one.name: one.summary for one in MUTATIONS}
     if as_json:
         document = {"scenarios": scenarios, "litmus": litmus, "pairs": list(SIDES)}
         print_json(
-            {**document, "operations": operations, "invariants": invariants, "mutations": mutations}
+            {**document, "operations": operations, "invariants": INVARIANTS, "mutations": mutations}
         )
     else:
         from zaplock.views.console import Screen
@@ -207,7 +206,7 @@ def _list(as_json: bool) -> int:
             ("scenario", happens, scenarios),
             ("litmus test of memory (--memory)", happens, litmus),
             ("operation of a .toml scenario", happens, operations),
-            ("invariant", "what has to be so", invariants),
+            ("invariant", "what has to be so", INVARIANTS),
             ("mutation (--design NAME/MUTATION)", "what is done wrong", mutations),
         ):
             console.print(Grid((words(kind), words(says)), list(told.items())))
