@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import gc
 import io
 import json
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -35,9 +38,6 @@ ONLY_COMPUTE = {
     "test_authors",
     "test_behind",
     "test_bench_table",
-    "test_recorded_kinds",
-    "test_odd_recordings",
-    "test_recipes",
     "test_blame",
     "test_blame_fast",
     "test_call_counts",
@@ -45,6 +45,7 @@ ONLY_COMPUTE = {
     "test_check_processes",
     "test_check_split",
     "test_closed_loops",
+    "test_command_line",
     "test_compare",
     "test_compiled_levels",
     "test_cost_units",
@@ -52,12 +53,15 @@ ONLY_COMPUTE = {
     "test_diff",
     "test_direct",
     "test_exhaustive",
+    "test_face",
     "test_fidelity",
+    "test_file_tables",
     "test_fleet",
     "test_fleet_store",
     "test_footprints",
     "test_found",
     "test_fuzz",
+    "test_fuzz_cli",
     "test_graph_calls",
     "test_guest",
     "test_hidden_state",
@@ -73,12 +77,16 @@ ONLY_COMPUTE = {
     "test_leaps",
     "test_liveness",
     "test_lock_probes",
+    "test_mistakes",
     "test_model_random",
     "test_mutations",
     "test_names",
+    "test_odd_recordings",
     "test_on_disk",
     "test_oracle_guests",
+    "test_outputs",
     "test_outside",
+    "test_own_protocols",
     "test_pages",
     "test_patterns",
     "test_perfetto",
@@ -88,6 +96,13 @@ ONLY_COMPUTE = {
     "test_protocols",
     "test_quota",
     "test_race",
+    "test_rare_programs",
+    "test_recipes",
+    "test_recorded_children",
+    "test_recorded_files",
+    "test_recorded_kinds",
+    "test_recorded_tracers",
+    "test_recorder_flight",
     "test_recording_file",
     "test_release_interrupted",
     "test_release_owners",
@@ -97,10 +112,13 @@ ONLY_COMPUTE = {
     "test_report",
     "test_report_simulated",
     "test_rivals",
+    "test_scale",
+    "test_searches_at_once",
     "test_sequential",
     "test_sizes",
     "test_stacks_views",
     "test_store",
+    "test_strace_versions",
     "test_strangers",
     "test_timed",
     "test_timed_locks",
@@ -114,12 +132,15 @@ ONLY_COMPUTE = {
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 BUT_LOOK = {
+    "test_a_cell_of_a_notebook_is_recorded",
+    "test_record_ends_as_its_command_ends",
     "test_the_kernel_at_hand_stands_in_the_last_row",
     "test_the_next_command_has_the_costs_of_this_one",
     "test_the_recorder_tells_of_32_bit_calls",
     "test_the_same_probe_runs_on_the_host_and_leaves_no_instance",
     "test_this_kernels_munmap_under_a_tenth_of_a_cpu_takes_as_long_as_predicted",
     "test_this_machines_kernel_holds_the_lock_in_the_predicted_modes",
+    "test_what_was_recorded_is_json_too",
 }
 """Tests of those modules that do, all the same."""
 SHARE = {
@@ -127,6 +148,7 @@ SHARE = {
     "test_compare",
     "test_compiled_levels",
     "test_exhaustive",
+    "test_face",
     "test_fleet",
     "test_fuzz",
     "test_guest",
@@ -143,6 +165,9 @@ os.environ.pop("COLUMNS", None)  # what is read here has no width, as a file has
 MACHINE = "machine"
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
+TURNS = Path(tempfile.gettempdir()) / f"zaplock-tests-{os.geteuid()}"
+QUEUE, TURN = 0, 1
+"""The bytes of that file that are locked."""
 REPEATED = "repeated"
 TIMER = pytest.StashKey[object]()
 
@@ -236,6 +261,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"repeated: {nodeid}: {why}")
 
 
+@pytest.fixture(autouse=True)
+def turn_at_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let nobody look at the machine while a test takes CPUs away from everybody.
+
+    One worker has all tests that look, one after the other: this is about those of other sessions.
+    What only computes goes on all the same, as it has no moment that it could miss.
+    """
+    if only_computes(request.node.nodeid):
+        yield
+        return
+    takes = request.node.get_closest_marker("takes_cpus") is not None
+    with open(TURNS, "a+b") as turns:
+        fcntl.lockf(turns, fcntl.LOCK_EX, 1, QUEUE)  # nobody overtakes who waits for all others
+        fcntl.lockf(turns, fcntl.LOCK_EX if takes else fcntl.LOCK_SH, 1, TURN)
+        fcntl.lockf(turns, fcntl.LOCK_UN, 1, QUEUE)
+        yield
+
+
 @pytest.fixture
 def segment() -> Iterator[SharedMemory]:
     """Lend a segment of 2 MiB that is full of z."""
@@ -290,7 +333,41 @@ def json_fits_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         lines = told.text.getvalue()
         each = lines.splitlines() if "--explore" in arguments else [lines] if lines.strip() else []
         for document in each:
-            _validator(verb).validate(json.loads(document))
+            read = json.loads(document)
+            _validator(verb).validate(read)
+            assert not list(_fractions(read)), "times are whole nanoseconds"
         return code
 
     monkeypatch.setattr(cli, "_run", fitting)
+
+
+def _fractions(read: Any, name: str = "") -> Iterator[str]:
+    """Name the times in a document that are no whole numbers; 60.0 is none either."""
+    if isinstance(read, dict):
+        for key, value in read.items():
+            # In a dict of times by task or cause the name stands above.
+            yield from _fractions(value, key if key.endswith("_ns") else name)
+    elif isinstance(read, list):
+        for value in read:
+            yield from _fractions(value, name)
+    elif isinstance(read, float) and name:
+        yield name
+
+
+LONGEST_LINE = 300
+"""Of an error, in characters; a value that the user gave counts for no more than so many:"""
+LONGEST_VALUE = 40
+
+
+@pytest.fixture(autouse=True)
+def errors_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever error any test is told: it fits into a few lines of a terminal."""
+    readable = cli.readable
+
+    def short(text: str) -> str:
+        told = readable(text)
+        plain = re.sub(rf"(\S{{{LONGEST_VALUE}}})\S+", r"\1", told)
+        assert len(plain) <= LONGEST_LINE, f"{len(plain)} characters: {told}"
+        return told
+
+    monkeypatch.setattr(cli, "readable", short)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import has_ended
 
 from zaplock.agent import spool
 from zaplock.agent.hooks import Hooks
@@ -127,7 +128,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
-def until(true: Any, patience_s: float = 60, pause_s: float = 0.05) -> None:
+def until(true: Any, patience_s: float = 250, pause_s: float = 0.05) -> None:
     """Wait until something is so; ask again after each pause."""
     end = time.monotonic() + patience_s
     while not true():
@@ -160,7 +161,7 @@ def test_a_stall_is_in_the_log_the_figures_and_the_store(victim: Victim, tmp_pat
         seen = figures(port)
         resident = Path(f"/proc/{process.pid}/status").read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     told = [line for line in log_of(tmp_path) if line["event"] == "trouble"]
     trouble = next(line for line in told if line["culprit_operation"] == "munmap")
     assert trouble["culprit_process"] == trouble["process"]
@@ -192,14 +193,14 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
         stall_until(victim, lambda: list((tmp_path / "spool").iterdir()))
         until(lambda: figures(port).get(failed, 0) >= 1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     assert any(line["event"] == "not stored" for line in log_of(tmp_path))
     assert len(spool.Spool(tmp_path / "spool").waiting()) >= 1
     (tmp_path / "store").unlink()
     with agent(tmp_path, victim.pid) as (process, port):  # the next agent puts what waits
         until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     assert FleetStore(str(tmp_path / "store")).recordings().objects
 
 
@@ -221,7 +222,7 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
                 sweep(tracefs)
                 return not list((tracefs.path / "instances").glob(f"zaplock-*-{pid}-*"))
 
-            until(gone, 10)
+            until(gone)
         store = FleetStore(str(tmp_path / "store"))
         for one in store.recordings().objects:
             store.entry(one)
@@ -230,7 +231,7 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
         until(lambda: figures(port).get("zaplock_spool_bytes") == 0, 600)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     store = FleetStore(str(tmp_path / "store"))
     names = [one.name.recording for one in store.recordings().objects]
     assert len(names) == len(set(names))
@@ -260,7 +261,7 @@ def test_a_process_that_comes_later_is_watched_until_it_ends(
             late.kill()
         until(lambda: watches(1))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
 
 
 EXEC = "if line == 'exec\\n': os.execv(sys.executable, sys.orig_argv)"
@@ -288,7 +289,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
         before = recorded()
         stall_until(victim, lambda: recorded() - before)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
 
 
 def test_who_could_not_be_watched_is_tried_again_ever_more_rarely(
@@ -333,9 +334,9 @@ def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
         victim.process.send_signal(signal.SIGSTOP)  # it has done enough
         process.send_signal(signal.SIGCONT)
         until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
-        until(lambda: figures(port)["zaplock_lost_events_total"] == sum(lost()) > 0)
+        until(lambda: figures(port).get("zaplock_lost_events_total") == sum(lost()) > 0)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait() == 0
     store = FleetStore(str(tmp_path / "store"))
     recordings = [
         read(store.fetch(one, tmp_path / str(number)))
@@ -366,8 +367,7 @@ def test_a_hook_that_takes_too_long_is_killed_with_what_it_began(tmp_path: Path)
     hooks.look_after(time.monotonic_ns() + 31 * 10**9)
     assert not hooks.running
     assert said.lines == [("hook failed", {"why": "it took over 30 s"})]
-    state = Path(f"/proc/{int(began.read_text())}/stat")
-    until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
+    until(lambda: has_ended(int(began.read_text())))
 
 
 def test_a_hook_that_reads_nothing_has_not_failed() -> None:
@@ -410,7 +410,7 @@ def test_two_children_do_not_work_on_one_folder(tmp_path: Path) -> None:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: waits_for_a_lock(child.pid) or child.poll() is not None)
         assert child.poll() is None
-    assert child.wait(60), "there is nothing in it"
+    assert child.wait(), "there is nothing in it"
 
 
 def put(store: FleetStore, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:

@@ -304,7 +304,7 @@ def test_a_comparison_tells_what_is_wrong_in_ones_own_munmap(
         ("from zaplock.author import *\nOwnInvariant(name='X', says='', always=lambda: 1)",
          "always has to take 1 arguments"),
         ("from zaplock.author import *\nOwnOperation(name='munmap', run=print, arguments=(), "
-         "summary='')", "and none of munmap"),
+         "summary='')", "and none of zaplock's own ('zaplock check --list')"),
         ("from zaplock.author import *\nOwnOperation(name='x', run=lambda cx: 0, "
          "arguments=('page',), summary='')", "run has to take 2 arguments"),
     ],

@@ -83,7 +83,7 @@ def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -
         assert wait_for(lambda: len(processes_of(child.pid)) >= 3), "no workers"
     time.sleep(random.Random(int(number)).random() / 2)
     os.kill(child.pid, number)
-    said = child.communicate(timeout=60)[1]
+    said = child.communicate()[1]
     assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
     assert "Traceback" not in said, said
 
@@ -100,7 +100,7 @@ def test_nobody_is_left_whenever_it_is_killed(seed: int, tmp_path: Path) -> None
     )  # fmt: skip
     time.sleep(random.Random(seed).uniform(0.0, 6.0))
     child.terminate()
-    said = child.communicate(timeout=60)[1]
+    said = child.communicate()[1]
     assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
     assert "Traceback" not in said, said
 

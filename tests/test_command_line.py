@@ -66,11 +66,13 @@ def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "4K", "--design", "rfcv6"], "no design 'rfcv6' (did you mean rfc-v6?)"),
         (["compare", "4K", "--profile", "epyc"], "no profile 'epyc'"),
         (["check", "munmap-falt"], "no scenario 'munmap-falt' (did you mean munmap-f"),
+        (["check", "munmap-falt"], "or FILE.py:NAME for your own: see 'zaplock check --list'"),
         (
             ["check", "expand", "--design", "linux-6.18/no-lok"],
             "no mutation 'no-lok' of linux-6.18 (did you mean no-",
         ),
-        (["oracle", "--theme", "hug"], "no theme 'hug'"),
+        (["oracle", "--theme", "hug"], "no theme 'hug' (did you mean huge?); there are huge, "),
+        (["oracle", "--theme", "hug"], " others: see 'zaplock oracle --help'"),
     ],
 )
 def test_who_misspells_is_asked_what_was_meant(
@@ -165,7 +167,8 @@ def test_an_empty_argument_is_no_directory_but_a_variable_that_is_not_set(
         (["scale", "mmap1", "--cpus", "2,2"], "--cpus has '2' 2 times"),
         (["compare", "1G", "--rate", "1_000"], "'1_000' is not a whole number"),
         (["scale", "mmap1", "--cores", "9" * 30], "is more than 64 bits hold"),
-        (["scale", "mmap1", "--transfer", "nan"], "'nan' is not a number such as 1.5"),
+        (["scale", "mmap1", "--single", "nan"], "'nan' is not a number such as 1.5"),
+        (["scale", "mmap1", "--transfer", "7.5"], "'7.5' is not a whole number"),
         (["why", "-d", "-1s", "1"], "duration '-1s' is not a number of seconds"),
         (["why", "1", "--top", "0"], "--top 0 is less than 1"),
         (["top", "--top", "-3"], "--top -3 is less than 1"),
@@ -316,7 +319,7 @@ def test_the_next_command_can_be_typed_as_it_is_shown(
         ["check", "--list"],
         ["check", "munmap+fault", "--design", "linux-4.20"],
         ["compare", "4K", "--no-measure", "--design", "linux-6.18", "--bystanders", "none"],
-        ["scale", "pft", "--cpus", "1,2", "--transfer", "7.5", "--nodes", "2", "--far", "1e2"],
+        ["scale", "pft", "--cpus", "1,2", "--transfer", "7", "--nodes", "2", "--far", "100"],
         ["calibrate", "--units"],
         ["doctor"],
     ],
@@ -342,7 +345,7 @@ def test_work_that_tells_nothing_of_itself_is_shown_all_the_same(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(_progress, "PATIENCE_S", 0.01)
     with counter("replaying"):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 250
         while "replaying" not in terminal.getvalue():
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -384,7 +384,7 @@ def test_a_signal_that_zaplock_was_started_to_ignore_ends_no_recording(tmp_path:
         assert zaplock.stdout.readline() == "ready\n"
         zaplock.send_signal(signal.SIGHUP)
         time.sleep(0.2)
-        _, errors = zaplock.communicate("go on\n", timeout=80)
+        _, errors = zaplock.communicate("go on\n")
     assert "sh ended with 7" in errors
 
 

@@ -33,6 +33,7 @@ def children() -> set[int]:
     }
 
 
+@pytest.mark.by_chance  # who waits for a CPU does little in the time that all have
 def test_an_experiment_tells_what_every_bystander_saw() -> None:
     before = children()
     names = ("fault", "proc", "mmap", "gup", "madvise")
@@ -247,7 +248,7 @@ def test_an_interrupt_leaves_no_process_behind() -> None:
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     grandchildren = _wait_for_children(running.pid)
     running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
+    _, error = running.communicate()
     assert running.returncode == 130
     assert error.decode().strip() == "zaplock measure: interrupted"
     # One that was born in the very moment dies of its parent's death: wait for it.

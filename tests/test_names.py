@@ -19,6 +19,29 @@ def test_no_two_public_classes_share_a_name() -> None:
     assert not twice
 
 
+def test_times_are_whole_nanoseconds() -> None:
+    """A name that ends with _ns holds an int, or ints: fractions of costs have other names."""
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {name}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name, hint in [named_with_type(node)]
+        if name.endswith("_ns") and re.search(r"\bfloat\b", hint)
+    ]
+    assert not found
+
+
+def named_with_type(node: ast.AST) -> tuple[str, str]:
+    """Give what is annotated, and as what; "" for what is not."""
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.target), ast.unparse(node.annotation)
+    if isinstance(node, ast.arg) and node.annotation:
+        return node.arg, ast.unparse(node.annotation)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
+        return node.name, ast.unparse(node.returns)
+    return "", ""
+
+
 def test_a_thread_is_it_and_a_user_they() -> None:
     root = SOURCE.parent.parent
     pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *SOURCE.rglob("*.py")]

@@ -13,6 +13,7 @@ import pytest
 from scenes import GIB, MM, MS
 
 from zaplock.cli import main
+from zaplock.errors import UserError
 from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.snapshot import born_ns
 from zaplock.trace.analysis import analyse
@@ -134,14 +135,15 @@ def test_a_task_is_told_to_be_as_old_as_it_is() -> None:
 
 
 _NEVER_SLEEPS = """
-import os, signal, time
+import os, select, signal
+signal.alarm(60)  # whatever becomes of the tester
 os.sched_setaffinity(0, {0})
 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
 print("go", flush=True)
-signal.alarm(5)
-while True:
+while not select.select([0], [], [], 0)[0]:  # until the tester says so, or is gone
     pass
 """
+"""A program that never sleeps, on cpu 0."""
 
 
 @pytest.mark.root
@@ -162,11 +164,13 @@ def test_why_of_several_processes_speaks_of_no_one_lock(
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="a real-time thread needs root")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it would have the only cpu")
+@pytest.mark.takes_cpus
 def test_a_look_is_called_back_from_a_cpu_that_a_real_time_thread_keeps() -> None:
     """`why` came back when that thread ended: whoever binds itself there gets no share at all."""
     if 0 not in os.sched_getaffinity(0):
         pytest.skip("cpu 0 is not ours")
-    hog = subprocess.Popen([sys.executable, "-c", _NEVER_SLEEPS], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    hog = subprocess.Popen([sys.executable, "-c", _NEVER_SLEEPS], **pipes, text=True)  # type: ignore[call-overload]
     try:
         assert hog.stdout
         assert hog.stdout.readline() == "go\n"
@@ -179,6 +183,14 @@ def test_a_look_is_called_back_from_a_cpu_that_a_real_time_thread_keeps() -> Non
     finally:
         hog.kill()
         hog.wait()
+
+
+def test_what_fails_on_a_visit_comes_out() -> None:
+    def fails(_on: CpuVisits) -> None:
+        raise UserError("no such process")
+
+    with pytest.raises(UserError, match="no such process"):
+        visiting(fails)
 
 
 def test_a_look_goes_where_it_may_and_nowhere_else() -> None:

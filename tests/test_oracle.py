@@ -21,6 +21,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
+from turns import when_its_turn_comes
 
 from zaplock import advice
 from zaplock.cli import main
@@ -406,9 +407,7 @@ def test_a_broken_model_is_found_shrunk_and_told(
     assert len(found.sequence) <= 8
     assert any(line.startswith(("maps", "end")) for line in found.differences)
     text = script.write(found)
-    ran = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
-    )
+    ran = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert f"op{found.at} {found.sequence[found.at]}" in ran.stdout
 
@@ -635,7 +634,7 @@ def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
         process.kill()
     assert said == b"has them\n"
     assert during == before + owed + 2
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while huge_pool.given_pages() != before:
         assert time.monotonic() < deadline, "the pool still has what the dead one borrowed"
         time.sleep(0.01)
@@ -659,11 +658,11 @@ def test_ksmd_is_at_rest_again_after_a_campaign_was_killed(tmp_path: Path) -> No
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": source},
         ) as oracle:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 250
             while (ksm.KSM / "run").read_text() != "1\n":
                 assert time.monotonic() < deadline, "ksmd was never started"
             oracle.kill()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 250
         while ksm_settings() != before:
             assert time.monotonic() < deadline, "ksmd is not as it was"
             time.sleep(0.01)
@@ -694,7 +693,7 @@ def test_what_is_lent_is_given_back_when_the_last_user_is_gone(tmp_path: Path) -
     time.sleep(0.5)
     assert taken.exists(), "given back under whoever uses it"
     os.kill(user, signal.SIGKILL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while taken.exists():
         assert time.monotonic() < deadline, "never given back"
         time.sleep(0.01)
@@ -743,7 +742,7 @@ def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(
         if "--seconds" in work:
             others += children_of(others[0])  # the bare process
         oracle.send_signal(how)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while any(is_alive(one) for one in others):
         assert time.monotonic() < deadline, "a process outlived it"
         time.sleep(0.01)
@@ -753,7 +752,7 @@ def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(
 def children_of(pid: int) -> list[int]:
     """Wait until a process has children."""
     tasks = Path(f"/proc/{pid}/task")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while time.monotonic() < deadline:
         lists = [one.read_text() for one in tasks.glob("*/children")]
         if found := [int(child) for text in lists for child in text.split()]:
@@ -965,7 +964,7 @@ def test_a_memory_cgroup_goes_when_whoever_made_it_is_killed() -> None:
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     group, joined = map(Path, killed.stdout.split())
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 250
     while (group.exists() or joined.exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not group.exists()
@@ -1009,7 +1008,7 @@ def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
     names = ("run", "pages_shared", *ksm.SETTINGS)
     before = [(ksm.KSM / name).read_text() for name in names]
     kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "ksm").glob("*.json"))]
-    with ksm.ksmd(), bench_of("ksm") as both:
+    with when_its_turn_comes(ksm.ksmd), bench_of("ksm") as both:
         found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
         report = both.slice(seed=5, sequences=6)
         missed = []

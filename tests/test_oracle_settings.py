@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from test_oracle import needs_kernel
+from turns import when_its_turn_comes
 
 from zaplock.cli._oracle_text import print_report
 from zaplock.errors import UserError
@@ -160,7 +161,7 @@ def test_mergeable_memory_of_others_is_no_difference() -> None:
         Op("store_value", (window, 0)),  # equal to no other page of its own
         Op("ksm_scan"),
     )
-    with ksm.ksmd():
+    with when_its_turn_comes(ksm.ksmd):
         bench = Bench(model_side, Scope(themes=("ksm",)))
         try:
             with another_with_mergeable_memory() as pid:

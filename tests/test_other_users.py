@@ -79,7 +79,7 @@ def inside(command: list[str], wrapper: list[str]) -> subprocess.CompletedProces
     source = str(Path(__file__).parent.parent / "src")
     whole = [*wrapper, shlex.join([sys.executable, "-P", "-m", "zaplock", *command])]
     environment = {**os.environ, "PYTHONPATH": source}
-    return subprocess.run(whole, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(whole, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.root
@@ -109,7 +109,6 @@ def test_what_proc_lacks_is_said_in_one_line(verb: str, options: str, tmp_path: 
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1

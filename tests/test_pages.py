@@ -391,7 +391,7 @@ def test_without_scripts_nothing_looks_as_if_there_were_none_of_it(
         for off in (False, True):
             await shown.call("Emulation.setScriptExecutionDisabled", value=off)
             await shown.call("Page.navigate", url=pages[name].as_uri())
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 250
             while await shown.ask("document.readyState") != "complete":
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)

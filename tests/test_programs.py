@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import waits_with
 from test_oracle import needs_kernel
 
 from zaplock.cli import main
@@ -574,8 +575,10 @@ def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
         assert zaplock.stdout.readline() == "ready\n"
         for number in sent:
             zaplock.send_signal(number)
-            time.sleep(0.2)  # two of a kind that come at once are one
-        told, errors = zaplock.communicate(timeout=80)
+            while waits_with(zaplock.pid, number):  # two of a kind that come at once are one
+                time.sleep(0.01)
+            time.sleep(0.2)
+        told, errors = zaplock.communicate()
     assert zaplock.returncode == 0
     assert f"sh ended with {ended}" in errors
     assert "0 differences" in told

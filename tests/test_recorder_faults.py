@@ -80,6 +80,7 @@ def second_cpu_off() -> Iterator[None]:
         SECOND_CPU.write_text("1")
 
 
+@pytest.mark.takes_cpus
 def test_a_cpu_may_be_off_at_the_start_and_come_later() -> None:
     with second_cpu_off(), capturing(Options(pids=(ME,))) as capture:
         capture.start()
@@ -104,6 +105,7 @@ def on_cpu_1(seconds: float) -> None:
             return
 
 
+@pytest.mark.takes_cpus
 def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
     """Nothing that it had recorded is lost by that, and no gap is told where there is none."""
     story = iter(["on", "off", "on", "end"])
@@ -136,9 +138,10 @@ def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
     assert mine() == []
 
 
+@pytest.mark.takes_cpus
 def test_a_cpu_that_went_and_came_back_has_stacks_again() -> None:
     sampler, before = StackSampler(Wanted({})), os.sched_getaffinity(0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     try:
         sampler.start()
         with second_cpu_off():
@@ -214,7 +217,7 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
         nonlocal emptied
         if emptied < 2:
             emptied += 1
-            assert reader.done.wait(60)
+            assert reader.done.wait()
             for name in mine():
                 with opened() as tracefs:
                     (tracefs.path / "instances" / name / "trace").write_text("")
@@ -446,7 +449,7 @@ def test_what_others_switch_off_is_a_gap_and_on_again(
                     path = tracefs.path / "instances" / one / name
                     path.write_text(text)
             state["meddled"] = time.monotonic()
-        return now - state.get("mended", now) > 0.3 or now - begun > 60
+        return now - state.get("mended", now) > 0.3 or now - begun > 250
 
     progress = record_to(tmp_path / "a.zaplock", Options(pids=(ME,), buffer_kb=512), ended=ended)
     assert any(told in note for note in progress.notes), progress.notes
@@ -480,7 +483,7 @@ def test_in_memory_too_what_was_switched_off_is_a_gap() -> None:
 def in_a_container(code: str) -> str:
     """Run Python in a pid namespace of its own, whose /proc shows nobody else."""
     command = ["unshare", "-pf", "--mount-proc", sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60,
+    done = subprocess.run(command, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -542,10 +545,10 @@ def test_recorders_on_the_host_and_in_containers_leave_each_other_whole(tmp_path
     with Mapper() as mapper:
         both = {name: recording(where, tmp_path / name, seconds) for name, where in places.items()}
         refused = recording(["unshare", "-pf", "--mount-proc"], tmp_path / "refused", 1)
-        assert "this is a container (a PID namespace)" in refused.communicate(timeout=60)[0]
+        assert "this is a container (a PID namespace)" in refused.communicate()[0]
         assert refused.returncode == 2
         for recorder in both.values():
-            said = recorder.communicate(timeout=60 + seconds)[0]
+            said = recorder.communicate()[0]
             assert recorder.returncode == 0, said
     for name in both:
         kept = recording_file.read(tmp_path / name)
@@ -575,7 +578,7 @@ def test_the_host_touches_no_recorder_in_a_container() -> None:
         "    os._exit(0)\n"
     ).strip()
     with opened() as tracefs:
-        path, patience = tracefs.path / "instances" / name, time.monotonic() + 10
+        path, patience = tracefs.path / "instances" / name, time.monotonic() + 250
         try:
             gone, unknown = left_over(tracefs)
             while name not in unknown and path.exists() and time.monotonic() < patience:
@@ -667,7 +670,7 @@ def limited(which: int, value: int, *arguments: str) -> subprocess.CompletedProc
         resource.setrlimit(which, (value, value))
 
     command = [sys.executable, "-P", "-m", "zaplock", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=lower, timeout=60,
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=lower,
                           env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
 
 

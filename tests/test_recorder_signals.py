@@ -27,7 +27,7 @@ SOURCE = str(HERE.parent / "src")
 def test_killed_at_any_moment_it_leaves_what_opens_and_nothing_on() -> None:
     """A few; tests/recorder_kills.py kills 200 on request."""
     command = [sys.executable, str(HERE / "recorder_kills.py"), "--kills", "6", "--seed", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "opens" in done.stdout
 
@@ -53,12 +53,12 @@ def test_a_look_that_is_ended_leaves_nothing_on(number: signal.Signals) -> None:
                             env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
     with opened() as tracefs:
         name = f"instances/zaplock-*-*-{look.pid}-*-*"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 250
         while not list(tracefs.path.glob(f"{name}/events/mmap_lock")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         look.send_signal(number)
-        _, said = look.communicate(timeout=60)
+        _, said = look.communicate()
         assert (look.returncode, said) == (128 + number, "zaplock why: interrupted\n")
         assert list(tracefs.path.glob(name)) == []
 
@@ -111,7 +111,6 @@ def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
         env={**os.environ, "PYTHONPATH": f"{SOURCE}:{tmp_path}"},
         capture_output=True,
         text=True,
-        timeout=50,
     )
     code = 128 + getattr(signal, name)
     assert (done.returncode, done.stderr) == (code, "zaplock: interrupted\n")
@@ -146,7 +145,7 @@ def test_ctrl_c_while_zaplock_is_still_imported_is_no_traceback(
     done = subprocess.run(
         [sys.executable, "-P", "-m", "zaplock", "designs"],
         env={**os.environ, "PYTHONPATH": f"{SOURCE}:{tmp_path}"},
-        capture_output=True, text=True, timeout=50,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
 
@@ -168,7 +167,7 @@ def test_a_signal_of_which_an_error_was_made_is_a_signal(own: str, tmp_path: Pat
     typed = ["check", "munmap+fault", "--design", f"{file}:NONE"]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "zaplock", *typed],
-        env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True, timeout=50,
+        env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "zaplock check: interrupted\n")
 

@@ -243,7 +243,7 @@ print("whole")
 
 def test_subinterpreters_release_without_a_thread() -> None:
     pytest.importorskip("_xxsubinterpreters")
-    done = subprocess.run([sys.executable, "-c", SUB], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SUB], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("whole\n", 0), done.stderr
 
 
@@ -267,7 +267,7 @@ del held[0]
 
 def test_what_ends_after_the_last_flush_is_released_by_who_drops_it() -> None:
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True)
         assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
 
 
@@ -311,7 +311,7 @@ else:
     fcntl.ioctl(descriptor, 0xC020AA00, bytearray(struct.pack("<4Q", start, 1 << 22, 1, 0)))
     print(release(start, 1 << 22).unmapped)
 """
-    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True)
     if done.stdout == "not allowed\n":
         pytest.skip("userfaultfd is not allowed here")
     assert (done.stdout, done.stderr) == ("True\n", "")

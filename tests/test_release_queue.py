@@ -169,7 +169,7 @@ def test_a_callback_may_flush_and_hand_over_more() -> None:
         ended.set()
 
     release_soon(first).add_done_callback(more)
-    assert ended.wait(30)
+    assert ended.wait()
     assert second.closed
 
 
@@ -203,7 +203,7 @@ def test_a_child_never_releases_again_what_is_done() -> None:
 
     release_soon(mapping).add_done_callback(fork)
     del mapping
-    assert ended.wait(30)
+    assert ended.wait()
     assert results == [0]
 
 

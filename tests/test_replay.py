@@ -425,7 +425,7 @@ def really(freed_by: str) -> Events:
     try:
         pid = int(child.stdout.readline())
         with record_mm(pid, events=("mmap_lock", "syscalls")) as recorder:
-            child.communicate("go\n", timeout=60)
+            child.communicate("go\n")
     finally:
         child.kill()
         child.wait()

@@ -46,7 +46,7 @@ def test_nobody_is_recognised_by_chance() -> None:
 
 def until_called(pid: int, name: str) -> None:
     """Wait until the new process has become its program."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 250
     while Path(f"/proc/{pid}/comm").read_text() != f"{name}\n" and time.monotonic() < end:
         time.sleep(0.01)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import children_of, has_ended
 
 from zaplock.cli import main
 from zaplock.compiled.build import compiler
@@ -37,7 +38,7 @@ from zaplock.protocols.mmap import mmap
 COSTS = profiles.load(profiles.DEFAULT)
 
 
-def points(name: str, design: str, cpus: tuple[int, ...], transfer_ns: float = 78.0) -> list[float]:
+def points(name: str, design: str, cpus: tuple[int, ...], transfer_ns: int = 78) -> list[float]:
     found = scale([load(design)], COSTS, name, cpus, MachineOfTheirs(transfer_ns))
     return [one.per_second for one in found]
 
@@ -63,7 +64,7 @@ def test_a_line_that_somebody_polls_is_taken_back_for_each_write() -> None:
 def test_writers_that_spin_pay_for_the_way_of_the_lock_and_of_what_is_written_under_it() -> None:
     near, far = (
         points("mmap2", "linux-7.3", (2,), way)[0] / points("mmap2", "linux-7.3", (1,), way)[0]
-        for way in (0.0, 200.0)
+        for way in (0, 200)
     )
     assert near > 1.01, "what is outside the lock goes side by side"
     assert far < 0.95 * near
@@ -82,7 +83,7 @@ def test_a_mapping_that_merges_costs_what_one_that_does_not_merge_costs() -> Non
     assert spent[0] == pytest.approx(spent[1])
 
 
-def quick(transfer_ns: float, *rates: float) -> Round:
+def quick(transfer_ns: int, *rates: float) -> Round:
     return Round(
         {("brk1", 1): list(rates), ("brk1", 2): [1.5 * rate for rate in rates],
          (COMPUTE, 1): [10.0] * 5, (COMPUTE, 2): [12.0] * 5},
@@ -91,9 +92,9 @@ def quick(transfer_ns: float, *rates: float) -> Round:
 
 
 def test_only_rounds_count_in_which_a_line_took_what_it_usually_takes() -> None:
-    rounds = [quick(25.0, 9, 10, 11), quick(150.0, 1, 1, 1), quick(27.0, 10, 10, 10)]
+    rounds = [quick(25, 9, 10, 11), quick(150, 1, 1, 1), quick(27, 10, 10, 10)]
     found = summed_up(usual(rounds))
-    assert found.transfer_ns == 26.0
+    assert found.transfer_ns == 26
     assert found.rates["brk1", 1].per_second == 10
     assert found.rates["brk1", 2].per_second == 15
     assert found.rates["brk1", 1].milliseconds == 6
@@ -103,7 +104,7 @@ def test_only_rounds_count_in_which_a_line_took_what_it_usually_takes() -> None:
 
 def test_a_machine_that_is_too_busy_to_see_anything_is_said_to_be() -> None:
     with pytest.raises(UserError, match=r"brk1 with 1 threads had its CPUs to itself for 2 milli"):
-        summed_up([quick(25.0, 9, 10)])
+        summed_up([quick(25, 9, 10)])
 
 
 def test_before_vma_locks_faults_saturate_at_two_transfers_each() -> None:
@@ -127,13 +128,13 @@ def test_disjoint_ranges_scale_under_radixvm_and_page_tables_tell_low_from_high(
 
 
 def test_without_a_cost_of_lines_readers_scale_as_if_nothing_were_shared() -> None:
-    one, many = points("pft-one", "linux-6.3", (1, 16), 0.0)
+    one, many = points("pft-one", "linux-6.3", (1, 16), 0)
     assert many == pytest.approx(16 * one, rel=0.02)
 
 
 def test_one_thread_makes_what_it_was_said_to_make() -> None:
     found = scale(
-        [load("linux-6.3")], COSTS, "pft", (1,), MachineOfTheirs(78.0),
+        [load("linux-6.3")], COSTS, "pft", (1,), MachineOfTheirs(78),
         single={"pft-one": 900_000, "pft-each": 450_000},
     )  # fmt: skip
     assert found[0].per_second == pytest.approx(900_000, rel=0.01)
@@ -141,7 +142,7 @@ def test_one_thread_makes_what_it_was_said_to_make() -> None:
 
 
 def test_threads_that_share_a_core_are_slower() -> None:
-    theirs = MachineOfTheirs(0.0, cores=2, smt_speed=0.5)
+    theirs = MachineOfTheirs(0, cores=2, smt_speed=0.5)
     assert [theirs.slowed(cpus) for cpus in (1, 2, 4)] == [1.0, 1.0, 2.0]
     costs = dict(COSTS.costs)
     two, four = (
@@ -179,15 +180,12 @@ def test_the_heap_grows_and_shrinks_by_nothing_but_the_calls_that_are_counted(
 @pytest.mark.skipif(compiler() is None or cpus_here() < 2, reason="no C compiler, or one CPU")
 def test_a_reader_of_maps_ends_with_whom_it_reads() -> None:
     with subprocess.Popen([str(compiled(PROGRAM)), "maps", "1", "60000"]) as mapper:
-        children = Path(f"/proc/{mapper.pid}/task/{mapper.pid}/children")
-        reader = ""
-        while not reader:
-            reader = children.read_text().strip()
-        stat = Path(f"/proc/{reader}/stat")
+        while not (readers := children_of(mapper.pid)):
+            assert mapper.poll() is None
         time.sleep(0.1)  # it has begun to read
         mapper.kill()
-    until = time.monotonic() + 60
-    while stat.exists() and ") Z" not in stat.read_text():
+    until = time.monotonic() + 250
+    while not has_ended(readers[0]):
         assert time.monotonic() < until, "the reader goes on"
 
 

@@ -274,7 +274,7 @@ def of_scale() -> None:
         for design in ("linux-4.9", "linux-6.18-dying")
         for cpus in (1, 2, 16, 128)
     ]
-    _print(points, [], "linux-4.9", MachineOfTheirs(78.0))
+    _print(points, [], "linux-4.9", MachineOfTheirs(78))
 
 
 def of_record() -> None:
@@ -291,7 +291,7 @@ def of_import() -> None:
 
 
 def of_doctor() -> None:
-    with patch("zaplock.recorder.doctor.lock_cost_ns", lambda *_: 1463.0):  # else as measured
+    with patch("zaplock.recorder.doctor.lock_cost", lambda *_: 1463.0):  # else as measured
         main(["doctor"])
 
 

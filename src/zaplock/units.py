@@ -29,7 +29,7 @@ _TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
 _SIZES = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
-def duration(span_ns: int | float) -> str:
+def duration(span_ns: int) -> str:
     """Write nanoseconds with three digits and the unit that fits.
 
     >>> duration(2_485_692_000), duration(186_400_000), duration(840)

@@ -124,7 +124,7 @@ def test_what_the_stacks_tell_is_said_until_tracing_can_be_switched_on(
     with nothing_can_be_traced(tmp_path) as hang:
 
         def let_go_once_told() -> None:
-            end = time.monotonic() + 10
+            end = time.monotonic() + 250
             while "register_for_each_vma <" not in said.getvalue() and time.monotonic() < end:
                 time.sleep(0.01)
             told.append(said.getvalue())
@@ -152,7 +152,7 @@ def test_an_agent_logs_what_the_stacks_tell_until_tracing_can_be_changed(
 
         def say(event: str, **fields: Any) -> None:
             said.append((event, fields))
-            if event == "tracing blocked":
+            if fields.get("registering"):  # a look at a busy machine may not come to all of it
                 hang.ends()
 
         settings = Settings(
@@ -170,7 +170,7 @@ def test_an_agent_logs_what_the_stacks_tell_until_tracing_can_be_changed(
             say=say,
         )
         agent.run()
-    told = dict(said)["tracing blocked"]
+    told = next(fields for _, fields in said if fields.get("registering"))
     assert [one["tid"] for one in told["registering"]] == [hang.prober]
     tasks = {(one["task"], one["does"]): one for one in told["tasks"]}
     assert tasks["victim", "waits"]["lock_of"] == hang.pid

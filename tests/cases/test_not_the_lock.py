@@ -13,18 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import has_ended
 from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 from test_hidden_holders import READ, mapping_a_slow_file, number_before_go, victim_waits
 
 pytestmark = pytest.mark.root
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def in_exit(pid: int) -> int:
@@ -133,7 +127,7 @@ def cgroup(kind: str) -> Iterator[Path]:
     try:
         yield group
     finally:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 250
         while True:
             try:
                 group.rmdir()

@@ -17,7 +17,7 @@ from typing import Any, Final
 from zaplock.designs import load
 from zaplock.designs.own_files import is_function, is_reference, named_in_file
 from zaplock.designs.rules_read import observed_design
-from zaplock.errors import ProtocolError, UserError, no_such, or_meant
+from zaplock.errors import ProtocolError, UserError, no_such, or_meant, what_there_is
 from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
@@ -264,8 +264,8 @@ def mutation_named(name: str, design: Design) -> Mutation:
         return own
     known = mutations_of(design)
     if name not in known:
-        there_are = f"of {design.name}{or_meant(name, known)}; there are {', '.join(known)}"
-        raise UserError(f"no mutation {name!a} {there_are}")
+        there_is = what_there_is(name, known, listed="'zaplock check --list'")
+        raise UserError(f"no mutation {name!a} of {design.name}{or_meant(name, known)}; {there_is}")
     return known[name]
 
 

@@ -396,7 +396,7 @@ def kind_of(
     """Return what an operation's name stands for; raises UserError for a wrong one."""
     kind = kinds.get(operation.name)
     if kind is None:
-        raise no_such("operation", operation.name, kinds)
+        raise no_such("operation", operation.name, kinds, listed="'zaplock check --list'")
     if len(operation.numbers) != len(kind.arguments):
         wanted = " ".join([operation.name, *(name.upper() for name in kind.arguments)])
         given = " ".join([operation.name, *map(str, operation.numbers)])

@@ -30,6 +30,9 @@ Wrong = str | None
 _OPERATION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _INVARIANT: Final = re.compile(r"[A-Z][A-Z0-9_]*")
 
+INVARIANTS: Final = {one.name: one.value for one in Invariant}
+"""zaplock's own, in words: none of one's own may have such a name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOperation(OperationKind):
@@ -50,7 +53,7 @@ class OwnOperation(OperationKind):
         if not _OPERATION.fullmatch(self.name) or self.name in KINDS:
             raise UserError(
                 f"operation {self.name!r}: its name has to be small letters, digits and dashes, "
-                f"and none of {', '.join(KINDS)}"
+                "and none of zaplock's own ('zaplock check --list')"
             )
         if self.empties and len(self.arguments) < 2:
             raise UserError(f"operation {self.name!r}: `empties` needs a page and a count of pages")
@@ -80,10 +83,10 @@ class OwnInvariant:
     sometimes: Callable[[Machine], bool] | None = None
 
     def __post_init__(self) -> None:
-        if not _INVARIANT.fullmatch(self.name) or self.name in Invariant.__members__:
+        if not _INVARIANT.fullmatch(self.name) or self.name in INVARIANTS:
             raise UserError(
                 f"invariant {self.name!r}: its name has to be capitals, digits and _, and none of "
-                f"{', '.join(Invariant.__members__)}"
+                "zaplock's own ('zaplock check --list')"
             )
         for field, count in (("always", 1), ("at_task_end", 3), ("at_end", 2), ("sometimes", 1)):
             if (function := getattr(self, field)) is not None:

@@ -184,7 +184,7 @@ def _scenario_of(name: str) -> Scenario:
         scenario = read_scenario(Path(name))
         return msgspec.structs.replace(scenario, name=name)
     also = ", pairs such as munmap+fault, a .toml, or FILE.py:NAME for your own"
-    raise no_such("scenario", name, shipped, also=also)
+    raise no_such("scenario", name, shipped, also=also, listed="'zaplock check --list'")
 
 
 def find_design(name: str) -> Design:

@@ -512,6 +512,8 @@ class ScenariosJson(TypedDict):
     litmus: dict[str, str]
     pairs: list[str]
     operations: dict[str, str]
+    invariants: dict[str, str]
+    mutations: dict[str, str]
 
 
 class DesignRowJson(TypedDict):
@@ -667,8 +669,8 @@ class ScaleJson(TypedDict):
 
     workload: str
     profile: str
-    transfer_ns: float
-    far_ns: float | None
+    transfer_ns: int
+    far_ns: int | None
     nodes: int
     cores: int | None
     smt_speed: float

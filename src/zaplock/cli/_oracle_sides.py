@@ -45,7 +45,7 @@ def scope_of(args: argparse.Namespace) -> Scope:
         scope = COVERED
     for theme in args.theme or ():
         if theme not in THEMES:
-            raise no_such("theme", theme, THEMES)
+            raise no_such("theme", theme, THEMES, listed="'zaplock oracle --help'")
     return replace(scope, themes=tuple(args.theme)) if args.theme else scope
 
 

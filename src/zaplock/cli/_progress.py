@@ -22,7 +22,7 @@ class Show(Protocol):
 
 def _left(passed_s: float, part: float) -> str:
     """Say how long the rest will take, if it goes on as it did."""
-    return f", about {duration(passed_s / part * (1 - part) * 1e9)} left" if part else ""
+    return f", about {duration(round(passed_s / part * (1 - part) * 1e9))} left" if part else ""
 
 
 @contextmanager

@@ -41,7 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="go through the states by hand: choose who moves, see locks and changes, go back; "
         "with --replay TOKEN from where that ends",
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="list scenarios and operations")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list scenarios, operations, invariants and mutations",
+    )
     parser.add_argument("--all", action="store_true", help="every scenario under every design")
     parser.add_argument("--releases", action="store_true",
                         help="with --all: under every Linux release that differs from the one "
@@ -175,8 +179,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def _list(as_json: bool) -> int:
     from zaplock.check.operations import KINDS
+    from zaplock.check.own_operations import INVARIANTS
     from zaplock.check.pairs import SIDES
     from zaplock.check.scenarios import litmus_tests, shipped_scenarios
+    from zaplock.check.shipped_mutations import MUTATIONS
 
     litmus = {name: one.summary for name, one in litmus_tests().items()}
     scenarios = {name: one.summary for name, one in shipped_scenarios().items()}
@@ -184,20 +190,26 @@ def _list(as_json: bool) -> int:
         " ".join([name, *(argument.upper() for argument in kind.arguments)]): kind.summary
         for name, kind in KINDS.items()
     }
+    mutations = {one.name: one.summary for one in MUTATIONS}
     if as_json:
         document = {"scenarios": scenarios, "litmus": litmus, "pairs": list(SIDES)}
-        print_json({**document, "operations": operations})
+        print_json(
+            {**document, "operations": operations, "invariants": INVARIANTS, "mutations": mutations}
+        )
     else:
         from zaplock.views.console import Screen
         from zaplock.views.grid import Grid, words
 
         console = Screen()
-        for kind, told in (
-            ("scenario", scenarios),
-            ("litmus test of memory (--memory)", litmus),
-            ("operation of a .toml scenario", operations),
+        happens = "what happens in it"
+        for kind, says, told in (
+            ("scenario", happens, scenarios),
+            ("litmus test of memory (--memory)", happens, litmus),
+            ("operation of a .toml scenario", happens, operations),
+            ("invariant", "what has to be so", INVARIANTS),
+            ("mutation (--design NAME/MUTATION)", "what is done wrong", mutations),
         ):
-            console.print(Grid((words(kind), words("what happens in it")), list(told.items())))
+            console.print(Grid((words(kind), words(says)), list(told.items())))
             print()
         print(f"pairs, such as munmap+fault, of: {', '.join(SIDES)}")
     next_step("zaplock check expand", aside=as_json)

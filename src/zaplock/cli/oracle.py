@@ -22,6 +22,7 @@ from zaplock.cli._oracle_text import print_report, print_report_json
 from zaplock.cli._output_files import require_files, require_folders
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
+from zaplock.oracle.themes import THEMES
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--cluster", default="", metavar="ADDRESS",
                         help="judge the kernel of this Dask scheduler's workers")  # fmt: skip
-    parser.add_argument("--theme", action="append", help="only sequences of this theme; repeatable")
+    themes = ", ".join(THEMES)
+    parser.add_argument(
+        "--theme", action="append", help=f"only sequences of this theme; repeatable: {themes}"
+    )
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script; "
         "with --replay, the script")  # fmt: skip

@@ -34,7 +34,7 @@ CPUS = "1,2,4,8,16,32,64"
 DESIGNS = "linux-6.3,linux-6.4"
 SMT = 0.6
 """The speed of a thread that shares its core, if nothing is said or measured."""
-TRANSFER_NS = 60.0
+TRANSFER_NS = 60
 OWN_CORES = 0.95
 """CPUs that are at least so fast beside each other share no core."""
 
@@ -51,10 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--against", metavar="NAME", help="the design that others are compared with (the first)")
     add("--single", type=float, metavar="RATE",
         help="operations a second of one thread, which all costs are fitted to")  # fmt: skip
-    add("--transfer", type=float, metavar="NS",
+    add("--transfer", type=int, metavar="NS",
         help="what a cache line takes from CPU to CPU (60)")  # fmt: skip
     add("--nodes", type=int, default=1, metavar="N", help="NUMA nodes, CPUs in equal parts (1)")
-    add("--far", type=float, metavar="NS", help="... from another node (as --transfer)")
+    add("--far", type=int, metavar="NS", help="... from another node (as --transfer)")
     add("--cores", type=int, metavar="N", help="cores: above so many threads, two run on one")
     add("--smt", type=float, metavar="SPEED",
         help="with --cores: the speed of a thread that shares its core (0.6)")  # fmt: skip
@@ -109,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _given(args: argparse.Namespace) -> str:
     """Spell the options that say for which machine it was."""
-    rates = {name: getattr(args, name) for name in ("single", "transfer", "far", "smt")}
+    rates = {name: getattr(args, name) for name in ("single", "smt")}
     told = {f"--{name}": None if rate is None else f"{rate:.12g}" for name, rate in rates.items()}
+    told |= {"--transfer": args.transfer, "--far": args.far}
     nodes = args.nodes if args.nodes > 1 else None
     return options(
         {"--cpus": args.cpus, "--measure": args.measure, **told, "--nodes": nodes,

@@ -38,7 +38,9 @@ def load(name: str) -> Design:
         except UserError as error:
             why = f" ({error})"
     others = f"linux-RELEASE from {OLDEST} to {NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
-    meant = why or _release_meant(name) or or_meant(name, SHIPPED)
+    if why:
+        raise UserError(f"no design {name!r}{why}; 'zaplock designs' lists them; or {others}")
+    meant = _release_meant(name) or or_meant(name, SHIPPED)
     raise UserError(f"no design {name!r}{meant}; there are {', '.join(SHIPPED)}, {others}")
 
 

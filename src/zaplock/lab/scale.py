@@ -90,8 +90,8 @@ class MachineOfTheirs:
     cores: above so many threads, two run on a core, each at `smt_speed` of its own.
     """
 
-    transfer_ns: float = 60.0
-    far_ns: float | None = None
+    transfer_ns: int = 60
+    far_ns: int | None = None
     nodes: int = 1
     cores: int | None = None
     smt_speed: float = 0.6
@@ -326,7 +326,7 @@ def scaled_costs(
     costs = dict(profile.costs)
     if single is None:
         return costs
-    alone = measure_point(design, costs, name, 1, MachineOfTheirs(0.0)).per_second
+    alone = measure_point(design, costs, name, 1, MachineOfTheirs(0)).per_second
     return {unit: cost * alone / single for unit, cost in costs.items()}
 
 

@@ -44,7 +44,7 @@ class Round:
     """What one turn showed: rates, and a cache line's way meanwhile (None on one CPU)."""
 
     rates: Rates
-    transfer_ns: float | None
+    transfer_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Measured:
     """
 
     rates: dict[tuple[str, int], Spread]
-    transfer_ns: float | None
+    transfer_ns: int | None
     speed: float
 
 
@@ -91,7 +91,7 @@ def measure(workloads: Sequence[str], threads: Sequence[int]) -> Measured:
     while not rounds or (
         time.monotonic() < until and not (len(rounds) >= LEAST_ROUNDS and is_enough(rounds))
     ):
-        transfer_ns = run_once("transfer")[0] if cpus_here() > 1 else None
+        transfer_ns = round(run_once("transfer")[0]) if cpus_here() > 1 else None
         rates = {each: run_once(*each, MILLISECONDS) for each in (*wanted, *computing)}
         rounds.append(Round(rates, transfer_ns))
     return summed_up(usual(rounds))
@@ -134,7 +134,7 @@ def summed_up(rounds: Sequence[Round]) -> Measured:
     ways = [one.transfer_ns for one in rounds if one.transfer_ns is not None]
     return Measured(
         rates,
-        statistics.median(ways) if ways else None,
+        round(statistics.median(ways)) if ways else None,
         min(1.0, computed[most].per_second / computed[1].per_second / most),
     )
 

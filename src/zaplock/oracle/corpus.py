@@ -62,7 +62,8 @@ def themes_of(path: Path) -> frozenset[str]:
     """Return the themes that a file names. Raises UserError where there is none of that name."""
     themes = _read(path).themes
     if unknown := next((theme for theme in themes if theme not in THEMES), None):
-        raise UserError(f"{path}: {no_such('theme', unknown, THEMES)}")
+        lack = no_such("theme", unknown, THEMES, listed="'zaplock oracle --help'")
+        raise UserError(f"{path}: {lack}")
     return frozenset(themes)
 
 

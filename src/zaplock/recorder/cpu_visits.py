@@ -73,17 +73,25 @@ class CpuVisits:
 
 
 def visiting(work: Callable[[CpuVisits], Result]) -> Result:
-    """Do some work in a thread that visits cpus; it goes first if this thread does."""
-    visits, done = CpuVisits(), list[Result]()
+    """Do some work in a thread that visits cpus; it goes first if this thread does.
+
+    What the work raises is raised here.
+    """
+    visits, done, failed = CpuVisits(), list[Result](), list[BaseException]()
 
     def visitor() -> None:
         with contextlib.suppress(OSError):  # without it we come to a cpu somewhat later
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        done.append(work(visits))
+        try:
+            done.append(work(visits))
+        except BaseException as error:
+            failed.append(error)
 
     thread = threading.Thread(target=visitor)
     start_first(thread)
     while thread.is_alive():
         thread.join(_LOOKS_S)
         visits.call_back()
+    if failed:
+        raise failed[0]
     return done[0]

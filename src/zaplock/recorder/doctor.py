@@ -163,7 +163,7 @@ def _lock_events(tracefs: Tracefs) -> Finding:
         )
     other = f"; {ways[1]} as well" if ways[1:] else ""
     try:
-        cost_us = max(0.0, lock_cost_ns(tracefs, ways[0]) / 1000)
+        cost_us = max(0.0, lock_cost(tracefs, ways[0]) / 1000)
     except UserError as error:
         seen, _, mend = str(error).partition(": ")
         return Finding("lock events", False, seen, use, mend, True)
@@ -172,8 +172,10 @@ def _lock_events(tracefs: Tracefs) -> Finding:
     return Finding("lock events", True, seen, use, needed=True)
 
 
-def lock_cost_ns(tracefs: Tracefs, way: str) -> float:
-    """Measure what recording by a way adds to one lock and unlock of an mmap_lock, in CPU time.
+def lock_cost(tracefs: Tracefs, way: str) -> float:
+    """Measure what recording by a way adds to one lock and unlock of an mmap_lock.
+
+    Nanoseconds of CPU time with their fractions, as it is a mean.
 
     The least of some rounds of reads of our own pagemap, with the events on and off.
     """

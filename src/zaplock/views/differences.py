@@ -54,7 +54,7 @@ def _verdict(found: RecordingDifference, waited: MeasureChange) -> str:
 
 
 def _amount(one: MeasureChange) -> str:
-    before, after = (duration(span) if span else "never" for span in (one.before, one.after))
+    before, after = (duration(round(span)) if span else "never" for span in (one.before, one.after))
     return f"{SAID[one.measure]} {_a_second(before)} before, {_a_second(after)} after"
 
 
@@ -107,7 +107,7 @@ def figures(found: RecordingDifference) -> Grid:
     ]
     for name, of in _LONGEST:
         spans = [of(one) for one in (found.before, found.after)]
-        rows.append((name, *(duration(span) if span else "-" for span in spans), ""))
+        rows.append((name, *(duration(round(span)) if span else "-" for span in spans), ""))
     columns = (words("measure"), figure("before"), figure("after"), words("verdict"))
     return Grid(columns, rows)
 
@@ -121,7 +121,7 @@ _LONGEST: tuple[tuple[str, Callable[[Summary], int]], ...] = (
 
 def _figure(one: MeasureChange) -> Callable[[float], str]:
     if one.measure in SAID:
-        return lambda value: duration(value) if value else "-"
+        return lambda value: duration(round(value)) if value else "-"
     return lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 

@@ -67,10 +67,10 @@ def short(value: float) -> str:
 
 def inputs(theirs: MachineOfTheirs) -> str:
     """Say what was put in."""
-    told = f"a cache line takes {theirs.transfer_ns:g} ns from CPU to CPU"
+    told = f"a cache line takes {theirs.transfer_ns} ns from CPU to CPU"
     if theirs.nodes > 1:
         far = theirs.transfer_ns if theirs.far_ns is None else theirs.far_ns
-        told += f", {far:g} ns between {theirs.nodes} nodes"
+        told += f", {far} ns between {theirs.nodes} nodes"
     if theirs.cores is not None:
         told += f"; above {theirs.cores} threads two share a core, each at {theirs.smt_speed:g}"
     return told

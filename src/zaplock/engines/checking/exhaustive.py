@@ -120,14 +120,26 @@ def explore(
 
     jobs: how many cores explore wide levels, where the search goes on in C.
     """
-    own = table is None
     with no_forgotten_await(), rare_collections():
-        table = table or TransitionTable(configuration)
-        try:
-            return Search(table, limits, all_violations, progress, jobs).run()
-        finally:
-            if own:
-                table.close()
+        # A function of its own: what it has made is gone before collections come as often as usual.
+        return _explore(configuration, limits, all_violations, progress, table, jobs)
+
+
+def _explore(
+    configuration: Configuration,
+    limits: SearchLimits,
+    all_violations: bool,
+    progress: Callable[[SearchProgress], None] | None,
+    table: TransitionTable | None,
+    jobs: int,
+) -> Verdict:
+    own = table is None
+    table = table or TransitionTable(configuration)
+    try:
+        return Search(table, limits, all_violations, progress, jobs).run()
+    finally:
+        if own:
+            table.close()
 
 
 @contextmanager

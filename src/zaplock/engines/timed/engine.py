@@ -452,7 +452,7 @@ class TimedEngine:
 
     def _touched(self, line: Hashable, tid: int) -> int:
         assert self._lines is not None
-        return self._lines.touch(line, tid, self.clock.now + self.machine.spent_ns)
+        return self._lines.touch(line, tid, self.clock.now + round(self.machine.spent_ns))
 
     def _note_span(self, thread: Thread, what: int) -> None:
         """Record what happens to a range of a lock as if it were all of the lock."""

@@ -20,16 +20,16 @@ class CacheLines:
     """The contended lines of a run. `transfers`: how often one came over."""
 
     def __init__(
-        self, transfer_ns: float, *, far_ns: float | None = None, cpus: int = 1, nodes: int = 1
+        self, transfer_ns: int, *, far_ns: int | None = None, cpus: int = 1, nodes: int = 1
     ) -> None:
         self._near_ns = transfer_ns
         self._far_ns = transfer_ns if far_ns is None else far_ns
         self._per_node = -(-cpus // nodes)
         self._owner: dict[Hashable, int] = {}
-        self._free_at: dict[Hashable, float] = {}
+        self._free_at_ns: dict[Hashable, int] = {}
         self.transfers = 0
 
-    def touch(self, line: Hashable, tid: int, now_ns: float, polled: bool = False) -> int:
+    def touch(self, line: Hashable, tid: int, now_ns: int, polled: bool = False) -> int:
         """Write a line as a thread: how long that takes beyond the write itself."""
         owner = self._owner.get(line, tid)
         self._owner[line] = tid
@@ -37,15 +37,15 @@ class CacheLines:
             return 0
         times = 2 if polled else 1
         self.transfers += times
-        begin_ns = max(now_ns, self._free_at.get(line, 0.0))
+        begin_ns = max(now_ns, self._free_at_ns.get(line, 0))
         end_ns = begin_ns + times * self._between(owner, tid)
-        self._free_at[line] = end_ns
-        return round(end_ns - now_ns)
+        self._free_at_ns[line] = end_ns
+        return end_ns - now_ns
 
-    def touch_under(self, lock: Hashable, tid: int, now_ns: float) -> int:
+    def touch_under(self, lock: Hashable, tid: int, now_ns: int) -> int:
         """Write what every exclusive hold of a lock writes, beside the lock's own word."""
         return self.touch(("under", lock), tid, now_ns)
 
-    def _between(self, owner: int, tid: int) -> float:
+    def _between(self, owner: int, tid: int) -> int:
         same = (owner - 1) // self._per_node == (tid - 1) // self._per_node
         return self._near_ns if same else self._far_ns

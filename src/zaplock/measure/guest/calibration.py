@@ -33,11 +33,14 @@ Costs = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class GuestCosts:
-    """Nanoseconds of a munmap in a guest: each page of two backings, and the call."""
+    """What a munmap takes in a guest: each page of two backings, and the call.
 
-    anonymous_ns: float
-    zero_ns: float
-    call_ns: float
+    In nanoseconds, with their fractions as in a cost profile.
+    """
+
+    anonymous: float
+    zero: float
+    call: float
 
 
 def calibrate(
@@ -96,12 +99,12 @@ def units(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Share the whole out as in `base`; return every unit of it, and how each was chosen."""
     table = base["free_table"] / PER_TABLE
-    of_zero = guest.zero_ns / (base["zap_zero"] + table)
+    of_zero = guest.zero / (base["zap_zero"] + table)
     free_table = base["free_table"] * of_zero
-    of_anon = (guest.anonymous_ns - free_table / PER_TABLE) / (base["zap_anon"] + base["free_anon"])
+    of_anon = (guest.anonymous - free_table / PER_TABLE) / (base["zap_anon"] + base["free_anon"])
     if of_anon <= 0:
         raise UserError(f"{base_name} doesn't fit this guest: give another --profile to start from")
-    of_call = guest.call_ns / sum(base[unit] for unit in CALL)
+    of_call = guest.call / sum(base[unit] for unit in CALL)
     ratios = {
         **dict.fromkeys(("zap_anon", "free_anon"), of_anon),
         **dict.fromkeys(("zap_zero", "free_table"), of_zero),

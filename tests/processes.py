@@ -1,0 +1,37 @@
+"""What /proc says of processes that may end while somebody looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether a process is gone, or a zombie (whose parent has yet to ask for it)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def name_of(pid: int) -> str:
+    """Return a process's name; "" where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children_of(pid: int) -> list[int]:
+    """List the children of a process's first thread; none where it is gone."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for child in children.split()]
+
+
+def waits_with(pid: int, signal: int) -> bool:
+    """Say whether a process has yet to take a signal that it was sent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (pending,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending, 16) >> (signal - 1) & 1)
