@@ -287,6 +287,11 @@ CHANGES: tuple[Change, ...] = (
         doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
     ),
     Change(
+        "6.3", "a1b92a3f1498", "mm/userfaultfd: support WP on multiple VMAs",
+        "UFFDIO_WRITEPROTECT takes a range of several mappings; before, ENOENT",
+        {"uffd_protects_across": True},
+    ),
+    Change(
         "6.3", "b613c7f31476",
         "locking/rwsem: Prevent non-first waiter from spinning in down_write() slowpath",
         "only the first waiter spins for a handoff",
@@ -313,6 +318,25 @@ CHANGES: tuple[Change, ...] = (
         "MADV_COLLAPSE of what a userfaultfd waits for is EBUSY, no longer EINVAL; in a file in "
         "memory holes stay holes then",
         {"collapse_tells_of_watcher": True},
+    ),
+    Change(
+        "6.4", "714965ca8252",
+        "mm/mmap: start distinguishing if vma can be removed in mergeability test",
+        "the border between two attachments of System V shared memory moves where both stay; "
+        "before, what was split there stayed apart for good",
+        {"moves_counted_borders": True},
+    ),
+    Change(
+        "6.4", "5543d3c43c41", "mm/uffd: allow vma to merge as much as possible",
+        "what a userfaultfd begins or ends to watch merges with a neighbour also where it begins "
+        "within a mapping; before, that mapping's own page offset was asked",
+        {"uffd_merges_parts": True},
+    ),
+    Change(
+        "6.4", "0289184476c8",
+        "mm: userfaultfd: add UFFDIO_CONTINUE_MODE_WP to install WP PTEs",
+        "UFFDIO_CONTINUE can map a page write-protected",
+        {"uffd_continues_protected": True},
     ),
     Change(
         "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
@@ -394,6 +418,13 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_poison": True},
     ),
     Change(
+        "6.6", "435cdb41a76f",
+        "mm: userfaultfd: extract file size check out into a helper",
+        "UFFDIO_COPY into a private mapping of /dev/zero is EFAULT, as UFFDIO_ZEROPAGE was: a "
+        "device has no size; before, it gave pages",
+        {"uffd_sizes_devices": True},
+    ),
+    Change(
         "6.6", "1235ccd05b6d", "mm: handle swap page faults under per-VMA lock",
         "a fault on a swapped page does with the VMA lock",
     ),
@@ -473,6 +504,12 @@ CHANGES: tuple[Change, ...] = (
         "a fault that makes a private huge page (hugetlb) gives its mapping an anon_vma first; "
         "before, one that got no page left it without, so that a fork copied nothing of it",
         {"huge_fault_takes_page_first": False},
+    ),
+    Change(
+        "6.9", "867a43a34ff8", "userfaultfd: use per-vma locks in userfaultfd operations",
+        "a userfaultfd fills pages under the VMA's lock; where the mapping has no anon_vma yet it "
+        "gets one before anybody asks whether it is watched",
+        {"uffd_prepares_first": True},
     ),
     Change(
         "6.9", "fa3bea4e1f82",

@@ -62,7 +62,7 @@ async def register(
         if vma.uffd == context and vma.flags & wanted == wanted:
             return 0
         flags = vma.flags & ~VM_UFFD_FLAGS | wanted
-        return min(0, await modify_vma(cx, handle, low, high, flags, context))
+        return await watch(cx, handle, low, high, flags, context)
 
     droppable = cx.design.watches_droppable
     error = await refused(
@@ -87,7 +87,7 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
         if vma.flags & VM_UFFD_WP:
             await end_protection(handle, low, high)
         flags = vma.flags & ~VM_UFFD_FLAGS
-        return min(0, await modify_vma(cx, handle, low, high, flags, 0))
+        return await watch(cx, handle, low, high, flags, 0)
 
     droppable = cx.design.watches_droppable
     error = await refused(cx.mm, start, start + length, 0, droppable, 0, watches_any)
@@ -95,6 +95,12 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
     return error
+
+
+async def watch(cx: Cx, handle: int, low: int, high: int, flags: int, context: int) -> int:
+    """Give a part of a VMA to a context, 0 for none; 0 or -ENOMEM."""
+    parts = cx.design.uffd_merges_parts
+    return min(0, await modify_vma(cx, handle, low, high, flags, context, knows_offset=parts))
 
 
 @step
