@@ -341,6 +341,7 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
         Op("uffd_register", (PLACE, PAGE, 1)),
         Op("uffd_move", (PLACE, PAGE, OTHER, 0)),
     ),
+    "uffd_nothing_above": (Op("uffd_register", (TASK_SIZE - 2 * PAGE, PAGE, 1)),),
     "uffd_sizes_devices": (
         Op("mmap", (PLACE, PAGE, 3, 0x12, ops.ZERO_SLOT, 0)),
         Op("uffd_register", (PLACE, PAGE, 1)),
@@ -657,7 +658,7 @@ def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:
         Op("mremap", (OTHER + 6 * PAGE, PAGE, 2 * PAGE, 1, 0)),
         Op("mmap", (0, 9 * PAGE, 3, 2, 0, 12 * PAGE)),
     )
-    old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3"))
+    old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3.4"))
     before, after = (side.run(all_watched)[-1].snapshot.vmas for side in (old, new))
     assert ["um" in vma.flags for vma in before] == [False, False]
     assert ["um" in vma.flags for vma in after] == [True, True, False, True]

@@ -179,6 +179,7 @@ class Design:
     uffd_poison: bool = False
     uffd_move: bool = False
     uffd_fills_guards: bool = True
+    uffd_nothing_above: Literal["EINVAL", "ENOMEM"] = "ENOMEM"
     uffd_merges_parts: bool = False
     uffd_protects_across: bool = False
     uffd_continues_protected: bool = False
