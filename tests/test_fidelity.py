@@ -197,6 +197,16 @@ def test_this_machines_kernel_holds_the_lock_in_the_predicted_modes(teardown: st
     assert fidelity.phases(guest_verdict.read(done)) == fidelity.phases(predicted)
 
 
+def test_guests_side_by_side_are_told_of_in_the_order_in_which_they_were_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"/no/such/vmlinuz-{number}" for number in (3, 1, 2)]
+    assert main(["fidelity", "--kernels", ",".join(names), "--teardowns", "munmap"]) == 2
+    told = capsys.readouterr().err
+    places = [told.index(f"{name} left out: ") for name in names]
+    assert places == sorted(places)
+
+
 def test_kernels_that_cannot_be_had_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fidelity", "--kernels", "/no/such/vmlinuz", "--teardowns", "munmap"]) == 2
     assert "/no/such/vmlinuz left out: kernel /no/such/vmlinuz can't be read" in (

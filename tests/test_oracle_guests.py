@@ -106,6 +106,24 @@ def test_a_guest_s_pool_of_huge_pages_agrees(which: str, request: pytest.Fixture
     assert any(name == "mmap" and outcome == "ENOMEM" for name, outcome, _ in report.coverage)
 
 
+def test_what_a_kernel_loses_of_its_pool_is_given_back(guest_with_mounts: GuestSide) -> None:
+    """A part of reserved huge pages moves, and the rest stays reserved for good (docs/findings).
+
+    Each time one page of 19 would be gone for the sequences that follow.
+    """
+    side, place = guest_with_mounts, POOL_S_PLACE
+    loses = (
+        Op("mmap", (place, 2 * HUGE, 0, 0x4_0032, -1, 0)),
+        Op("mremap", (place, HUGE, HUGE, 3, 3 * place)),
+    )
+    takes_all = (Op("mmap", (place, 19 * HUGE, 3, 0x4_0031, -1, 0)),)
+    for shown in (loses, loses, takes_all):
+        sequence = (*shown, *UNMAP_ALL)
+        steps = side.run(sequence)
+        assert steps[len(shown) - 1].outcome.result > 0, steps[0]
+        assert compare.first_divergence(sequence, steps, GuestModel(side).run(sequence)) is None
+
+
 @pytest.fixture(scope="module")
 def guest_with_ksmd() -> Iterator[GuestSide]:
     yield from runs(KERNEL, "ksm", "group", "swap")
@@ -187,14 +205,29 @@ def test_a_guest_gives_ksmd_of_the_host_no_work(guest_that_swaps: GuestSide) -> 
     assert not any(" mg" in line for line in flags)
 
 
-def test_guests_before_6_12_are_asked_nothing_of_userfaultfd() -> None:
-    generator = Generator(3, replace(guest_scope("6.1.0-56"), themes=("swap", "pageout")))
+@pytest.mark.parametrize(("release", "watches"), [("5.10.0-32", False), ("6.1.0-56", True)])
+def test_guests_are_asked_of_userfaultfd_what_they_have(release: str, watches: bool) -> None:
+    generator = Generator(3, replace(guest_scope(release), themes=("swap", "pageout")))
     names = {op.name for _ in range(40) for op in generator.sequence()}
     assert "madvise" in names
-    assert not any(name.startswith("uffd") for name in names)
-    with pytest.raises(UserError, match=r"theme uffd-move needs 6\.12 or newer"):
-        guest_scope("6.1.0-56", ["swap", "uffd-move"])
+    assert any(name.startswith("uffd") for name in names) == watches
+    assert ("uffd" in guest_scope(release).themes) == watches
+    with pytest.raises(UserError, match=r"no UFFDIO_MOVE: theme uffd-move needs 6\.8 or newer"):
+        guest_scope(release, ["swap", "uffd-move"])
     assert guest_scope("6.12.117+deb12", ["uffd-move"]).themes == ("uffd-move",)
+
+
+def test_a_kernel_that_cannot_watch_shared_memory_is_not_asked_to() -> None:
+    with pytest.raises(UserError, match=r"^5\.10\.0-32 can't watch .*theme uffd needs 5\.19"):
+        guest_scope("5.10.0-32", ["uffd"])
+
+
+def test_what_a_userfaultfd_watches_agrees_on_6_1(old_guest: GuestSide) -> None:
+    scope = guest_scope(old_guest.release, ["uffd"])
+    report = Bench(lambda _: GuestModel(old_guest), scope, old_guest).slice(6, sequences=16)
+    assert report.agrees, (report.divergences, report.lost)
+    asked = {(name, outcome) for name, outcome, _ in report.coverage}
+    assert {("uffd_continue", "ok"), ("uffd_writeprotect", "ok"), ("uffd_copy", "ok")} <= asked
 
 
 ACROSS_THE_END = (  # of a file that is sealed against growing
@@ -307,6 +340,40 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
         Op("store", (OTHER,)),
         Op("uffd_register", (PLACE, PAGE, 1)),
         Op("uffd_move", (PLACE, PAGE, OTHER, 0)),
+    ),
+    "uffd_nothing_above": (Op("uffd_register", (TASK_SIZE - 2 * PAGE, PAGE, 1)),),
+    "uffd_sizes_devices": (
+        Op("mmap", (PLACE, PAGE, 3, 0x12, ops.ZERO_SLOT, 0)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+        Op("uffd_copy", (PLACE, 0)),
+    ),
+    "uffd_merges_parts": (
+        Op("mmap", (PLACE, 8 * PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, 8 * PAGE, 1)),
+        Op("mmap", (PLACE + 5 * PAGE, PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_unregister", (PLACE + 4 * PAGE, PAGE)),
+    ),
+    "uffd_protects_across": (
+        Op("mmap", (PLACE, 2 * PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, 2 * PAGE, 2)),
+        Op("mprotect", (PLACE, PAGE, 1)),
+        Op("uffd_writeprotect", (PLACE, 2 * PAGE, 1)),
+    ),
+    "uffd_continues_protected": (
+        Op("mmap", (PLACE, PAGE, 3, 0x11, 0, 0)),
+        Op("uffd_register", (PLACE, PAGE, 6)),
+        Op("uffd_continue", (PLACE, PAGE, 2)),
+    ),
+    "uffd_prepares_first": (  # what has an anon_vma is copied by a fork, with its page table
+        Op("mmap", (PLACE, PAGE, 1, 0x12, 0, 0)),
+        Op("load", (PLACE,)),
+        Op("uffd_copy", (PLACE, 0)),
+        Op("fork"),
+    ),
+    "moves_counted_borders": (
+        Op("shmat", (PLACE, 0)),
+        Op("mprotect", (PLACE + PAGE, PAGE, 0)),
+        Op("mprotect", (PLACE, 3 * PAGE, 0)),
     ),
     "interleaves_by_weight": (
         Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
@@ -591,7 +658,7 @@ def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:
         Op("mremap", (OTHER + 6 * PAGE, PAGE, 2 * PAGE, 1, 0)),
         Op("mmap", (0, 9 * PAGE, 3, 2, 0, 12 * PAGE)),
     )
-    old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3"))
+    old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3.4"))
     before, after = (side.run(all_watched)[-1].snapshot.vmas for side in (old, new))
     assert ["um" in vma.flags for vma in before] == [False, False]
     assert ["um" in vma.flags for vma in after] == [True, True, False, True]

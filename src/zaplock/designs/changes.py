@@ -199,8 +199,8 @@ CHANGES: tuple[Change, ...] = (
         "5.16", "fe3d10024073", "s390/mm: validate VMA in PGSTE manipulation functions",
         "KVM on s390 walks to a page-table entry only inside a VMA: since munmap frees page tables "
         "under read, a walk in a hole may stand in one that is freed",
-        {"pgste_finds_vma": True}, ("4.14.257", "4.19.219", "5.4.163", "5.15.3"),
-        doubt="which releases of 5.10 and 5.14 took it is not confirmed",
+        {"pgste_finds_vma": True}, ("4.14.257", "4.19.219", "5.4.163", "5.10.83", "5.15.3"),
+        doubt="which release of 5.14 took it is not confirmed",
     ),
     Change(
         "5.17", "64591e8605d6",
@@ -278,13 +278,23 @@ CHANGES: tuple[Change, ...] = (
         "KSM does not find a page again where nobody may access it: there what is merged is not "
         "unmerged, and who waits for an equal page is in the way of those that come",
         {"unmerges_closed": False, "ksm_finds_closed": False},
-        doubt="that it is this commit; 6.1.192 does so in a guest, whose scan sees such pages",
     ),
     Change(
         "6.2", "d7c0e68dab98", "mm/ksm: convert break_ksm() to use walk_page_range_vma()",
         "what KSM has merged is unmerged also where nobody may access it",
         {"unmerges_closed": True},
-        doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
+    ),
+    Change(
+        "6.3", "11a9b90274f6", "userfaultfd: use vma iterator",
+        "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
+        "above it; before, that was ENOMEM",
+        {"uffd_nothing_above": "EINVAL"},
+        doubt="that it is this commit; 6.1.192 says ENOMEM, 6.12.117 EINVAL, in guests",
+    ),
+    Change(
+        "6.3", "a1b92a3f1498", "mm/userfaultfd: support WP on multiple VMAs",
+        "UFFDIO_WRITEPROTECT takes a range of several mappings; before, ENOENT",
+        {"uffd_protects_across": True},
     ),
     Change(
         "6.3", "b613c7f31476",
@@ -313,6 +323,25 @@ CHANGES: tuple[Change, ...] = (
         "MADV_COLLAPSE of what a userfaultfd waits for is EBUSY, no longer EINVAL; in a file in "
         "memory holes stay holes then",
         {"collapse_tells_of_watcher": True},
+    ),
+    Change(
+        "6.4", "714965ca8252",
+        "mm/mmap: start distinguishing if vma can be removed in mergeability test",
+        "the border between two attachments of System V shared memory moves where both stay; "
+        "before, what was split there stayed apart for good",
+        {"moves_counted_borders": True},
+    ),
+    Change(
+        "6.4", "5543d3c43c41", "mm/uffd: allow vma to merge as much as possible",
+        "what a userfaultfd begins or ends to watch merges with a neighbour also where it begins "
+        "within a mapping; before, that mapping's own page offset was asked",
+        {"uffd_merges_parts": True},
+    ),
+    Change(
+        "6.4", "0289184476c8",
+        "mm: userfaultfd: add UFFDIO_CONTINUE_MODE_WP to install WP PTEs",
+        "UFFDIO_CONTINUE can map a page write-protected",
+        {"uffd_continues_protected": True},
     ),
     Change(
         "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
@@ -375,8 +404,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.5", "d74943a2f3cd", "mm/gup: reintroduce FOLL_NUMA as FOLL_HONOR_NUMA_FAULT",
         "KSM finds pages again that nobody may access",
-        {"ksm_finds_closed": True},
-        doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
+        {"ksm_finds_closed": True}, ("6.4.13",),
     ),
     Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
@@ -406,6 +434,13 @@ CHANGES: tuple[Change, ...] = (
         "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",
         "a userfaultfd can let pages be poisoned: whoever touches them dies",
         {"uffd_poison": True},
+    ),
+    Change(
+        "6.6", "435cdb41a76f",
+        "mm: userfaultfd: extract file size check out into a helper",
+        "UFFDIO_COPY into a private mapping of /dev/zero is EFAULT, as UFFDIO_ZEROPAGE was: a "
+        "device has no size; before, it gave pages",
+        {"uffd_sizes_devices": True},
     ),
     Change(
         "6.6", "1235ccd05b6d", "mm: handle swap page faults under per-VMA lock",
@@ -469,7 +504,7 @@ CHANGES: tuple[Change, ...] = (
         "6.7", "af8ca1c14906", "mm/mremap: optimize the start addresses in move_page_tables()",
         "a moving mremap takes a page table along that it covers only from the first mapping in it "
         "on, where both places have the same offset in their tables",
-        {"realigns_moves": True}, doubt="the release is by its date; not in 6.1, seen in 6.12",
+        {"realigns_moves": True},
     ),
     Change(
         "6.8", "adef440691ba", "userfaultfd: UFFDIO_MOVE uABI",
@@ -493,6 +528,12 @@ CHANGES: tuple[Change, ...] = (
         "a fault that makes a private huge page (hugetlb) gives its mapping an anon_vma first; "
         "before, one that got no page left it without, so that a fork copied nothing of it",
         {"huge_fault_takes_page_first": False},
+    ),
+    Change(
+        "6.9", "867a43a34ff8", "userfaultfd: use per-vma locks in userfaultfd operations",
+        "a userfaultfd fills pages under the VMA's lock; where the mapping has no anon_vma yet it "
+        "gets one before anybody asks whether it is watched",
+        {"uffd_prepares_first": True},
     ),
     Change(
         "6.9", "fa3bea4e1f82",
@@ -570,7 +611,7 @@ CHANGES: tuple[Change, ...] = (
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
         'a seal is looked for in each "vma" when its turn comes, so that what lies before it has '
         "been split or changed by then (siblings: 4a2dd02b0916, 38075679b5f1, 23c57d1fa2b9)",
-        {"mseal": "vma"}, doubt="no review of a stable release was found that has it",
+        {"mseal": "vma"},
     ),
     Change(
         "6.12", "6898c9039bc8",
@@ -657,13 +698,11 @@ CHANGES: tuple[Change, ...] = (
         "counts two pages for the smallest ring",
     ),
     Change(
-        "6.14", None, "mm/hugetlb: drop vma_has_reserves()",
+        "6.14", "72d8f72631d2", "mm/hugetlb: drop vma_has_reserves()",
         "a page of those that a mount of hugetlbfs keeps (min_size=) counts as promised for "
         "whoever maps it; before, private mappings that reserve nothing took another of the "
         "pool, and one more stayed reserved for good each time",
         {"kept_pages_leak": False},
-        doubt="one of a series of seven whose ids could not be told from those of its drafts; 6.12 "
-        "leaks, 6.18 doesn't",
     ),
     Change(
         "6.14", "665575cff098", "filemap: move prefaulting out of hot write path",
@@ -804,12 +843,10 @@ CHANGES: tuple[Change, ...] = (
         {"watches_droppable": False},
     ),
     Change(
-        "6.17", None, "mm: prevent KSM from breaking VMA merging for new VMAs",
+        "6.17", "cf7e7a3503df", "mm: prevent KSM from breaking VMA merging for new VMAs",
         'what is mapped under PR_SET_MEMORY_MERGE is mergeable "early", before a neighbour is '
         "looked for, and merges with one that is, too",
         {"memory_merge": "early"},
-        doubt="of ten ids in the records of pushes to kernel.org none is followed into Linus "
-        "Torvalds's tree; the release is by its date; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -865,12 +902,11 @@ CHANGES: tuple[Change, ...] = (
         doubt="its id and subject are not known: 6.17.13 does not, 6.18.44 does",
     ),
     Change(
-        "6.18", None, "(khugepaged: what may not be written to can be collapsed)",
+        "6.18", "62b98015d988",
+        "mm: enable khugepaged anonymous collapse on non-writable regions",
         "MADV_COLLAPSE no longer needs one page at least that is mapped so that it can be written "
         "to, so what a fork has shared and page tables without pages are collapsed, too",
         {"collapse_needs_writable": False},
-        doubt="its id and subject are not known: 6.12.117, 6.16.12 and 6.17.13 refuse, 6.18.44 "
-        "does not",
     ),
     Change(
         "6.19", None,
@@ -924,7 +960,7 @@ CHANGES: tuple[Change, ...] = (
         "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
         {"dofork_refuses_special": True},
         doubt="the commit was not found; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests; "
-        "that other special mappings are meant, too, is a guess",
+        "that other special mappings are meant, too, is read from 7.2.13's mm/madvise.c",
     ),
     Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
@@ -961,16 +997,16 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd: allow registration of ranges below mmap_min_addr",
         "userfaultfd takes ranges that begin below mmap_min_addr, too (before: EINVAL)",
         {"uffd_below_minimum": True},
-        ("6.1.192", "6.12.86", "6.18.44", "7.0.13"),
-        doubt="of 6.1, 6.18 and 7.0 which release was the first to take it is not confirmed: these "
-        "were seen with it; 5.10, 5.15 and 6.6 took it, too",
+        ("6.1.175", "6.12.86", "6.18.44", "7.0.13"),
+        doubt="of 6.18 and 7.0 which release was the first to take it is not confirmed: these were "
+        "seen with it; 5.10, 5.15 and 6.6 took it, too",
     ),
     Change(
         "7.1", "3b041514cb6e", "memfd: deny writeable mappings when implying SEAL_WRITE",
         "F_SEAL_EXEC, which seals an executable memfd against writing, too, is refused while "
         "somebody maps it so that it could be written to (EBUSY)",
-        {"seal_exec_asks_writers": True}, ("6.12.117", "6.18.44", "7.0.13"),
-        doubt="the release is by its date, May 2026; which stable releases were the first to take "
+        {"seal_exec_asks_writers": True}, ("6.12.93", "6.18.44", "7.0.13"),
+        doubt="the release is by its date, May 2026; of 6.18 and 7.0 which was the first to take "
         "it is not confirmed: these were seen with it, 6.16.12 and 6.19.14 without",
     ),
     Change(
@@ -1012,18 +1048,12 @@ CHANGES: tuple[Change, ...] = (
         {"registers_terabytes": True},
     ),
     Change(
-        "7.3", None, "(hugetlb: a mount keeps its minimum where the pool refuses a mapping)",
-        "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
-        {"huge_refusal": "kept"},
-        doubt="the commit was not found; 7.2.13 loses it, 7.3.4 doesn't, in guests",
-    ),
-    Change(
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",
         "mprotect no longer loses the dirty bit of a huge page (it did from 6.6 on), so that what "
         "was written after MADV_FREE is not thrown away by reclaim",
-        backported=("6.12.117", "6.18.44", "7.2.13"),
-        doubt="which stable releases were the first to take it is not confirmed: these were seen "
-        "with it; 6.16.12, 6.17.13, 6.19.14, 7.0.13 and 7.1.13 without",
+        backported=("6.12.111", "6.18.44", "7.2.7"),
+        doubt="which of 6.18's releases was the first to take it is not confirmed; 6.16.12, "
+        "6.17.13, 6.19.14, 7.0.13 and 7.1.13 were seen without",
     ),
     Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
@@ -1042,16 +1072,8 @@ CHANGES: tuple[Change, ...] = (
         "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP",
         "what MREMAP_DONTUNMAP has emptied whole merges like memory that was never touched; "
         "before, it kept the page offset of the pages that have left",
-        {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.13"),
-        doubt="which of 7.2's releases was the first to take it is not confirmed",
-    ),
-    Change(
-        "7.3", None, "(mremap: a move that shrinks charges nothing)",
-        "an mremap to a fixed place that shrinks no longer charges what it has cut off, nor is it "
-        "refused for that",
-        {"mremap_forgets_charge": False},
-        doubt="its id and subject are not known: looked for among the pushes to mm-stable and the "
-        "patches to mm/mremap.c of 2026; 7.2.13 charges, 7.3.4 does not",
+        {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.6"),
+        doubt="7.2.6 had it in a guest; whether an earlier release of 7.2 did is not confirmed",
     ),
     Change(
         "7.3", "6eab8f2cc646",
@@ -1059,16 +1081,6 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd refuses to register again, without write protection, what is registered with "
         "it (EBUSY)",
         {"uffd_keeps_wp": True},
-        doubt="the release is by the push of 5 August 2026 that has it; 7.2.13 takes such a "
-        "registration, 7.3.4 refuses it",
-    ),
-    Change(
-        "7.3", None, "(mremap: what a userfaultfd watches does not merge where it moves to)",
-        "an mremap of what a userfaultfd watches, without its event for that, merges the copy with "
-        "nothing; before, the copy could become one with watched neighbours, even with what it was "
-        "cut from, and all of that was watched no more",
-        {"moves_watched_apart": True},
-        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
     ),
     Change(
         "7.3", None, "(mm: anonymous pages of a file's private mapping have offsets of their own)",
@@ -1076,6 +1088,30 @@ CHANGES: tuple[Change, ...] = (
         "what has moved as far",
         {"counts_anonymous_apart": True},
         doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+    ),
+    Change(
+        "7.4", None, "mm/hugetlb: fix subpool minimum reservation rollback",
+        "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
+        {"huge_refusal": "kept"},
+        backported=("7.3.4",),
+        doubt="its id is not known; Debian's changelog of 7.3.4 names it",
+    ),
+    Change(
+        "7.4", None, "mm/mremap: populate calculated fields in vrm state correctly",
+        "an mremap to a fixed place that shrinks no longer charges what it has cut off, nor is it "
+        "refused for that",
+        {"mremap_forgets_charge": False},
+        backported=("7.3.4",),
+        doubt="its id is not known; Debian's changelog of 7.3.4 names it",
+    ),
+    Change(
+        "7.4", None, "mm/vma: avoid broken uffd merge on mremap",
+        "an mremap of what a userfaultfd watches, without its event for that, merges the copy with "
+        "nothing; before, the copy could become one with watched neighbours, even with what it was "
+        "cut from, and all of that was watched no more",
+        {"moves_watched_apart": True},
+        backported=("7.3.4",),
+        doubt="its id is not known; Debian's changelog of 7.3.4 names it",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

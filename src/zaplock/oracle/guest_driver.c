@@ -69,6 +69,7 @@ static size_t shared_size;
 static int ring_fd, out_fd, bare;
 static uint64_t ring_at, ring_size, go_at, done_at, status_at, boot_at, kept, shares;
 static char **options;
+static int64_t pool_at_first;
 
 static uint64_t option_of(char **argv, const char *name)
 {
@@ -241,6 +242,26 @@ static uint64_t meminfo(const char *name)
 	return at ? strtoull(at + strlen(name), NULL, 10) : 0;
 }
 
+/* How many huge pages of the pool nobody uses or has reserved. */
+static int64_t pool_left(void)
+{
+	return meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:");
+}
+
+/* Give the pool what the kernel has lost of it (docs/findings/half-moved-huge-pages), or take what it has too much. */
+static void restore_pool(void)
+{
+	int64_t lost = pool_at_first - pool_left();
+	char text[32];
+
+	if (!lost)
+		return;
+	sprintf(text, "%lld", (long long)(meminfo("HugePages_Total:") + lost));
+	write_file("/proc/sys/vm/nr_hugepages", text);
+	if (pool_left() != pool_at_first)
+		die("no memory for %lld huge pages that the kernel has lost", (long long)lost);
+}
+
 static int has_keys(void)
 {
 	long key = syscall(SYS_pkey_alloc, 0UL, 0UL);
@@ -264,11 +285,11 @@ static void tell(void)
 	}
 	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
 		"total_kb %lu\nswap_pages %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n"
-		"hugetlb_pages %lu\ngigantic_pages %lu\n",
+		"hugetlb_pages %ld\ngigantic_pages %lu\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
 		meminfo("MemTotal:") + meminfo("SwapTotal:"), meminfo("SwapFree:") / 4,
 		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys(),
-		meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:"),
+		pool_at_first,
 		number_in("/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages"));
 }
 
@@ -392,6 +413,7 @@ int main(int argc, char **argv)
 	(void)argc;
 	set_up(argv);
 	start();
+	pool_at_first = pool_left();
 	tell();
 	__sync_synchronize();
 	memcpy((void *)words, "ZAPLIVE1", 8);
@@ -403,6 +425,7 @@ int main(int argc, char **argv)
 			stop();
 			start();
 		}
+		restore_pool();
 		words[STATUS] = words[LENGTH] ? run() : 0;
 		words[OBSERVED] = copy_observed();
 		__sync_synchronize();

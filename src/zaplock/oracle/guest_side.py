@@ -46,7 +46,6 @@ from zaplock.oracle.program import BareProgram
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
-from zaplock.oracle.themes import WATCHERS
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -415,6 +414,13 @@ class GuestModel(ModelSide):
         return list(map(self._hidden.step, steps)) if any(self._hidden) else steps
 
 
+_YOUNGER = (
+    ("5.19", ("uffd",), "can't watch writes to memory that is shared"),
+    ("6.8", ("uffd-move", "uffd-huge"), "has no UFFDIO_MOVE"),
+)
+"""Themes by the release that brought what they are about, and what is missing before."""
+
+
 def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
     """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it.
 
@@ -423,16 +429,16 @@ def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
     """
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
     themes, without = COVERED.themes, COVERED.without
-    if not carries(release, "6.12"):
-        # registering merged otherwise; some prctls are younger; file seals are judged from there on
-        younger = (*WATCHERS, "process", "memfd")
-        themes = tuple(theme for theme in themes if theme not in younger)
+    for since, lacking, why in _YOUNGER:
+        if carries(release, since):
+            continue
+        themes = tuple(theme for theme in themes if theme not in lacking)
+        if refused := next((theme for theme in asked if theme in lacking), None):
+            raise UserError(f"{release} {why}: theme {refused} needs {since} or newer")
+    if not carries(release, "5.19"):
         without |= TO_WATCHED
-        if refused := next((theme for theme in asked if theme in WATCHERS), None):
-            raise UserError(
-                f"{release} registers with a userfaultfd otherwise than the model: theme {refused} "
-                "needs 6.12 or newer"
-            )
+    if not carries(release, "6.12"):  # some prctls are younger; file seals are judged from there on
+        themes = tuple(theme for theme in themes if theme not in ("process", "memfd"))
     spares_ring = not carries(release, "6.10")
     shares = COVERED.shares
     if not carries(release, "6.14"):  # one that keeps pages loses some of the pool for good

@@ -24,8 +24,8 @@ _FLAGS = {
 }
 _REMAPS = {1: "MREMAP_MAYMOVE", 2: "MREMAP_FIXED", 4: "MREMAP_DONTUNMAP"}
 _KNOWN = (
-    "mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "load",
-    "uffd_register", "uffd_writeprotect", "uffd_move",
+    "mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "store_value",
+    "load", "uffd_register", "uffd_writeprotect", "uffd_move",
 )  # fmt: skip
 
 _PROGRAM = """\
@@ -124,6 +124,8 @@ static long uffd_register(char *start, unsigned long length, unsigned long mode)
 	return ioctl(uffd, UFFDIO_REGISTER, &range);
 }
 
+"""
+_PROTECT_HELPER = """\
 static long uffd_writeprotect(char *start, unsigned long length, unsigned long mode)
 {
 	struct uffdio_writeprotect range = { { (unsigned long)start, length }, mode };
@@ -185,13 +187,16 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
     files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
     files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
     watches = any(op.name.startswith("uffd") for op in sequence)
+    protects = any(op.name == "uffd_writeprotect" for op in sequence)
     moves = [op for op in sequence if op.name == "uffd_move"]
     reserves = any(op.name == "mmap" and _flags_of(op) & f.MAP_HUGETLB for op in sequence)
     return _PROGRAM.format(
         why=why, name=name, count=len(sequence), body=body, rounds=ROUNDS,
         files=files + (_UFFD_OPENED if watches else ""),
         includes=(_UFFD_INCLUDES if watches else "") + (_MOVE_INCLUDES if moves else ""),
-        helpers=(_UFFD_HELPERS if watches else "") + (_MOVE_HELPERS if moves else ""),
+        helpers=(_UFFD_HELPERS if watches else "")
+        + (_PROTECT_HELPER if protects else "")
+        + (_MOVE_HELPERS if moves else ""),
         moved="".join(map(_tell_moved, moves)) + _tell_loaded(sequence),
         unmaps="\n".join(_unmaps(sequence)),
         before=_RESERVED_BEFORE if reserves else "",
@@ -216,6 +221,8 @@ def _call(op: Op) -> str:
         return f"mremap((void *){a[0]}, {a[1]}, {a[2]}, {flags}, (void *){a[4]})"
     if op.name == "store":
         return f"(*(volatile char *){a[0]} = 1)"
+    if op.name == "store_value":
+        return f"(*(volatile char *){a[0]} = {a[1]})"
     if op.name == "load":
         return f"*(volatile char *){a[0]}"
     return f"{op.name}((void *){', '.join(a)})"

@@ -174,6 +174,7 @@ class Design:
     dontunmap_unaccounts: bool = False
     merges_untouched: bool = False
     merges_anew: bool = False
+    moves_counted_borders: bool = False
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     process_advice_first: bool = False
@@ -188,6 +189,12 @@ class Design:
     uffd_poison: bool = False
     uffd_move: bool = False
     uffd_fills_guards: bool = True
+    uffd_nothing_above: Literal["EINVAL", "ENOMEM"] = "ENOMEM"
+    uffd_merges_parts: bool = False
+    uffd_protects_across: bool = False
+    uffd_continues_protected: bool = False
+    uffd_prepares_first: bool = False
+    uffd_sizes_devices: bool = False
     seal_exec_asks_writers: bool = False
     interleaves_by_weight: bool = False
     balances_preferred: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from errno import EACCES, EINTR, EINVAL, ENOMEM, EPERM
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -273,12 +273,15 @@ async def modify_vma(
     uffd: int | None = None,
     anon_name: str | None = None,
     sets_all: bool = True,
+    knows_offset: bool = True,
 ) -> int:
     """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
 
     `uffd` is a userfaultfd context, `anon_name` a name, that the part gets too. `sets_all`: once
     they have merged, all flags are written, not only those that change (a soft-dirty mark before
-    7.0 is then the part's own).
+    7.0 is then the part's own). `knows_offset`: what is asked of a neighbour is whether the part's
+    page offset fits; else the whole VMA's, so that what begins within it merges with none but by
+    chance.
 
     Merging comes last here, while Linux merges instead of splitting where it can; the map is the
     same, and the split's limit is asked only where no merge can save it.
@@ -288,14 +291,12 @@ async def modify_vma(
         await vma_start_write(handle)
     uffd = vma.uffd if uffd is None else uffd
     anon_name = vma.anon_name if anon_name is None else anon_name
-    untouched = cx.design.merges_untouched
     mark: MergedMark = "any"
     if not cx.design.merges_keep_mark:
         mark = "own" if sets_all else "neighbour"
+    rules = Joining(cx.design.merges_untouched, cx.design.moves_counted_borders, knows_offset, mark)
     if cx.design.merges:
-        merged = await merge_with_neighbour(
-            handle, low, high, flags, uffd, anon_name, untouched, mark
-        )
+        merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, rules)
         if merged:
             return merged
     if low > vma.start:
@@ -307,10 +308,23 @@ async def modify_vma(
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)
-    if not cx.design.merges:
+    if not cx.design.merges or (low > vma.start and not knows_offset):
         return handle
     await start_write_merging(cx, handle, max(low, vma.start), min(high, vma.end))
-    return await merge(handle, untouched, mark)
+    return await merge(handle, rules.untouched, mark)
+
+
+class Joining(NamedTuple):
+    """By which rules a changed part goes over to a neighbour.
+
+    untouched: what was touched may join what never was. moves_counted: borders of mappings that
+    count themselves may move. knows_offset, mark: see `modify_vma`.
+    """
+
+    untouched: bool
+    moves_counted: bool
+    knows_offset: bool
+    mark: MergedMark
 
 
 @step
@@ -323,8 +337,7 @@ def merge_with_neighbour(
     flags: int,
     uffd: int,
     anon_name: str,
-    untouched: bool,
-    mark: MergedMark,
+    rules: Joining,
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
@@ -334,16 +347,18 @@ def merge_with_neighbour(
     space = m.mm(vma.mm)
     if (low > vma.start) == (high < vma.end):
         return 0
+    pgoff = vma.pgoff_of(low) if rules.knows_offset else vma.pgoff
     part = change(
-        vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags, uffd=uffd,
-        anon_name=anon_name,
-    )  # fmt: skip
+        vma, start=low, end=high, pgoff=pgoff, flags=flags, uffd=uffd, anon_name=anon_name
+    )
     neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
     if not neighbour:
         return 0
     other = vma_of(m, task, neighbour)
     pair = (other, part) if low == vma.start else (part, other)
-    if not (can_merge(m, *pair) or can_shift(m, *pair)) or not (untouched or accepts(part, other)):
+    if not (can_merge(m, *pair) or (rules.moves_counted and can_shift(m, *pair))):
+        return 0
+    if not (rules.untouched or accepts(part, other)):
         return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part
@@ -358,8 +373,8 @@ def merge_with_neighbour(
     else:
         write_vma(m, handle, change(vma, end=low))
         write_vma(m, neighbour, change(other, start=low, pgoff=part.pgoff, **links))
-    if mark != "any":
-        keep_mark(m, task, neighbour, part if mark == "own" else other)
+    if rules.mark != "any":
+        keep_mark(m, task, neighbour, part if rules.mark == "own" else other)
     return neighbour
 
 

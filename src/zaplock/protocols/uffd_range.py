@@ -7,8 +7,8 @@ hugetlb.
 
 from __future__ import annotations
 
-from errno import EBUSY, EINTR, EINVAL, EPERM
-from typing import TYPE_CHECKING
+from errno import EBUSY, EINTR, EINVAL, ENOMEM, EPERM
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -32,7 +32,7 @@ from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.shared_huge import take_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.vma import Vma, change, overlapping, vma_of
+from zaplock.model.vma import Vma, change, find_vma, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 
@@ -62,12 +62,10 @@ async def register(
         if vma.uffd == context and vma.flags & wanted == wanted:
             return 0
         flags = vma.flags & ~VM_UFFD_FLAGS | wanted
-        return min(0, await modify_vma(cx, handle, low, high, flags, context))
+        return await watch(cx, handle, low, high, flags, context)
 
-    droppable = cx.design.watches_droppable
-    error = await refused(
-        cx.mm, start, start + length, wanted, droppable, context, any_kind, cx.design.uffd_keeps_wp
-    )
+    rules = ToWatch(wanted, context, any_kind, cx.design.watches_droppable, cx.design.uffd_keeps_wp)
+    error = await refused(cx, start, start + length, rules)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
@@ -87,14 +85,20 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
         if vma.flags & VM_UFFD_WP:
             await end_protection(handle, low, high)
         flags = vma.flags & ~VM_UFFD_FLAGS
-        return min(0, await modify_vma(cx, handle, low, high, flags, 0))
+        return await watch(cx, handle, low, high, flags, 0)
 
-    droppable = cx.design.watches_droppable
-    error = await refused(cx.mm, start, start + length, 0, droppable, 0, watches_any)
+    rules = ToWatch(0, 0, watches_any, cx.design.watches_droppable)
+    error = await refused(cx, start, start + length, rules)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
     return error
+
+
+async def watch(cx: Cx, handle: int, low: int, high: int, flags: int, context: int) -> int:
+    """Give a part of a VMA to a context, 0 for none; 0 or -ENOMEM."""
+    parts = cx.design.uffd_merges_parts
+    return min(0, await modify_vma(cx, handle, low, high, flags, context, knows_offset=parts))
 
 
 @step
@@ -141,20 +145,38 @@ def is_range(cx: Cx, start: int, length: int) -> bool:
     return start < size and length <= size - start
 
 
+class ToWatch(NamedTuple):
+    """What is to be watched, and by which rules of a kernel's.
+
+    wanted: VM_UFFD_*, 0 for no longer. context: who watches. any_kind: of memory will do. droppable
+    mappings can be watched. keeps_wp: what is watched for writes is so for good.
+    """
+
+    wanted: int
+    context: int
+    any_kind: bool
+    droppable: bool
+    keeps_wp: bool = False
+
+
+async def refused(cx: Cx, start: int, end: int, rules: ToWatch) -> int:
+    """Return -EINVAL, -EPERM or -EBUSY if a VMA of the range can't be watched, or there is none.
+
+    Before 6.3 it is -ENOMEM where there is none above the range, either.
+    """
+    error = await refused_vmas(cx.mm, start, end, rules)
+    if error is not None:
+        return error
+    missing = not await find_vma(cx.mm, start)
+    return -ENOMEM if missing and cx.design.uffd_nothing_above == "ENOMEM" else -EINVAL
+
+
 @step
-def refused(
-    m: Machine,
-    task: Task,
-    mm: int,
-    start: int,
-    end: int,
-    wanted: int,
-    droppable: bool,
-    context: int = 0,
-    any_kind: bool = False,
-    keeps_wp: bool = False,
-) -> int:
-    """Return -EINVAL, -EPERM or -EBUSY if a VMA of the range can't be watched, or there is none."""
+def refused_vmas(
+    m: Machine, task: Task, mm: int, start: int, end: int, rules: ToWatch
+) -> int | None:
+    """Return why the VMAs of a range can't be watched, 0 if they can; None if there is none."""
+    wanted = rules.wanted
     handles = overlapping(m, m.mm(mm), start, end)
     for handle in handles:
         vma = vma_of(m, task, handle)
@@ -164,14 +186,14 @@ def refused(
         in_memory = in_memory and not vma.ops
         if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % vma.huge_size:
             return -EINVAL
-        if vma.flags & VM_DROPPABLE and not droppable:
+        if vma.flags & VM_DROPPABLE and not rules.droppable:
             return -EINVAL
-        if not (in_memory or any_kind) or (wanted & VM_UFFD_MINOR and not vma.file):
+        if not (in_memory or rules.any_kind) or (wanted & VM_UFFD_MINOR and not vma.file):
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM
-        if wanted and vma.uffd not in (0, context):
+        if wanted and vma.uffd not in (0, rules.context):
             return -EBUSY
-        if keeps_wp and wanted and vma.flags & VM_UFFD_WP and not wanted & VM_UFFD_WP:
+        if rules.keeps_wp and wanted and vma.flags & VM_UFFD_WP and not wanted & VM_UFFD_WP:
             return -EBUSY
-    return 0 if handles else -EINVAL
+    return 0 if handles else None

@@ -192,13 +192,15 @@ class Fill(NamedTuple):
 
     kind: "copy" (pages that hold `tag`), "zeros", "continue" (what the file has there) or "poison".
     protects: write-protected at once. finds_end: the end of a file is looked at with a page in hand
-    (see `fill_page`). over: the kinds of markers in whose place a page may be put.
+    (see `fill_page`). sizes_devices: a copy is held against a device's size, too, which is none.
+    over: the kinds of markers in whose place a page may be put.
     """
 
     kind: Literal["copy", "zeros", "continue", "poison"]
     tag: int = 0
     protects: bool = False
     finds_end: bool = True
+    sizes_devices: bool = True
     over: tuple[str, ...] = ()
 
 
@@ -221,7 +223,8 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
     taken = pte is not None and pte.kind not in fill.over
     if fill.kind == "continue":
         return _continue_page(m, task, vma, vpn, pgoff, taken, fill)
-    if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
+    sized = vma.file or (vma.name and (fill.sizes_devices or fill.kind != "copy"))
+    if sized and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
         no_page = in_file and not fill.finds_end and fill.kind != "poison"
         return -ENOMEM if no_page else -EFAULT
     writable, closed = bool(vma.flags & VM_WRITE), not vma.flags & VM_ACCESS_FLAGS
@@ -282,7 +285,8 @@ async def uffdio_zeropage(cx: Cx, start: int, length: int, mode: int) -> int:
 
 async def uffdio_continue(cx: Cx, start: int, length: int, mode: int) -> int:
     """UFFDIO_CONTINUE: map what a file in memory has already; 0 or an errno."""
-    return await _fill_range(cx, start, length, mode, UFFDIO_WP, Fill("continue"))
+    modes = UFFDIO_WP if cx.design.uffd_continues_protected else 0
+    return await _fill_range(cx, start, length, mode, modes, Fill("continue"))
 
 
 async def uffdio_poison(cx: Cx, start: int, length: int, mode: int) -> int:
@@ -295,12 +299,14 @@ async def uffdio_poison(cx: Cx, start: int, length: int, mode: int) -> int:
 async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fill: Fill) -> int:
     """Fill a range; `modes`: what may be asked for besides UFFDIO_DONTWAKE. 0 or an errno.
 
-    As of 6.9: under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, which
-    comes before anybody asks whether it is watched. Where only a part could be filled: -EAGAIN.
+    From 6.9 on under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, and
+    it gets that before anybody asks whether it is watched. Before, always under the mmap_lock, and
+    only what can be filled gets one. Where only a part could be filled: -EAGAIN.
     """
     if not is_range(cx, start, length) or mode & ~(UFFDIO_DONTWAKE | modes):
         return -EINVAL
-    handle = await lock_vma_under_rcu(cx.mm, start)
+    first, fill = cx.design.uffd_prepares_first, fill._replace(protects=bool(mode & UFFDIO_WP))
+    handle = await lock_vma_under_rcu(cx.mm, start) if first else 0
     if handle and lacks_anon_vma(await read_vma(handle)):
         await vma_end_read(handle)
         handle = 0
@@ -308,11 +314,12 @@ async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fi
     if not by_vma:
         await down_read(cx.mmap_lock)
         handle = await vma_lookup(cx.mm, start)
-        if handle and lacks_anon_vma(await read_vma(handle)):
+        lacks = handle and lacks_anon_vma(await read_vma(handle))
+        if lacks and (first or not await unfillable(handle, start, length, fill)):
             await anon_vma_prepare(handle)
     by_rules = fill._replace(
-        protects=bool(mode & UFFDIO_WP),
         finds_end=cx.design.uffd_beyond_end == "EFAULT",
+        sizes_devices=cx.design.uffd_sizes_devices,
         over=("poison", "uffd_wp", "guard")[: 3 if cx.design.uffd_fills_guards else 2],
     )
     filled = await fill_range(handle, start, length, by_rules) if handle else -ENOENT
@@ -325,16 +332,29 @@ def lacks_anon_vma(vma: Vma) -> bool:
     return not vma.flags & VM_SHARED and not vma.anon_vma
 
 
-@step
-def fill_range(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
-    """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
-    vma = vma_of(m, task, handle)
+def refused_fill(m: Machine, vma: Vma, start: int, length: int, fill: Fill) -> int:
+    """Return why nothing of a range can be filled, 0 where it can."""
     if start + length > vma.end or not vma.uffd:
         return -ENOENT
     if fill.protects and not vma.flags & VM_UFFD_WP:
         return -EINVAL
     if fill.kind == "continue" and (not vma.file or m.files[vma.file].kind != "shmem"):
         return -EINVAL
+    return 0
+
+
+@step
+def unfillable(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
+    """Return the errno with which a fill of a range ends before it begins, or 0."""
+    return refused_fill(m, vma_of(m, task, handle), start, length, fill)
+
+
+@step
+def fill_range(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
+    """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
+    vma = vma_of(m, task, handle)
+    if error := refused_fill(m, vma, start, length, fill):
+        return error
     for done in range(0, length, PAGE_SIZE):
         error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, fill)
         if error:
@@ -348,25 +368,33 @@ UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE = 1, 2
 async def uffdio_writeprotect(cx: Cx, start: int, length: int, mode: int) -> int:
     """UFFDIO_WRITEPROTECT: let writes to pages fault, or no longer; 0 or an errno.
 
-    -ENOENT at the first mapping whose writes nobody watches; what came before it is done.
+    -ENOENT at the first mapping whose writes nobody watches; what came before it is done. Before
+    6.3 the whole range has to lie in one mapping.
     """
     both = UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE
     if not is_range(cx, start, length) or not 0 <= mode < both:
         return -EINVAL
     await down_read(cx.mmap_lock)
-    result = await mwriteprotect_range(
-        cx.mm, start, start + length, bool(mode & UFFDIO_WRITEPROTECT_MODE_WP)
-    )
+    protects = bool(mode & UFFDIO_WRITEPROTECT_MODE_WP)
+    across = cx.design.uffd_protects_across
+    result = await mwriteprotect_range(cx.mm, start, start + length, protects, across)
     await up_read(cx.mmap_lock)
     return result
 
 
 @step
 def mwriteprotect_range(
-    m: Machine, task: Task, mm: int, start: int, end: int, protects: bool
+    m: Machine, task: Task, mm: int, start: int, end: int, protects: bool, across: bool
 ) -> int:
-    """Write-protect what is mapped in a range, or no longer: 0 or -ENOENT."""
+    """Write-protect what is mapped in a range, or no longer: 0 or -ENOENT.
+
+    across: the range may cover several mappings, and what is no mapping's.
+    """
     handles = overlapping(m, m.mm(mm), start, end)
+    if handles and not across:
+        vma = vma_of(m, task, handles[0])
+        if start < vma.start or end > vma.end:
+            return -ENOENT
     for handle in handles:
         vma = vma_of(m, task, handle)
         if not vma.flags & VM_UFFD_WP:

@@ -1,0 +1,101 @@
+/* a userfaultfd that begins to watch a part of a mapping lets it show another part of the file
+ * cc -o reproducer reproducer.c && ./reproducer
+ * written by: zaplock oracle --replay watched-part-shows-another.json --c reproducer.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+static long field(const char *path, const char *name)
+{
+	char line[256];
+	long kb = -1;
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, name, strlen(name)))
+			kb = atol(line + strlen(name) + 1);
+	if (file)
+		fclose(file);
+	return kb;
+}
+
+static int uffd = -1;
+
+static long uffd_register(char *start, unsigned long length, unsigned long mode)
+{
+	struct uffdio_register range = { { (unsigned long)start, length }, mode, 0 };
+
+	return ioctl(uffd, UFFDIO_REGISTER, &range);
+}
+
+static long sequence(int tells)
+{
+	char *r[8];
+	long before = field("/proc/self/status", "VmLck");
+	struct uffdio_api api = { UFFD_API, UFFD_FEATURE_SIGBUS, 0 };
+
+	uffd = syscall(SYS_userfaultfd, O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	ioctl(uffd, UFFDIO_API, &api);
+
+	r[0] = (char *)(long)mmap((void *)0x20000000, 0x8000, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+	r[1] = (char *)(long)(*(volatile char *)0x20000000 = 7);
+	r[2] = (char *)(long)(*(volatile char *)0x20004000 = 5);
+	r[3] = (char *)(long)mremap((void *)0x20000000, 0, 0x8000, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)0x10000000);
+	r[4] = (char *)(long)mremap((void *)0x20004000, 0, 0x4000, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)0x10008000);
+	r[5] = (char *)(long)uffd_register((void *)0x10008000, 0x4000, 1);
+	r[6] = (char *)(long)uffd_register((void *)0x10004000, 0x4000, 1);
+	r[7] = (char *)(long)*(volatile char *)0x10004000;
+
+	if (tells)
+		printf("a load of %p gives %ld\n", (void *)0x10004000, (long)r[7]);
+	if (tells)
+		printf("AnonHugePages in the end: %ld kB\n",
+			field("/proc/self/smaps_rollup", "AnonHugePages"));
+	if (r[0] != MAP_FAILED)
+		munmap(r[0], 0x8000);
+	if (r[3] != MAP_FAILED)
+		munmap(r[3], 0x8000);
+	munmap((void *)0x20000000, 0x8000);
+	if (r[4] != MAP_FAILED)
+		munmap(r[4], 0x4000);
+	munmap((void *)0x20004000, 0x4000);
+	return field("/proc/self/status", "VmLck") - before;
+}
+
+int main(void)
+{
+	long before = field("/proc/meminfo", "Committed_AS");
+
+	for (int round = 0, status = 0; round < 16 && !status; round++) {
+		if (!fork()) {
+			struct rlimit second = { 1, 1 };
+			long locked;
+
+			setrlimit(RLIMIT_CPU, &second);
+			locked = sequence(!round);
+			if (!round)
+				printf("VmLck with nothing mapped: %ld kB\n", locked);
+			exit(0);
+		}
+		wait(&status);
+		if (status)
+			puts("VmLck with nothing mapped: not known, after a second of CPU time it goes on");
+	}
+	printf("Committed_AS after 16 rounds: %+ld kB\n",
+		field("/proc/meminfo", "Committed_AS") - before);
+	return 0;
+}
