@@ -222,7 +222,7 @@ def copy_vma(
     beside = target == vma.end or end == vma.start
     if merges != "with none" and (merges != "elsewhere" or not (beside and never_touched)):
         apart = handle if merges == "apart" else 0
-        copy = merge_around(m, task, copy, apart, untouched, mark=mark)
+        copy = merge_around(m, task, copy, apart, untouched, mark=mark, unopened=True)
     forget_monitor(m, task, copy)
     return copy
 
