@@ -293,6 +293,13 @@ CHANGES: tuple[Change, ...] = (
         backported=("6.1.16",),
     ),
     Change(
+        "6.4", None, "mm/mmap: start distinguishing if vma can be removed in mergeability test",
+        "a mapping that counts itself (attached shared memory) may take a part of another one, "
+        "or what moves beside it; before, none of them merged with anything",
+        {"counted_grow": True},
+        doubt="its id was not looked up; 6.1.192 does not, 6.12.117 does, in guests",
+    ),
+    Change(
         "6.4", "5e31275cc997", "mm: add per-VMA lock and helper functions to control it",
         "who changes a VMA write-locks it; the downgrade and the unlock end these locks",
         {"vma_locks": True, "do_munmap": do_vmi_align_munmap},
@@ -393,14 +400,14 @@ CHANGES: tuple[Change, ...] = (
         "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
         "before, it was EINVAL",
         {"seals_are_ints": True},
-        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 and 6.18 don't",
+        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 doesn't, in guests",
     ),
     Change(
         "6.6", None, "x86/mm: Introduce MAP_ABOVE4G",
         "MAP_ABOVE4G is a flag that there is (MAP_SHARED_VALIDATE takes it), and a gap that is "
         "looked for from the top is not in the lowest 4 GiB",
         {"maps_above_4g": True},
-        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 and 6.18 take it",
+        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 takes it, in guests",
     ),
     Change(
         "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",

@@ -170,6 +170,7 @@ class Design:
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     process_advice_first: bool = False
+    counted_grow: bool = False
     maps_above_4g: bool = False
     rings_are_locked: bool = False
     seals_are_ints: bool = False

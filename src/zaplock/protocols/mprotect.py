@@ -293,8 +293,9 @@ async def modify_vma(
     if not cx.design.merges_keep_mark:
         mark = "own" if sets_all else "neighbour"
     if cx.design.merges:
+        fixed = () if cx.design.counted_grow else (False,)
         merged = await merge_with_neighbour(
-            handle, low, high, flags, uffd, anon_name, untouched, mark
+            handle, low, high, flags, uffd, anon_name, untouched, mark, *fixed
         )
         if merged:
             return merged
@@ -325,10 +326,12 @@ def merge_with_neighbour(
     anon_name: str,
     untouched: bool,
     mark: MergedMark,
+    counted_grow: bool = True,
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
     Only a part at one end of the VMA can go over; a whole VMA merges after its flags are set.
+    `counted_grow`: so can a part of what counts itself.
     """
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
@@ -343,7 +346,8 @@ def merge_with_neighbour(
         return 0
     other = vma_of(m, task, neighbour)
     pair = (other, part) if low == vma.start else (part, other)
-    if not (can_merge(m, *pair) or can_shift(m, *pair)) or not (untouched or accepts(part, other)):
+    fits = can_merge(m, *pair) or (counted_grow and can_shift(m, *pair))
+    if not fits or not (untouched or accepts(part, other)):
         return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part

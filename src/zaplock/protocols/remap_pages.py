@@ -78,7 +78,7 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
             cx, start, size, prot_of(vma), flags_of(vma, flags), vma.file, pgoff, events
         )
         if placed >= 0 and vma.ops:
-            await join_opened(cx.mm, placed, vma.ops)
+            await join_opened(cx.mm, placed, vma.ops, cx.design.counted_grow)
     await mmap_write_unlock(cx)
     if held:
         await release_file(held)
@@ -88,11 +88,13 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
 
 
 @step
-def join_opened(m: Machine, task: Task, mm: int, address: int, ops: str) -> None:
+def join_opened(
+    m: Machine, task: Task, mm: int, address: int, ops: str, counted_grow: bool
+) -> None:
     """Let what was mapped be what it was opened as before, and join its neighbours so."""
     handle = lookup(m, m.mm(mm), address)
     m.vmas.put(handle, change(vma_of(m, task, handle), ops=ops))
-    merge_around(m, task, handle, unopened=True)
+    merge_around(m, task, handle, unopened=counted_grow)
 
 
 @step
