@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
     VM_EXEC,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_READ,
     VM_SHARED,
@@ -46,6 +47,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.mempolicy import EVERY_POLICY
 from zaplock.protocols.mmap import do_mmap
+from zaplock.protocols.placement import huge_flags
 from zaplock.protocols.populate import mm_populate
 
 if TYPE_CHECKING:
@@ -150,4 +152,5 @@ def prot_of(vma: Vma) -> int:
 def flags_of(vma: Vma, flags: int) -> int:
     """Return MAP_* for mapping over a VMA."""
     locked = MAP_LOCKED if vma.flags & VM_LOCKED else 0
-    return flags & MAP_NONBLOCK | MAP_SHARED | MAP_FIXED | MAP_POPULATE | locked
+    huge = huge_flags(vma.huge_size) if vma.flags & VM_HUGETLB else 0
+    return flags & MAP_NONBLOCK | MAP_SHARED | MAP_FIXED | MAP_POPULATE | locked | huge
