@@ -48,7 +48,7 @@ ROOMS = {
     "api": {"designs", "engines", "errors", "model", "protocols", "system_calls"},
     "engines": {"compiled", "errors", "model", "scratch", "trace"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols", "vendor_builds"},
-    "protocols": {"advice", "errors", "linux_version", "model"},
+    "protocols": {"advice", "errors", "linux_version", "model", "system_calls"},
     "model": {"advice", "errors"},
     "trace": {"advice", "errors", "extras", "inputs", "linux_version", "outputs", "untrusted_names",
               "system_calls", "units", "vendor_builds"},

@@ -370,7 +370,7 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
         Op("uffd_copy", (PLACE, 0)),
         Op("fork"),
     ),
-    "moves_counted_borders": (
+    "counted_grow": (
         Op("shmat", (PLACE, 0)),
         Op("mprotect", (PLACE + PAGE, PAGE, 0)),
         Op("mprotect", (PLACE, 3 * PAGE, 0)),

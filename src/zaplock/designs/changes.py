@@ -327,9 +327,9 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.4", "714965ca8252",
         "mm/mmap: start distinguishing if vma can be removed in mergeability test",
-        "the border between two attachments of System V shared memory moves where both stay; "
-        "before, what was split there stayed apart for good",
-        {"moves_counted_borders": True},
+        "an attachment of System V shared memory may take a part of another one, or what moves "
+        "beside it; before, what was split there stayed apart for good",
+        {"counted_grow": True},
     ),
     Change(
         "6.4", "5543d3c43c41", "mm/uffd: allow vma to merge as much as possible",
@@ -421,14 +421,14 @@ CHANGES: tuple[Change, ...] = (
         "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
         "before, it was EINVAL",
         {"seals_are_ints": True},
-        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 and 6.18 don't",
+        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 doesn't, in guests",
     ),
     Change(
         "6.6", None, "x86/mm: Introduce MAP_ABOVE4G",
         "MAP_ABOVE4G is a flag that there is (MAP_SHARED_VALIDATE takes it), and a gap that is "
         "looked for from the top is not in the lowest 4 GiB",
         {"maps_above_4g": True},
-        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 and 6.18 take it",
+        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 takes it, in guests",
     ),
     Change(
         "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",

@@ -59,7 +59,8 @@ class Vma(msgspec.Struct, frozen=True):
     moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
     `huge_size`: how many bytes a page has where VM_HUGETLB is set. `ops`: whose it is, where
     its vm_ops say what may be done with it: "special" is the kernel's own ([vvar], [vdso]), which
-    can't be cut (special_mapping_split, 5.11), "secret" is memfd_secret's, always locked.
+    can't be cut (special_mapping_split, 5.11), "secret" is memfd_secret's, always locked, "shm:N"
+    the N-th attached segment's: each shmat opens it anew (`opened_as`).
     """
 
     mm: int
@@ -375,6 +376,11 @@ def zero_name(file: int) -> str:
     return f"zero:{file}"
 
 
+def opened_as(attached: int) -> str:
+    """Return whose the mapping is that an shmat has made, the `attached`-th one."""
+    return f"shm:{attached}"
+
+
 def device_of(name: str) -> str:
     """Return which device the name of a private mapping is of, the name itself for other ones."""
     return name.partition(":")[0]
@@ -399,6 +405,7 @@ def are_alike(left: Vma, right: Vma) -> bool:
         and left.anon_name == right.anon_name
         and left.pgoff + left.nr_pages == right.pgoff
         and left.anon_shift == right.anon_shift
+        and left.ops == right.ops
         and anon_vmas_agree(left, right)
         and not left.flags & VM_SPECIAL
     )
@@ -459,12 +466,14 @@ def merge_around(
     untouched: bool = True,
     new: bool = False,
     mark: MergedMark = "any",
+    unopened: bool = False,
 ) -> int:
     """Merge a VMA with its neighbours where it can; return the handle of what it is now.
 
     A `new` one has `paid` for its first merge (absorb). Of two neighbours the left one takes over.
     It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
-    they merge with the `untouched` too (6.16).
+    they merge with the `untouched` too (6.16). One that is `unopened`, which nobody would have to
+    close, may join one neighbour of those that count themselves, too.
     """
     original = vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
@@ -472,14 +481,17 @@ def merge_around(
     left = previous(space, vma.start)
     if left and left != apart:
         before = vma_of(m, task, left)
-        if can_merge(m, before, vma) and (untouched or accepts(original, before)):
+        joins = can_merge(m, before, vma) or (unopened and can_shift(m, before, vma))
+        if joins and (untouched or accepts(original, before)):
             neighbour = before
             handle = absorb(m, task, left, handle, new)
             vma, new = vma_of(m, task, handle), False
     right = following(space, vma.end)
     if right and right != apart:
         behind = vma_of(m, task, right)
-        if can_merge(m, vma, behind) and (untouched or accepts(original, behind)):
+        joins = unopened and neighbour is None and can_shift(m, vma, behind)
+        joins = joins or can_merge(m, vma, behind)
+        if joins and (untouched or accepts(original, behind)):
             neighbour = neighbour or behind
             handle = absorb(m, task, handle, right, new)
     if neighbour and mark != "any":

@@ -219,7 +219,7 @@ class BareProcess:
 
         Raises Lost when it takes longer than HANG_S or the bare process itself died.
         """
-        assert len(program) <= ring.SCRATCH - ring.PROGRAM, "the program is too long"
+        ring.require_room(program)
         self.write(ring.PROGRAM, program)
         struct.pack_into("<I", self.memory, ring.DONE, 0)
         struct.pack_into("<I", self.memory, ring.GO, 1)

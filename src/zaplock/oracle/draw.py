@@ -241,6 +241,12 @@ class Draw:
         slot = self.slot()
         return 0 if slot == ops.DISK_SLOT else slot
 
+    def word(self, value: int) -> int:
+        """Return an int as a register may have it: seldom with something above its 32 bits."""
+        if not self.chance(1):
+            return value
+        return value % (1 << 32) | self.random.choice((1, 1 << 31, (1 << 32) - 1)) << 32
+
     def flags_of(self, values: tuple[int, ...], wrong: tuple[int, ...]) -> int:
         """Choose flags from the usual ones, seldom from the wrong ones."""
         return self.random.choice(wrong if self.chance(6) else values)

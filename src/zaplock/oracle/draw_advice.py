@@ -17,7 +17,7 @@ def madvise(d: Draw) -> tuple[Argument, ...]:
         chosen = d.random.choice((4, 4, 22, 24, chosen))
     most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(chosen, 1 << 64)
     length = off_ring(d, address, length, most)
-    return address, length, chosen
+    return address, length, d.word(chosen)
 
 
 def _advice(d: Draw) -> int:

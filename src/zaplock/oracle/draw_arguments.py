@@ -110,7 +110,8 @@ def _mbind(d: Draw) -> tuple[Argument, ...]:
     if d.chance(20):
         mode |= d.random.choice((1 << 13, 1 << 14, 1 << 15, 3 << 14, 1 << 12))
     flags = d.flags_of((0, 0, 0, 1, 2, 3), (4, 6, 8))
-    return *range_off_ring(d), mode, nodes, flags if nodes & 1 else flags & ~2
+    flags = flags if nodes & 1 else flags & ~2
+    return *range_off_ring(d), d.word(mode), nodes, d.word(flags)
 
 
 def _brk(d: Draw) -> tuple[Argument, ...]:
@@ -150,15 +151,17 @@ MAKERS: dict[str, Maker] = {
     "mremap": _mremap,
     "munmap": all_memory,
     "mprotect": lambda d: (*all_memory(d), d.prot()),
-    "pkey_mprotect": lambda d: (*any_range(d), d.prot(), d.random.choice((-1, -1, -1, 0, 1, 16))),
+    "pkey_mprotect": lambda d: (
+        *any_range(d), d.prot(), d.word(d.random.choice((-1, -1, -1, 0, 1, 16)))
+    ),
     "madvise": madvise,
     "process_madvise": madvise,
-    "msync": lambda d: (*any_range(d), d.flags_of((1, 2, 4, 0, 6), (5, 3, 8, -1))),
+    "msync": lambda d: (*any_range(d), d.word(d.flags_of((1, 2, 4, 0, 6), (5, 3, 8, -1)))),
     "mincore": any_range,
     "mlock": any_range,
-    "mlock2": lambda d: (*any_range(d), d.flags_of((0, 1, 1), (2, 3, -1))),
+    "mlock2": lambda d: (*any_range(d), d.word(d.flags_of((0, 1, 1), (2, 3, -1)))),
     "munlock": any_range,
-    "mlockall": lambda d: (d.flags_of((1, 2, 3, 6, 7, 5), (0, 4, 8, 9)),),
+    "mlockall": lambda d: (d.word(d.flags_of((1, 2, 3, 6, 7, 5), (0, 4, 8, 9))),),
     "munlockall": lambda d: (),
     "brk": _brk,
     "remap_file_pages": lambda d: (
@@ -171,7 +174,9 @@ MAKERS: dict[str, Maker] = {
     "set_thp_disable": lambda d: (
         d.random.choice((0, 0, 1, 1, 1, 7)), d.flags_of((0, 0, 2), (1, 3, 4, 1 << 32)),
     ),
-    "add_seals": lambda d: (d.slot(), d.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64))),
+    "add_seals": lambda d: (
+        d.slot(), d.word(d.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64)))
+    ),
     "pread": lambda d: (d.slot(), *page_and_length(d), d.offset() & -PAGE),
     "pwrite": lambda d: (d.memory_slot(), *page_and_length(d), d.offset() & -PAGE),
     "process_vm_readv": remote,
@@ -198,7 +203,9 @@ MAKERS: dict[str, Maker] = {
     "uffd_zeropage": lambda d: (*watched(d), d.random.choice((0, 0, 0, 1, 2))),
     "shmat": lambda d: (
         0 if d.chance(30) else d.address(),
-        d.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP)),
+        d.word(
+            d.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP))
+        ),
     ),
     "shmdt": lambda d: (d.address(),),
     "mbind": _mbind,
@@ -271,19 +278,20 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "uring": {**_STAYING, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
-               "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
+               "remap_file_pages": 3, "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
-    "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16},
+    "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16,
+                   "pread": 3, "pwrite": 3, "process_vm_readv": 4, "process_vm_writev": 2},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "ksm_unmerge": 2,
             "ksm_zero_pages": 2, "mremap": 8, "fork": 4, "mlock": 3, "mlock2": 1, "munlock": 1,
-            "set_memory_merge": 2, "brk": 2, "mseal": 1, "process_vm_readv": 1,
+            "set_memory_merge": 2, "brk": 2, "mseal": 1, "process_vm_readv": 4,
             "process_vm_writev": 2, "ftruncate": 1},
     "group": {**_COMMON, "fill_memory": 6, "fill_group": 4, "fork": 3, "madvise": 16, "mremap": 6,
               "mlock": 2, "ftruncate": 2, "brk": 2},
-    "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
-            "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
+    "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 14, "remap_file_pages": 6, "fork": 3,
+            "madvise": 10, "mlock": 2, "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3, **_WATCHING},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
@@ -295,7 +303,8 @@ WEIGHTS: dict[str, dict[str, int]] = {
                       "ftruncate": 4, "pread": 2, "pwrite": 3, "process_vm_writev": 2,
                       **_WATCHING},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
-                "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
+                "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1,
+                "remap_file_pages": 2},
     "gigantic": _GIGANTIC,
     "hugetlbfs": _HUGETLBFS,
     "shmem-huge": _SHMEM_HUGE,

@@ -53,13 +53,13 @@ def access(d: Draw) -> tuple[Argument, ...]:
 
 
 def page_and_length(d: Draw) -> tuple[Argument, int]:
-    """Choose where a system call copies to or from: whole pages, and eight bytes of a last one.
+    """Choose where a system call copies to or from: whole pages, and some bytes of a last one.
 
     No earlier result: where that is an errno, this would begin within a page.
     """
     (where,) = access(d)
     where = d.page() if isinstance(where, Ref) else where
-    return where, PAGE * d.random.randint(0, 6) + d.random.choice((0, 0, 8, 2048))
+    return where, PAGE * d.random.randint(0, 6) + d.random.choice((0, 0, 8, 2048, 3))
 
 
 def remote(d: Draw) -> tuple[Argument, int]:

@@ -103,7 +103,7 @@ class GuestProcess:
 
     def run(self, program: bytes) -> int:
         """Run a program to its end; return the runner's wait status, or raise Lost."""
-        assert len(program) <= ring.SCRATCH - ring.PROGRAM, "the program is too long"
+        ring.require_room(program)
         self.write(ring.PROGRAM, program)
         for place, value in ((_LENGTH, len(program)), (_PLACE, ring.PROGRAM),
                              (_RESTART, int(self._restarts))):  # fmt: skip

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from itertools import pairwise
 
+from zaplock.errors import UserError
 from zaplock.oracle import stub
 
 PAGE = 4096
@@ -49,6 +50,7 @@ SMAPS_HEAD = struct.Struct("<QQ")  # of what is observed of smaps: see observe
 AS_BEFORE = -1  # the result of an entry that has observed the same again
 NOTHING_KEPT = (1 << 64) - 1  # no length
 PROGRAM = 0x19000
+USUAL_ENTRIES = 4  # of an operation: itself, and the three that observe
 RING_SIZE = 0x40000
 SCRATCH_SIZE = 0x1000
 SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too long meets the end
@@ -76,6 +78,17 @@ _SYS = {
     "memfd_create": 319, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_register": 427,
     "pidfd_open": 434, "close_range": 436, "mseal": 462,
 }  # fmt: skip
+
+
+def require_room(program: bytes) -> None:
+    """Raise UserError where a program is longer than the place for it."""
+    room = SCRATCH - PROGRAM
+    if len(program) > room:
+        most = room // (USUAL_ENTRIES * stub.ENTRY)
+        raise UserError(
+            f"as a program the sequence has {len(program):,} bytes, and {room:,} fit, which are "
+            f"about {most} operations: take some out of it"
+        )
 
 
 def call(name: str, *arguments: int) -> bytes:

@@ -14,7 +14,7 @@ ADVICE = tuple(sorted(advice.ADVICE.keys() - {
 }))  # fmt: skip
 """What is given as advice; docs/fidelity.md says why not the others."""
 EXTRA_FLAGS = {
-    0x40: 3, 0x100: 3, 0x800: 1, 0x1000: 1, 0x2000: 4, 0x4000: 5, 0x8000: 10, 0x1_0000: 2,
+    0x40: 3, 0x80: 1, 0x100: 3, 0x800: 1, 0x1000: 1, 0x2000: 4, 0x4000: 5, 0x8000: 10, 0x1_0000: 2,
     0x2_0000: 4, 0x8_0000: 1, 0x10_0000: 4,
 }  # fmt: skip
 """Flags of mmap beside its kind, and how often each is added, in percent."""

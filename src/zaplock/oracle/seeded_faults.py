@@ -309,6 +309,8 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               ksm.unmerge_ksm_pages, "run", _always(None)),
         Fault("pins-keep-merged", "who pins a merged page gets a copy",
               populate, "unshare_page", _always(None)),
+        Fault("pins-hold-nothing", "pages that a call has pinned hold their huge page",
+              populate, "is_held", _always(False)),
         Fault("any-zero-page", "a zero page that ksmd has put somewhere is known by that",
               merged_pages, "ScanRules",
               lambda original: lambda *rules: original(*rules)._replace(marks_zeros=False)),

@@ -174,10 +174,10 @@ class Design:
     dontunmap_unaccounts: bool = False
     merges_untouched: bool = False
     merges_anew: bool = False
-    moves_counted_borders: bool = False
     merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     process_advice_first: bool = False
+    counted_grow: bool = False
     maps_above_4g: bool = False
     rings_are_locked: bool = False
     seals_are_ints: bool = False

@@ -39,7 +39,7 @@ NODES = 1
 NO_NODE = -1
 _MASK = (1 << 64) - 1
 _SHIFT = 44
-_EVERY_POLICY = ((1 << 16) - 1) << _SHIFT
+EVERY_POLICY = ((1 << 16) - 1) << _SHIFT
 _SUPPORTED_BITS = 1024
 
 
@@ -71,7 +71,7 @@ class Policies:
 
     def of(self, vma: Vma) -> Policy | None:
         """Return the policy of a VMA, None if it has none of its own."""
-        number = (vma.flags & _EVERY_POLICY) >> _SHIFT
+        number = (vma.flags & EVERY_POLICY) >> _SHIFT
         return self._all[number - 1] if number else None
 
 
@@ -190,9 +190,9 @@ _NOWHERE = ABSENT | {"zero", "zero_thp"}
 
 async def _replace(cx: Cx, handle: int, vma: Vma, low: int, high: int, bits: int) -> int:
     """Give part of a VMA another policy (mbind_range); 0 or an errno."""
-    if vma.flags & _EVERY_POLICY == bits:
+    if vma.flags & EVERY_POLICY == bits:
         return 0
-    flags = vma.flags & ~_EVERY_POLICY | bits
+    flags = vma.flags & ~EVERY_POLICY | bits
     return min(0, await modify_vma(cx, handle, low, high, flags, sets_all=False))
 
 

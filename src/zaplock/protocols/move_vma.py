@@ -135,7 +135,8 @@ async def move(
         parts = "with none"
     counts = cx.design.counts_anonymous_apart
     mark: MergedMark = "any" if cx.design.merges_keep_mark else "neighbour"
-    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched, counts, mark)
+    rules = parts, untouched, counts, mark, *(() if cx.design.counted_grow else (False,))
+    new = await copy_vma(handle, r.address, target, r.new_length, *rules)
     length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
     told = length
     if huge and (length >= 1 << 31 or vma.huge_size == PUD_SIZE):
@@ -203,6 +204,7 @@ def copy_vma(
     untouched: bool,
     counts_apart: bool,
     mark: MergedMark,
+    counted_grow: bool = True,
 ) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
@@ -210,6 +212,7 @@ def copy_vma(
     merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, only
     "elsewhere", not beside it, or "with none". `counts_apart`: the anonymous pages of a file's
     private mapping keep the offsets that they had. `mark`: whose soft-dirty mark stays.
+    `counted_grow`: what counts itself may take the copy over.
     """
     vma = vma_of(m, task, handle)
     never_touched = not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB
@@ -222,7 +225,7 @@ def copy_vma(
     beside = target == vma.end or end == vma.start
     if merges != "with none" and (merges != "elsewhere" or not (beside and never_touched)):
         apart = handle if merges == "apart" else 0
-        copy = merge_around(m, task, copy, apart, untouched, mark=mark)
+        copy = merge_around(m, task, copy, apart, untouched, mark=mark, unopened=counted_grow)
     forget_monitor(m, task, copy)
     return copy
 

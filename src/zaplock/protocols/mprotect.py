@@ -294,7 +294,7 @@ async def modify_vma(
     mark: MergedMark = "any"
     if not cx.design.merges_keep_mark:
         mark = "own" if sets_all else "neighbour"
-    rules = Joining(cx.design.merges_untouched, cx.design.moves_counted_borders, knows_offset, mark)
+    rules = Joining(cx.design.merges_untouched, cx.design.counted_grow, knows_offset, mark)
     if cx.design.merges:
         merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, rules)
         if merged:
@@ -317,12 +317,12 @@ async def modify_vma(
 class Joining(NamedTuple):
     """By which rules a changed part goes over to a neighbour.
 
-    untouched: what was touched may join what never was. moves_counted: borders of mappings that
-    count themselves may move. knows_offset, mark: see `modify_vma`.
+    untouched: what was touched may join what never was. counted_grow: what counts itself may take
+    a part over. knows_offset, mark: see `modify_vma`.
     """
 
     untouched: bool
-    moves_counted: bool
+    counted_grow: bool
     knows_offset: bool
     mark: MergedMark
 
@@ -356,7 +356,7 @@ def merge_with_neighbour(
         return 0
     other = vma_of(m, task, neighbour)
     pair = (other, part) if low == vma.start else (part, other)
-    if not (can_merge(m, *pair) or (rules.moves_counted and can_shift(m, *pair))):
+    if not (can_merge(m, *pair) or (rules.counted_grow and can_shift(m, *pair))):
         return 0
     if not (rules.untouched or accepts(part, other)):
         return 0

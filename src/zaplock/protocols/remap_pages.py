@@ -22,20 +22,32 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
     VM_EXEC,
+    VM_HUGETLB,
     VM_LOCKED,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, find_vma, find_vmas, read_vma
+from zaplock.model.vma import (
+    Vma,
+    change,
+    find_vma,
+    find_vmas,
+    lookup,
+    merge_around,
+    read_vma,
+    vma_of,
+)
 from zaplock.protocols.locking import (
     mmap_read_lock_killable,
     mmap_read_unlock,
     mmap_write_lock_killable,
     mmap_write_unlock,
 )
+from zaplock.protocols.mempolicy import EVERY_POLICY
 from zaplock.protocols.mmap import do_mmap
+from zaplock.protocols.placement import huge_flags
 from zaplock.protocols.populate import mm_populate
 
 if TYPE_CHECKING:
@@ -67,12 +79,24 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
         placed, populate = await do_mmap(
             cx, start, size, prot_of(vma), flags_of(vma, flags), vma.file, pgoff, events
         )
+        if placed >= 0 and vma.ops:
+            await join_opened(cx.mm, placed, vma.ops, cx.design.counted_grow)
     await mmap_write_unlock(cx)
     if held:
         await release_file(held)
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + length)
     return min(placed, 0)
+
+
+@step
+def join_opened(
+    m: Machine, task: Task, mm: int, address: int, ops: str, counted_grow: bool
+) -> None:
+    """Let what was mapped be what it was opened as before, and join its neighbours so."""
+    handle = lookup(m, m.mm(mm), address)
+    m.vmas.put(handle, change(vma_of(m, task, handle), ops=ops))
+    merge_around(m, task, handle, unopened=counted_grow)
 
 
 @step
@@ -102,13 +126,15 @@ def is_same(before: Vma, now: Vma) -> bool:
 
 
 async def is_uniform(cx: Cx, first: Vma, end: int) -> bool:
-    """Return whether VMAs of the same file and flags follow each other without a hole."""
+    """Return whether VMAs of the same file and flags, policies aside, follow without a hole."""
     at = first.end
     if end <= at:
         return True
     for handle in await find_vmas(cx.mm, first.end, end):
         vma = await read_vma(handle)
-        if vma.start != at or vma.file != first.file or vma.flags != first.flags:
+        if vma.start != at or vma.file != first.file or vma.ops != first.ops:
+            return False
+        if (vma.flags ^ first.flags) & ~EVERY_POLICY:
             return False
         at = vma.end
     return at >= end
@@ -126,4 +152,5 @@ def prot_of(vma: Vma) -> int:
 def flags_of(vma: Vma, flags: int) -> int:
     """Return MAP_* for mapping over a VMA."""
     locked = MAP_LOCKED if vma.flags & VM_LOCKED else 0
-    return flags & MAP_NONBLOCK | MAP_SHARED | MAP_FIXED | MAP_POPULATE | locked
+    huge = huge_flags(vma.huge_size) if vma.flags & VM_HUGETLB else 0
+    return flags & MAP_NONBLOCK | MAP_SHARED | MAP_FIXED | MAP_POPULATE | locked | huge

@@ -26,7 +26,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import change, lookup, overlapping, vma_of
+from zaplock.model.vma import change, lookup, opened_as, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mmap import do_mmap
 from zaplock.protocols.placement import huge_flags
@@ -65,6 +65,8 @@ async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
     must_be_free = bool(address) and not flags & SHM_REMAP
     if not must_be_free or (end < 1 << 64 and not await is_taken(cx.mm, address, end)):
         result, populates = await do_mmap(cx, address, size, prot, map_flags, file, 0, events)
+        if result >= 0:
+            await open_attached(cx.mm, result)
         if flags & SHM_RDONLY and result >= 0:
             await forbid_writing(cx.mm, result)
     await mmap_write_unlock(cx)
@@ -72,6 +74,14 @@ async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
     if populates:
         await mm_populate(cx, result, result + page_align(size))
     return result
+
+
+@step
+def open_attached(m: Machine, task: Task, mm: int, address: int) -> None:
+    """Tell a new mapping from those that other calls have attached: each opens the segment anew."""
+    handle = lookup(m, m.mm(mm), address)
+    vma = vma_of(m, task, handle)
+    m.vmas.put(handle, change(vma, ops=opened_as(m.new_handle(task, "file"))))
 
 
 @step

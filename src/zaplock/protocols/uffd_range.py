@@ -184,11 +184,14 @@ def refused_vmas(
         if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
             in_memory = False  # a segment of System V shared memory
         in_memory = in_memory and not vma.ops
-        if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % vma.huge_size:
+        if vma.flags & VM_HUGETLB and handle == handles[0] and start % vma.huge_size:
+            return -EINVAL
+        if vma.flags & VM_HUGETLB and wanted and end <= vma.end and end % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not rules.droppable:
             return -EINVAL
-        if not (in_memory or rules.any_kind) or (wanted & VM_UFFD_MINOR and not vma.file):
+        fillable = vma.file or vma.flags & VM_HUGETLB
+        if not (in_memory or rules.any_kind) or (wanted & VM_UFFD_MINOR and not fillable):
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM

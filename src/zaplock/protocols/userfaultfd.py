@@ -19,6 +19,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
     VM_ACCESS_FLAGS,
+    VM_HUGETLB,
     VM_SHARED,
     VM_UFFD_FLAGS,
     VM_UFFD_MISSING,
@@ -337,6 +338,8 @@ def refused_fill(m: Machine, vma: Vma, start: int, length: int, fill: Fill) -> i
     if start + length > vma.end or not vma.uffd:
         return -ENOENT
     if fill.protects and not vma.flags & VM_UFFD_WP:
+        return -EINVAL
+    if vma.flags & VM_HUGETLB and (fill.kind == "zeros" or (start | length) % vma.huge_size):
         return -EINVAL
     if fill.kind == "continue" and (not vma.file or m.files[vma.file].kind != "shmem"):
         return -EINVAL
