@@ -14,8 +14,6 @@ from zaplock.programs.spaces import UNREGISTER
 from zaplock.programs.text import descriptor, field, number
 from zaplock.protocols import uffd_range
 
-NAME = "anon_inode:[userfaultfd]"
-
 
 class Elsewhere(ValueError):
     """A userfaultfd watches another process's memory; `str` says what of it is not recorded."""

@@ -27,6 +27,7 @@ from zaplock.programs.calls import (
     limit_machine,
     mmap_call,
     numbers,
+    set_hard_limit,
     set_limit,
     unknown_target,
 )
@@ -58,6 +59,7 @@ UNMODELLED = {
 
 
 _NARROW = 32
+_RESOURCES = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -214,8 +216,9 @@ class StraceReplay:
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:
-            names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
-            set_limit(self.world, live, names.get(note.name, 0), note.value)
+            name, _, kind = note.name.partition("_")
+            resource = _RESOURCES.get(name, 0)
+            (set_hard_limit if kind else set_limit)(self.world, live, resource, note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:

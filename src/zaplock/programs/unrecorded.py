@@ -40,6 +40,7 @@ from zaplock.programs.calls import (
     pidfd_owner,
     shmat_call,
 )
+from zaplock.programs.huge_places import PLACED_FOR_HUGE_PAGES, placed_for_huge_pages
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
     WIDE,
@@ -331,6 +332,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
     """Yield what the call may be beside what was assumed; each is undone by the caller."""
     if call.name == "mmap" and call.result >= 0:
         yield from _other_mmaps(world, live, call)
+    if call.name in PLACED_FOR_HUGE_PAGES and call.result > 0:
+        yield lambda: placed_for_huge_pages(world, live, call)
     if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
         yield lambda: _without_names(world, live, call)
     if call.name == "ioctl" and call.result == 0:
