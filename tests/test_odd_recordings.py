@@ -236,6 +236,12 @@ def test_32_bit_calls_of_a_64_bit_program_are_compared_but_for_where_they_map(
     fixed = "100 mmap2(0x10000000, 4096, 3, 50, -1, 0) = 0x10000000\n"
     first = f"{EXEC}100 {ONE}\n{NARROW}"
     assert ruled(tmp_path, f"{first}{fixed}{low}{WIDE}100 {TWO}\n") == (3, 0, 1)
+    old = fixed.replace("mmap2", "old_mmap")  # strace 4's name
+    assert ruled(tmp_path, f"{first}{old}{WIDE}100 {TWO}\n") == (3, 0, 0)
+    in_another_file = first.replace(NARROW, "")  # -o: strace says of no width there
+    heap = "100 brk(NULL) = 0x555555556000\n100 brk(NULL) = 0x55556000\n"
+    assert ruled(tmp_path, f"{in_another_file}{fixed}{low}{heap}100 {TWO}\n") == (5, 0, 1)
+    assert ruled(tmp_path, f"{in_another_file}{heap}") == (2, 0, 1)
     assert ruled(tmp_path, f"{first}100 munmap(0xf7fc5000, 4096) = -1 EINVAL (x)\n") == (1, 1, 0)
     assert ruled(tmp_path, f"{first}{WIDE}100 {WRONG}\n") == (1, 1, 0)
 
@@ -379,3 +385,14 @@ def test_the_recorder_follows_a_32_bit_program(
         "setrlimit(RLIMIT_MEMLOCK, {rlim_cur=4096",
     ):
         assert f" {call}" in recorded
+
+
+def test_a_recording_given_without_its_option_is_told_which_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.strace"
+    path.write_text(f"{BEGIN}100 {ONE}\n")
+    assert main(["oracle", str(path)]) == 2
+    assert f"zaplock oracle --strace {path}" in capsys.readouterr().err
+    assert main(["oracle", "ls"]) == 2
+    assert "zaplock oracle --trace -- PROGRAM" in capsys.readouterr().err

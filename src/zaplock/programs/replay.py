@@ -48,12 +48,20 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
-from zaplock.programs.spaces import NEW, Fork, Item, TracedSpace, is_of_monitor, spaces_of
+from zaplock.programs.spaces import (
+    NEW,
+    OF_32_BITS,
+    Fork,
+    Item,
+    TracedSpace,
+    is_of_monitor,
+    spaces_of,
+)
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
 from zaplock.protocols.placement import huge_size_of
 
 UNMODELLED = {
-    "map_shadow_stack", "uselib", "mmap2", "old_mmap",
+    "map_shadow_stack", "uselib", *OF_32_BITS,
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -120,6 +128,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.sees_narrow_calls = bool(names & OF_32_BITS)
         self.world.has_narrow_calls = recording.has_narrow_calls
         self.world.sees_execs = recording.is_own or bool(names & set(EXECS))
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
@@ -255,9 +264,8 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
-        is_narrow = live.known.limits.is_narrow or call.pid in live.known.crossing
-        if call.name == "mmap2" and is_narrow:  # strace shows bytes in it, too
-            call = call._replace(name="mmap")
+        if call.name in OF_32_BITS and (live.known.limits.is_narrow or self.world.sees_execs):
+            return self._judge_narrow_mmap(live, call._replace(name="mmap"))
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
@@ -285,6 +293,18 @@ class StraceReplay:
         if call.name not in CALLS:
             return self._without_model(live, call)
         return self._compare(live, call)
+
+    def _judge_narrow_mmap(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        """Judge an mmap whose name alone tells that it is a 32-bit one; strace shows bytes in it.
+
+        With -o what strace says of a change of width stands elsewhere.
+        """
+        before = live.known.crossing
+        if not live.known.limits.is_narrow:
+            live.known = replace(live.known, crossing=before | {call.pid})
+        ruling = self._judge(live, call)
+        live.known = replace(live.known, crossing=before)
+        return ruling
 
     def _lose(self, live: LiveSpace, call: TracedCall, why: str) -> Ruling:
         """Refuse a call that may have done anything to the maps, and all that comes after it."""

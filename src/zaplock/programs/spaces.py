@@ -267,6 +267,8 @@ def is_of_monitor(call: TracedCall) -> bool:
     return asks and file_of(call.arguments[0]) in ("", MONITOR)
 
 
+OF_32_BITS = frozenset({"mmap2", "old_mmap"})
+"""Calls that 32-bit programs alone have, and that are mmap."""
 MONITOR = "anon_inode:[userfaultfd]"
 UNREGISTER = "UFFDIO_UNREGISTER"
 
