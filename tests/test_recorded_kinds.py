@@ -360,3 +360,12 @@ def test_what_is_no_userfaultfd_watches_nothing(tmp_path: Path) -> None:
     asked = "UFFDIO_REGISTER, {range={start=0x7ffff7efe000, len=0x1000}, mode=0x1}"
     text = f"100 {ONE}\n100 ioctl(3<anon_inode:[eventfd]>, {asked}) = -1 ENOTTY (x)\n"
     assert ruled(tmp_path, text) == (1, 0, 0)
+
+
+def test_a_userfaultfd_that_there_is_not_watches_nothing(tmp_path: Path) -> None:
+    """Who may not make one may ask all the same. Only zaplock's recorder shows every path."""
+    asked = "UFFDIO_REGISTER, {range={start=0x7ffff7efe000, len=0x1000}, mode=0x1}"
+    seen = f"100 {ONE}\n# pid: 100\n# anon: 7ffff7efe000-7ffff7f00000\n"
+    text = f"{seen}100 ioctl(-1, {asked}) = -1 "
+    assert ruled(tmp_path, f"{text}EBADF (x)\n") == (2, 0, 0)
+    assert ruled(tmp_path, f"{text}EINVAL (x)\n") == (1, 1, 0)

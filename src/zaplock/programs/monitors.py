@@ -6,6 +6,7 @@ it asks. Its ranges are let go when it is closed, or rather its last copy; that 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
@@ -41,6 +42,8 @@ def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bo
 
     `watches_any`: the userfaultfd may watch any mapping (UFFD_FEATURE_WP_ASYNC).
     """
+    if world.is_closed(call.arguments[0]):
+        return -errno.EBADF
     file = _monitor_of(live, call)
     owner = dict(live.known.monitors).get(file)
     if owner is None:
