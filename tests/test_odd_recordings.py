@@ -13,7 +13,7 @@ from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, built,
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.programs import parser
+from zaplock.programs import parser, ptrace
 from zaplock.programs.replay import StraceReplay
 
 FREE = "munmap(0x7ffff7efe000, 8192)"
@@ -396,3 +396,24 @@ def test_a_recording_given_without_its_option_is_told_which_it_needs(
     assert f"zaplock oracle --strace {path}" in capsys.readouterr().err
     assert main(["oracle", "ls"]) == 2
     assert "zaplock oracle --trace -- PROGRAM" in capsys.readouterr().err
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
+@pytest.mark.parametrize("every", [[], ["--every-call"]])
+def test_who_asks_for_x32_where_there_is_none_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: list[str]
+) -> None:
+    """Each of its calls is ENOSYS; where the kernel has them, nobody has read them."""
+    program = built(
+        tmp_path,
+        "#define _GNU_SOURCE\n#include <sys/mman.h>\n#include <unistd.h>\n"
+        "int main(void) {\n"
+        "  long r = syscall(0x40000000 | 9, 0, 4096, 3, 0x22, -1, 0);\n"
+        "  return mmap(0, 4096, 3, 0x22, -1, 0) == MAP_FAILED || (r > 0 && r < 4096);\n}\n",
+    )
+    assert main(["oracle", "--trace", *every, "--", str(program)]) == 0
+    told = "runs in x32 mode, of which this recording has no calls"
+    shown = capsys.readouterr().out
+    assert (told in shown) == ptrace.has_x32()
+    assert ("0 calls refused" in shown) != ptrace.has_x32()

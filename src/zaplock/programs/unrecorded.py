@@ -335,9 +335,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
     if call.name == "mmap" and call.result >= 0:
         yield from _other_mmaps(world, live, call)
     if call.name == "brk" and (world.sees_narrow_calls or call.pid in live.known.crossing):
-        yield (
-            lambda: CALLS["brk"](world, live, call) & _WORD
-        )  # strace cuts what 32-bit calls return
+        # strace cuts what 32-bit calls return
+        yield lambda: CALLS["brk"](world, live, call) & _WORD
     if call.name in PLACED_FOR_HUGE_PAGES and call.result > 0:
         yield lambda: placed_for_huge_pages(world, live, call)
     if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
