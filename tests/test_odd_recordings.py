@@ -238,6 +238,10 @@ def test_32_bit_calls_of_a_64_bit_program_are_compared_but_for_where_they_map(
     assert ruled(tmp_path, f"{first}{fixed}{low}{WIDE}100 {TWO}\n") == (3, 0, 1)
     old = fixed.replace("mmap2", "old_mmap")  # strace 4's name
     assert ruled(tmp_path, f"{first}{old}{WIDE}100 {TWO}\n") == (3, 0, 0)
+    attached = "100 shmget(0, 8192, 0600) = 7\n100 shmat(7, NULL, 0) = 0xf7fc5000\n"
+    end = END + "# end: f7fc5000-f7fc7000 rw-s 00000000 00:01 7 /SYSV00000000 (deleted)\n"
+    verdict = replay(tmp_path, f"{first}{attached}{WIDE}# pid: 100\n{end}{UNCHANGED}")
+    assert (verdict.agreeing, len(verdict.refused), verdict.differing_maps) == (1, 1, [])
     in_another_file = first.replace(NARROW, "")  # -o: strace says of no width there
     heap = "100 brk(NULL) = 0x555555556000\n100 brk(NULL) = 0x55556000\n"
     assert ruled(tmp_path, f"{in_another_file}{fixed}{low}{heap}100 {TWO}\n") == (5, 0, 1)

@@ -369,3 +369,10 @@ def test_a_userfaultfd_that_there_is_not_watches_nothing(tmp_path: Path) -> None
     text = f"{seen}100 ioctl(-1, {asked}) = -1 "
     assert ruled(tmp_path, f"{text}EBADF (x)\n") == (2, 0, 0)
     assert ruled(tmp_path, f"{text}EINVAL (x)\n") == (1, 1, 0)
+
+
+def test_a_segment_may_be_attached_though_its_address_could_not_be_told(tmp_path: Path) -> None:
+    """A 32-bit shmat puts its result into memory, which comes too late to undo it (EFAULT)."""
+    made = "100 shmget(IPC_PRIVATE, 8192, 0600) = 7\n100 shmat(7, NULL, 0) = "
+    assert ruled(tmp_path, f"{made}-1 EFAULT (x)\n100 {TWO}\n100 {ONE}\n") == (1, 0, 2)
+    assert ruled(tmp_path, f"{made}-1 EACCES (x)\n100 {ONE}\n") == (1, 1, 0)

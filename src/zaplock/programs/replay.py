@@ -10,6 +10,7 @@ their beginnings and ends allow are tried until one explains every result.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -436,6 +437,10 @@ class StraceReplay:
 
     def _placed(self, live: LiveSpace, call: TracedCall) -> bool:
         """Map at the place that the kernel chose."""
+        if call.name == "shmat":
+            told = (call.arguments[0], hex(call.result), *call.arguments[2:])
+            with suppress(ValueError):  # a segment of which nothing is known
+                return CALLS["shmat"](self.world, live, call._replace(arguments=told)) >= 0
         if call.name != "mmap":
             return False
         return mmap_call(self.world, live, call, call.result) == call.result
@@ -500,6 +505,8 @@ def _unseen(call: TracedCall) -> str:
     """Return why what differs from here on may come of what a call has set up, "" for others."""
     if call.name == "io_uring_setup" and 0 <= call.result < UNKNOWN:
         return "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
+    if call.name == "shmat" and call.result == -errno.EFAULT:  # by ipc, of 32-bit calls
+        return "where a segment lies whose address could not be told is not in the recording"
     with suppress(ValueError, IndexError):  # most options have no number here
         of_mm = call.name == "prctl" and number(call.arguments[0]) == CONSTANTS["PR_SET_MM"]
         if of_mm and call.result == 0:
