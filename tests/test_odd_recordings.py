@@ -13,7 +13,7 @@ from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, built,
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.programs import parser
+from zaplock.programs import parser, ptrace
 from zaplock.programs.replay import StraceReplay
 
 FREE = "munmap(0x7ffff7efe000, 8192)"
@@ -236,6 +236,16 @@ def test_32_bit_calls_of_a_64_bit_program_are_compared_but_for_where_they_map(
     fixed = "100 mmap2(0x10000000, 4096, 3, 50, -1, 0) = 0x10000000\n"
     first = f"{EXEC}100 {ONE}\n{NARROW}"
     assert ruled(tmp_path, f"{first}{fixed}{low}{WIDE}100 {TWO}\n") == (3, 0, 1)
+    old = fixed.replace("mmap2", "old_mmap")  # strace 4's name
+    assert ruled(tmp_path, f"{first}{old}{WIDE}100 {TWO}\n") == (3, 0, 0)
+    attached = "100 shmget(0, 8192, 0600) = 7\n100 shmat(7, NULL, 0) = 0xf7fc5000\n"
+    end = END + "# end: f7fc5000-f7fc7000 rw-s 00000000 00:01 7 /SYSV00000000 (deleted)\n"
+    verdict = replay(tmp_path, f"{first}{attached}{WIDE}# pid: 100\n{end}{UNCHANGED}")
+    assert (verdict.agreeing, len(verdict.refused), verdict.differing_maps) == (1, 1, [])
+    in_another_file = first.replace(NARROW, "")  # -o: strace says of no width there
+    heap = "100 brk(NULL) = 0x555555556000\n100 brk(NULL) = 0x55556000\n"
+    assert ruled(tmp_path, f"{in_another_file}{fixed}{low}{heap}100 {TWO}\n") == (5, 0, 1)
+    assert ruled(tmp_path, f"{in_another_file}{heap}") == (2, 0, 1)
     assert ruled(tmp_path, f"{first}100 munmap(0xf7fc5000, 4096) = -1 EINVAL (x)\n") == (1, 1, 0)
     assert ruled(tmp_path, f"{first}{WIDE}100 {WRONG}\n") == (1, 1, 0)
 
@@ -379,3 +389,35 @@ def test_the_recorder_follows_a_32_bit_program(
         "setrlimit(RLIMIT_MEMLOCK, {rlim_cur=4096",
     ):
         assert f" {call}" in recorded
+
+
+def test_a_recording_given_without_its_option_is_told_which_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.strace"
+    path.write_text(f"{BEGIN}100 {ONE}\n")
+    assert main(["oracle", str(path)]) == 2
+    assert f"zaplock oracle --strace {path}" in capsys.readouterr().err
+    assert main(["oracle", "ls"]) == 2
+    assert "zaplock oracle --trace -- PROGRAM" in capsys.readouterr().err
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
+@pytest.mark.parametrize("every", [[], ["--every-call"]])
+def test_who_asks_for_x32_where_there_is_none_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], every: list[str]
+) -> None:
+    """Each of its calls is ENOSYS; where the kernel has them, nobody has read them."""
+    program = built(
+        tmp_path,
+        "#define _GNU_SOURCE\n#include <sys/mman.h>\n#include <unistd.h>\n"
+        "int main(void) {\n"
+        "  long r = syscall(0x40000000 | 9, 0, 4096, 3, 0x22, -1, 0);\n"
+        "  return mmap(0, 4096, 3, 0x22, -1, 0) == MAP_FAILED || (r > 0 && r < 4096);\n}\n",
+    )
+    assert main(["oracle", "--trace", *every, "--", str(program)]) == 0
+    told = "runs in x32 mode, of which this recording has no calls"
+    shown = capsys.readouterr().out
+    assert (told in shown) == ptrace.has_x32()
+    assert ("0 calls refused" in shown) != ptrace.has_x32()

@@ -307,3 +307,72 @@ def test_seals_of_a_memfd_are_followed(tmp_path: Path) -> None:
     )
     assert ruled(tmp_path, text) == (4, 0, 0)
     assert ruled(tmp_path, text.replace("F_SEAL_WRITE", "F_SEAL_GROW"))[0] < 4
+
+
+@pytest.mark.parametrize(
+    ("hard", "result"), [("0", "-1 ENOMEM (x)"), ("RLIM64_INFINITY", "0x7ffff7efe000")]
+)
+def test_where_the_limit_of_data_is_0_the_hard_one_counts(
+    tmp_path: Path, hard: str, result: str
+) -> None:
+    """Valgrind sets it to 0 (may_expand_vm)."""
+    limited = f"100 prlimit64(0, RLIMIT_DATA, {{rlim_cur=0, rlim_max={hard}}}, NULL) = 0\n"
+    call = f"100 {MAPPED} = "
+    assert ruled(tmp_path, f"{limited}{call}{result}\n")[:2] == (2, 0)
+    noted = BEGIN + "# limit: as unlimited\n# limit: data 0\n# limit: data_hard 0\n"
+    noted += "# limit: mappings 65530\n# limit: memory unlimited\n"
+    others = "100 prlimit64(0, RLIMIT_STACK, NULL, 0x7fff) = 0\n"
+    assert ruled(tmp_path, f"{others}{call}-1 ENOMEM (x)\n", noted) == (2, 0, 0)
+    assert ruled(tmp_path, f"{others}{call}0x7ffff7efe000\n", noted) == (1, 1, 0)
+
+
+SHARED = "MAP_SHARED|MAP_ANONYMOUS, -1, 0"
+MEMORY = '100 memfd_create("x", 0) = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("call", "aligned", "another"),
+    [
+        (f"mmap(NULL, 4194304, PROT_READ, {SHARED})", 0x7FFFF7A00000, 0x7FFFF7800000),
+        ("mmap(NULL, 4194304, 1, MAP_SHARED, 3</memfd:x>, 0x5000)", 0x7FFFF7A05000, 0x7FFFF7A00000),
+        ("mmap(NULL, 4194304, 1, MAP_PRIVATE, 3</memfd:x>, 0)", 0x7FFFF7A00000, 0x7FFFF7A01000),
+        ("shmat(7, NULL, 0)", 0x7FFFF7A00000, 0x7FFFF7800000),
+    ],
+)
+def test_shared_memory_may_be_placed_for_huge_pages(
+    tmp_path: Path, call: str, aligned: int, another: int
+) -> None:
+    """Whether it is (shmem_enabled) nothing tells; it is there, or just below what lies above."""
+    made = f"{MEMORY}100 shmget(IPC_PRIVATE, 4194304, 0600) = 7\n"
+    just_below = 0x7FFFF7F00000 - 4194304
+    for place, rulings in ((aligned, (1, 0)), (just_below, (1, 0)), (another, (0, 1))):
+        assert ruled(tmp_path, f"{made}100 {call} = {place:#x}\n")[:2] == rulings
+
+
+def test_shared_memory_that_grows_may_be_placed_for_huge_pages(tmp_path: Path) -> None:
+    small = f"100 mmap(0x10000000, 4096, 3, MAP_FIXED|{SHARED}) = 0x10000000\n"
+    grows = "100 mremap(0x10000000, 4096, 4194304, MREMAP_MAYMOVE) = "
+    for place, rulings in (("0x7ffff7a00000", (2, 0)), ("0x7ffff7800000", (1, 1))):
+        assert ruled(tmp_path, f"{small}{grows}{place}\n")[:2] == rulings
+
+
+def test_what_is_no_userfaultfd_watches_nothing(tmp_path: Path) -> None:
+    asked = "UFFDIO_REGISTER, {range={start=0x7ffff7efe000, len=0x1000}, mode=0x1}"
+    text = f"100 {ONE}\n100 ioctl(3<anon_inode:[eventfd]>, {asked}) = -1 ENOTTY (x)\n"
+    assert ruled(tmp_path, text) == (1, 0, 0)
+
+
+def test_a_userfaultfd_that_there_is_not_watches_nothing(tmp_path: Path) -> None:
+    """Who may not make one may ask all the same. Only zaplock's recorder shows every path."""
+    asked = "UFFDIO_REGISTER, {range={start=0x7ffff7efe000, len=0x1000}, mode=0x1}"
+    seen = f"100 {ONE}\n# pid: 100\n# anon: 7ffff7efe000-7ffff7f00000\n"
+    text = f"{seen}100 ioctl(-1, {asked}) = -1 "
+    assert ruled(tmp_path, f"{text}EBADF (x)\n") == (2, 0, 0)
+    assert ruled(tmp_path, f"{text}EINVAL (x)\n") == (1, 1, 0)
+
+
+def test_a_segment_may_be_attached_though_its_address_could_not_be_told(tmp_path: Path) -> None:
+    """A 32-bit shmat puts its result into memory, which comes too late to undo it (EFAULT)."""
+    made = "100 shmget(IPC_PRIVATE, 8192, 0600) = 7\n100 shmat(7, NULL, 0) = "
+    assert ruled(tmp_path, f"{made}-1 EFAULT (x)\n100 {TWO}\n100 {ONE}\n") == (1, 0, 2)
+    assert ruled(tmp_path, f"{made}-1 EACCES (x)\n100 {ONE}\n") == (1, 1, 0)

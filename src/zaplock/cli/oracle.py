@@ -12,6 +12,9 @@ that the exhaustive engine allows. --kernel judges by another kernel, in QEMU, u
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
+from typing import NoReturn
 
 from zaplock.cli._oracle_campaign import run_campaign, say_next
 from zaplock.cli._oracle_recorded import record_and_replay, replay_recorded
@@ -23,6 +26,7 @@ from zaplock.cli._output_files import require_files, require_folders
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError
 from zaplock.oracle.themes import THEMES
+from zaplock.untrusted_names import shell_word
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(script(), end="")
         return 0
     if args.command:
-        raise UserError(f"{args.command[0]!r} is for --trace: zaplock oracle --trace -- PROGRAM")
+        _refuse_command(args.command[0])
     if args.strace:
         return replay_recorded(args.strace, args.json)
     if args.replay:
@@ -122,6 +126,14 @@ def run(args: argparse.Namespace) -> int:
             print_report(report, args.coverage)
         say_next(report, args)
     return 0 if report.agrees else 1
+
+
+def _refuse_command(first: str) -> NoReturn:
+    """Raise UserError for what stands there without an option: a recording, or a program."""
+    if Path(first).is_file() and not os.access(first, os.X_OK):
+        how = f"is it a recording? zaplock oracle --strace {shell_word(first)}"
+        raise UserError(f"{first!a} needs an option: {how}")
+    raise UserError(f"{first!a} is for --trace: zaplock oracle --trace -- PROGRAM")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:

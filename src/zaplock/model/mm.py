@@ -34,7 +34,8 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
     `legacy_base`: where the search upwards begins where `mmap_base` leaves no room (0: none).
     `implies_exec`: what may be read may be executed (the personality READ_IMPLIES_EXEC).
-    `task_size`: of a 32-bit program on x86-64 `NARROW_TASK_SIZE`.
+    `task_size`: of a 32-bit program on x86-64 `NARROW_TASK_SIZE`. `rlimit_data_hard`: what binds
+    where `rlimit_data` is 0.
     """
 
     task_size: int = TASK_SIZE_4_LEVELS
@@ -44,6 +45,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     max_map_count: int = 65530
     rlimit_as: int = 1 << 63
     rlimit_data: int = 1 << 63
+    rlimit_data_hard: int = 1 << 63
     rlimit_memlock: int = 1 << 63
     rlimit_stack: int = 8 << 20
     stack_guard_gap: int = 256 << 12

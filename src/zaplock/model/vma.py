@@ -528,14 +528,15 @@ def account_parts(space: Mm, flags: int, file: int, nr_pages: int) -> None:
 def fits_limits(space: Mm, flags: int, nr_pages: int) -> bool:
     """Return whether RLIMIT_AS and RLIMIT_DATA allow more pages (may_expand_vm).
 
-    RLIMIT_DATA 0 is taken for no limit, as Valgrind needs it.
+    Where RLIMIT_DATA is 0 its hard limit counts, as Valgrind needs it.
     """
     limits = space.limits
     if space.count("total_vm") + nr_pages > limits.rlimit_as >> PAGE_SHIFT:
         return False
-    if flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) != VM_WRITE or not limits.rlimit_data:
+    if flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) != VM_WRITE:
         return True
-    return space.count("data_vm") + nr_pages <= limits.rlimit_data >> PAGE_SHIFT
+    most = limits.rlimit_data or limits.rlimit_data_hard
+    return space.count("data_vm") + nr_pages <= most >> PAGE_SHIFT
 
 
 def reusable_anon_vma(m: Machine, space: Mm, vma: Vma) -> int:

@@ -286,9 +286,14 @@ def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> 
     """Set a limit; whether it binds who may lock memory at all is told by the next mlock."""
     name = _RLIMITS.get(resource)
     if name:
-        soft = min(soft, 1 << 63)
-        world.limit(live, **{name: soft})
+        world.limit(live, **{name: min(soft, 1 << 63)})
         live.known = replace(live.known, given=live.known.given | {name})
+
+
+def set_hard_limit(world: StraceWorld, live: LiveSpace, resource: int, hard: int) -> None:
+    """Set a hard limit, where it decides about memory: that of RLIMIT_DATA does."""
+    if resource == CONSTANTS["RLIMIT_DATA"]:
+        world.limit(live, rlimit_data_hard=min(hard, 1 << 63))
 
 
 def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
@@ -323,6 +328,8 @@ def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
         if not soft:
             raise NotRecorded("which limit was set is not in the recording")
         set_limit(world, live, resource, number(soft))
+        if hard := field(told, "rlim_max"):
+            set_hard_limit(world, live, resource, number(hard))
     return call.result
 
 

@@ -11,6 +11,7 @@ from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.file_tables import FileTables
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
+from zaplock.programs.spaces import MONITOR
 from zaplock.programs.text import CONSTANTS, descriptor, field, number, quoted, without_comments
 
 
@@ -49,7 +50,7 @@ def _path_of(call: TracedCall) -> str:
     if call.name == "pidfd_open":
         return f"pid:{''.join(call.arguments[:1]).split('<')[0]}"
     if call.name not in _PATHS:
-        return monitors.NAME
+        return MONITOR
     path = UNKNOWN_NAME  # -e raw: where it lies
     with suppress(ValueError, IndexError):
         path = quoted(call.arguments[_PATHS[call.name]])

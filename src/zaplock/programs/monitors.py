@@ -6,6 +6,7 @@ it asks. Its ranges are let go when it is closed, or rather its last copy; that 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
@@ -13,8 +14,6 @@ from zaplock.programs.recording import TracedCall
 from zaplock.programs.spaces import UNREGISTER
 from zaplock.programs.text import descriptor, field, number
 from zaplock.protocols import uffd_range
-
-NAME = "anon_inode:[userfaultfd]"
 
 
 class Elsewhere(ValueError):
@@ -43,6 +42,8 @@ def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bo
 
     `watches_any`: the userfaultfd may watch any mapping (UFFD_FEATURE_WP_ASYNC).
     """
+    if world.is_closed(call.arguments[0]):
+        return -errno.EBADF
     file = _monitor_of(live, call)
     owner = dict(live.known.monitors).get(file)
     if owner is None:

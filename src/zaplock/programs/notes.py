@@ -81,7 +81,7 @@ def _of_memory(tid: int, number: int) -> tuple[int | None, int]:
         if copy < 0:
             return None, 0
         try:
-            size = os.fstat(copy).st_blksize
+            size = os.fstatvfs(copy).f_bsize  # st_blksize is tmpfs' wish for huge pages, too
             return fcntl.fcntl(copy, _F_GET_SEALS), size if size >= f.PMD_SIZE else 0
         except OSError:
             return None, 0
@@ -176,13 +176,15 @@ def privileges(tid: int) -> list[str]:
 
 
 def limits(tid: int) -> list[str]:
-    """Write the limits of a thread's process."""
-    return [
-        f"# limit: {name} {line[26:].split()[0]}"
-        for line in read_text(f"/proc/{tid}/limits").splitlines()
-        for told, name in _LIMITS.items()
-        if line.startswith(told)
-    ]
+    """Write the limits of a thread's process, of its data the hard one, too."""
+    found = []
+    for line in read_text(f"/proc/{tid}/limits").splitlines():
+        for told, name in _LIMITS.items():
+            if line.startswith(told):
+                soft, hard = line[26:].split()[:2]
+                found.append(f"# limit: {name} {soft}")
+                found += [f"# limit: {name}_hard {hard}"] if name == "data" else []
+    return found
 
 
 def capabilities(tid: int) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import struct
 from typing import NamedTuple
@@ -76,6 +77,15 @@ def registers(tid: int) -> Registers:
     result = rax - (1 << 64) if rax >> 63 else rax
     narrow = tuple(word & 0xFFFF_FFFF for word in (rbx, rcx, rdx, rsi, rdi, rbp))
     return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result, narrow)
+
+
+@functools.cache
+def has_x32() -> bool:
+    """Return whether this kernel has calls of x32; without, each of them is ENOSYS."""
+    return int(_libc.syscall(X32_BIT | _GETPID)) > 0
+
+
+_GETPID = 39
 
 
 def read_memory(tid: int, address: int, length: int) -> bytes:

@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from zaplock.model import flags as f
 from zaplock.model.store import RangeMap, Store
 from zaplock.oracle import ring
 from zaplock.programs import notes, spelling
@@ -202,10 +203,24 @@ class RecordingWriter:
         return self._written[mm]
 
     def _forget_written(self, thread: TracedThread, result: int) -> None:
-        """What a call has mapped, moved or unmapped is new: its pages have to be seen again."""
-        address, length, new_length = thread.arguments[:3]
+        """What a call has mapped, moved or unmapped is new: its pages have to be seen again.
+
+        A mapping that is cut, protected or named keeps its anon_vma; segments never have one.
+        """
         known = self._known(thread.mm)
-        for low in (address, result if result > 0 else 0):
-            high = min(low + max(length, new_length) + 4096, ring.TASK_SIZE)
+        address, length, new_length = thread.arguments[:3]
+        placed = max(result, 0)
+        if thread.name == "brk":  # there may have been memory behind the new end
+            end = f.page_align(placed)
+            run = known.run_at(end)
+            spans = [(end, run[1] - end)] if run else []
+        elif thread.name in ("mmap", "munmap"):
+            spans = [(placed or address, length)]
+        elif thread.name == "mremap":
+            spans = [(address, length), (placed, new_length)]
+        else:
+            return
+        for start, size in spans:
+            low, high = start & -f.PAGE_SIZE, min(f.page_align(start + size), ring.TASK_SIZE)
             if low < high:
-                known.clear(low & -4096, high)
+                known.clear(low, high)

@@ -10,6 +10,7 @@ their beginnings and ends allow are tried until one explains every result.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from zaplock.programs.calls import (
     limit_machine,
     mmap_call,
     numbers,
+    set_hard_limit,
     set_limit,
     unknown_target,
 )
@@ -47,17 +49,26 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
-from zaplock.programs.spaces import NEW, Fork, Item, TracedSpace, is_of_monitor, spaces_of
+from zaplock.programs.spaces import (
+    NEW,
+    OF_32_BITS,
+    Fork,
+    Item,
+    TracedSpace,
+    is_of_monitor,
+    spaces_of,
+)
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
 from zaplock.protocols.placement import huge_size_of
 
 UNMODELLED = {
-    "map_shadow_stack", "uselib", "mmap2", "old_mmap",
+    "map_shadow_stack", "uselib", *OF_32_BITS,
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
 
 _NARROW = 32
+_RESOURCES = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -118,6 +129,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.sees_narrow_calls = bool(names & OF_32_BITS)
         self.world.has_narrow_calls = recording.has_narrow_calls
         self.world.sees_execs = recording.is_own or bool(names & set(EXECS))
         self.world.sees_paths = self.knows_writes  # zaplock's own recorder writes them all
@@ -214,8 +226,9 @@ class StraceReplay:
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:
-            names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
-            set_limit(self.world, live, names.get(note.name, 0), note.value)
+            name, _, kind = note.name.partition("_")
+            resource = _RESOURCES.get(name, 0)
+            (set_hard_limit if kind else set_limit)(self.world, live, resource, note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
@@ -252,9 +265,8 @@ class StraceReplay:
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
         if call.cut in NEVER_MADE:
             return Ruling("refused", call, call.cut)
-        is_narrow = live.known.limits.is_narrow or call.pid in live.known.crossing
-        if call.name == "mmap2" and is_narrow:  # strace shows bytes in it, too
-            call = call._replace(name="mmap")
+        if call.name in OF_32_BITS and (live.known.limits.is_narrow or self.world.sees_execs):
+            return self._judge_narrow_mmap(live, call._replace(name="mmap"))
         if call.name == "ioctl" and call.arguments[1:2] == (NEW,):
             opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
@@ -282,6 +294,18 @@ class StraceReplay:
         if call.name not in CALLS:
             return self._without_model(live, call)
         return self._compare(live, call)
+
+    def _judge_narrow_mmap(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        """Judge an mmap whose name alone tells that it is a 32-bit one; strace shows bytes in it.
+
+        With -o what strace says of a change of width stands elsewhere.
+        """
+        before = live.known.crossing
+        if not live.known.limits.is_narrow:
+            live.known = replace(live.known, crossing=before | {call.pid})
+        ruling = self._judge(live, call)
+        live.known = replace(live.known, crossing=before)
+        return ruling
 
     def _lose(self, live: LiveSpace, call: TracedCall, why: str) -> Ruling:
         """Refuse a call that may have done anything to the maps, and all that comes after it."""
@@ -413,6 +437,10 @@ class StraceReplay:
 
     def _placed(self, live: LiveSpace, call: TracedCall) -> bool:
         """Map at the place that the kernel chose."""
+        if call.name == "shmat":
+            told = (call.arguments[0], hex(call.result), *call.arguments[2:])
+            with suppress(ValueError):  # a segment of which nothing is known
+                return CALLS["shmat"](self.world, live, call._replace(arguments=told)) >= 0
         if call.name != "mmap":
             return False
         return mmap_call(self.world, live, call, call.result) == call.result
@@ -477,6 +505,8 @@ def _unseen(call: TracedCall) -> str:
     """Return why what differs from here on may come of what a call has set up, "" for others."""
     if call.name == "io_uring_setup" and 0 <= call.result < UNKNOWN:
         return "what its io_uring is asked to do (IORING_OP_MADVISE) is not in the recording"
+    if call.name == "shmat" and call.result == -errno.EFAULT:  # by ipc, of 32-bit calls
+        return "where a segment lies whose address could not be told is not in the recording"
     with suppress(ValueError, IndexError):  # most options have no number here
         of_mm = call.name == "prctl" and number(call.arguments[0]) == CONSTANTS["PR_SET_MM"]
         if of_mm and call.result == 0:

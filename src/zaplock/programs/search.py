@@ -79,6 +79,8 @@ class OrderSearch:
     run: Callable[[LiveSpace, Item], Outcome | None]
     child: Callable[[Fork], LiveSpace]
     _held: deque[_Held] = field(default_factory=deque)
+    _child_objected: bool = False
+    """Whether a child's calls have ruled out an order in the last search."""
 
     def take(self, group: Sequence[Item]) -> list[Outcome]:
         """Run a group; return what is settled by now of it and of earlier ones."""
@@ -88,6 +90,7 @@ class OrderSearch:
             return [outcome] if outcome is not None else []
         mark = self.world.mark(self.live)
         taken = self._explained(self.live, group, STEPS, asks_children=True)
+        without_child = self._child_objected
         if taken is None and self._held:
             again = self._explained_with_held(group)
             if again is not None:
@@ -95,7 +98,7 @@ class OrderSearch:
             mark = self.world.mark(self.live)
         if taken is None:
             self.world.undo(self.live, mark)
-            return [*self.settle(), *self._unexplained(group)]
+            return [*self.settle(), *self._unexplained(group, without_child=without_child)]
         self._held.append(_Held(mark, taken))
         return self._slide() if self.has_times else self.settle()
 
@@ -136,10 +139,15 @@ class OrderSearch:
             self.run(self.live, item)
         return None
 
-    def _unexplained(self, group: Sequence[Item]) -> list[Outcome]:
-        """Run a group that differs, or a child of it, in the likeliest order."""
+    def _unexplained(self, group: Sequence[Item], *, without_child: bool) -> list[Outcome]:
+        """Run a group that differs, or a child of it, in the likeliest order.
+
+        `without_child`: there may be an order that a child's calls alone have ruled out.
+        """
         mark = self.world.mark(self.live)
-        taken = self._explained(self.live, group, STEPS, asks_children=False)
+        taken = None
+        if without_child:
+            taken = self._explained(self.live, group, STEPS, asks_children=False)
         if taken is None:
             self.world.undo(self.live, mark)
             if not self.has_times:
@@ -153,7 +161,9 @@ class OrderSearch:
     ) -> Taken | None:
         """Find an order in which every result is explained; None if there is none."""
         descent = _Descent(self, live, self._order(live, group), asks_children=asks_children)
-        return descent.taken if descent.ends_within(steps + len(group)) else None
+        is_found = descent.ends_within(steps + len(group))
+        self._child_objected = descent.child_objected
+        return descent.taken if is_found else None
 
     def _groups(self, live: LiveSpace) -> Iterator[list[Item]]:
         """Cut what a space does into groups that have one order among each other."""
@@ -204,6 +214,7 @@ class _Descent:
     ) -> None:
         self._search, self._live, self._order = search, live, order
         self._asks_children = asks_children
+        self.child_objected = False
         self._trail: list[_Step] = []
         self._dead: dict[Hashable, Reasons] = {}
         self._choices: list[list[Item]] = []
@@ -251,6 +262,7 @@ class _Descent:
             reasons = self._dead[place]
         elif not reasons and self._asks_children and isinstance(item, Fork):
             fault = self._search.childs_fault(self._search.child(item))
+            self.child_objected |= fault is not None
         if place in self._dead or reasons or fault is not None:
             self._order.give_back(item)
             world.undo(self._live, mark)

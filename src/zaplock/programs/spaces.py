@@ -29,7 +29,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.text import CONSTANTS, number, quoted, without_comments
+from zaplock.programs.text import CONSTANTS, file_of, number, quoted, without_comments
 from zaplock.system_calls import CLONES
 
 
@@ -263,9 +263,13 @@ NEW = "USERFAULTFD_IOC_NEW"
 
 def is_of_monitor(call: TracedCall) -> bool:
     """Return whether an ioctl says which range a userfaultfd watches."""
-    return len(call.arguments) > 1 and call.arguments[1] in ("UFFDIO_REGISTER", UNREGISTER)
+    asks = len(call.arguments) > 1 and call.arguments[1] in ("UFFDIO_REGISTER", UNREGISTER)
+    return asks and file_of(call.arguments[0]) in ("", MONITOR)
 
 
+OF_32_BITS = frozenset({"mmap2", "old_mmap"})
+"""Calls that 32-bit programs alone have, and that are mmap."""
+MONITOR = "anon_inode:[userfaultfd]"
 UNREGISTER = "UFFDIO_UNREGISTER"
 
 

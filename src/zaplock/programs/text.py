@@ -16,7 +16,8 @@ CONSTANTS = {
     for name, value in vars(model_flags).items()
     if name.startswith(("MAP_", "PROT_", "MADV_", "MREMAP_", "MCL_")) and isinstance(value, int)
 } | {
-    "NULL": 0, "MAP_FILE": 0, "MLOCK_ONFAULT": 1, "MS_ASYNC": 1, "MS_INVALIDATE": 2, "MS_SYNC": 4,
+    "NULL": 0, "MAP_FILE": 0, "MAP_ANON": 0x20, "MLOCK_ONFAULT": 1,
+    "MS_ASYNC": 1, "MS_INVALIDATE": 2, "MS_SYNC": 4,
     "MAP_HUGE_SHIFT": 26, "PROT_SEM": 8,
     "MAP_HUGE_2MB": 21 << 26, "MAP_HUGE_1GB": 30 << 26, "MAP_UNINITIALIZED": 0x400_0000,
     "RLIM_INFINITY": (1 << 64) - 1, "RLIM64_INFINITY": (1 << 64) - 1,

@@ -183,7 +183,7 @@ class Tracer:
             name, thread.arguments, thread.returns_at = call or ("", regs.arguments, 0)
         else:
             name, thread.arguments = BY_NUMBER.get(regs.number, ""), regs.arguments
-            if regs.number & p.X32_BIT and regs.number > 0:
+            if p.X32_BIT <= regs.number < 2 * p.X32_BIT and p.has_x32():
                 self.writer.unreadable(thread)
         if spelling.is_recorded(name, thread.arguments):
             thread.about_to = name

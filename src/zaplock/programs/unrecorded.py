@@ -32,6 +32,7 @@ import msgspec
 from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import (
+    CALLS,
     hole_above,
     mapped_file,
     mmap_call,
@@ -40,6 +41,7 @@ from zaplock.programs.calls import (
     pidfd_owner,
     shmat_call,
 )
+from zaplock.programs.huge_places import PLACED_FOR_HUGE_PAGES, placed_for_huge_pages
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
     WIDE,
@@ -310,6 +312,7 @@ def _of_width(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -
     return f"where mappings begin for a {widths} program is not in the recording"
 
 
+_WORD = 0xFFFF_FFFF
 PLACED = ("mmap", "mremap", "shmat", "io_setup")
 
 
@@ -331,6 +334,11 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
     """Yield what the call may be beside what was assumed; each is undone by the caller."""
     if call.name == "mmap" and call.result >= 0:
         yield from _other_mmaps(world, live, call)
+    if call.name == "brk" and (world.sees_narrow_calls or call.pid in live.known.crossing):
+        # strace cuts what 32-bit calls return
+        yield lambda: CALLS["brk"](world, live, call) & _WORD
+    if call.name in PLACED_FOR_HUGE_PAGES and call.result > 0:
+        yield lambda: placed_for_huge_pages(world, live, call)
     if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
         yield lambda: _without_names(world, live, call)
     if call.name == "ioctl" and call.result == 0:
@@ -417,8 +425,6 @@ def _without_names(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int
 
 def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """RLIMIT_MEMLOCK binds whoever has not CAP_IPC_LOCK."""
-    from zaplock.programs.calls import CALLS
-
     world.limit(live, can_ipc_lock=False)
     return CALLS[call.name](world, live, call)
 

@@ -15,66 +15,78 @@ from zaplock.model.store import RangeMap
 from zaplock.oracle import ring
 
 _PAGEMAP_SCAN, _PROCMAP_QUERY = 0xC060_6610, 0xC068_6611
-_REGIONS, _FEW, _MOST_HOLES, _SMALL = 2048, 64, 128, 1 << 20
+_REGIONS = 512
+_SMALL = 48 << 12
+"""What can be walked in the time of one more ioctl."""
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
 
+Spans = list[tuple[int, int]]
 
-def written_ranges(tid: int, known: RangeMap[bool]) -> list[tuple[int, int]]:
+
+def written_ranges(tid: int, known: RangeMap[bool]) -> Spans:
     """List where a thread's process has mappings with pages of their own that are not known yet.
 
-    One page tells it of its mapping, so what is known and what is big costs no walk of its pages.
-    Where there are many known parts, or before Linux 6.11, the pages themselves are listed.
+    One page tells it of its mapping, so what is known costs no walk of its pages unless it is
+    small. Before Linux 6.11 the pages themselves are listed.
     """
     with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
-        runs = [(low, high) for low, high, _ in known.overlapping(0, ring.TASK_SIZE)]
-        if len(runs) <= _MOST_HOLES:
-            with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
-                return _written_mappings(pagemap, maps, runs)
-        pages: list[tuple[int, int]] = []
+        scan = Scan(pagemap.fileno())
+        with open(f"/proc/{tid}/maps", "rb", buffering=0) as maps, suppress(OSError):
+            return _written_mappings(scan, maps, known)
+        pages: Spans = []
         begin = 0
         while begin < ring.TASK_SIZE:
-            begin, parts = _scan(pagemap, begin, ring.TASK_SIZE, _REGIONS)
-            pages += parts
-        return beyond(pages, runs)
+            begin, parts = scan.look(begin, ring.TASK_SIZE)
+            for low, high in parts:
+                pages += unknown(known, low, high)
+        return pages
 
 
-def _written_mappings(
-    pagemap: FileIO, maps: FileIO, known: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
+def _written_mappings(scan: Scan, maps: FileIO, known: RangeMap[bool]) -> Spans:
     """List where mappings have pages of their own outside of known ranges, by their first page.
 
-    Small known ranges are walked with what lies around them: that costs less than one more ioctl.
+    Small known ranges are walked with what lies around them.
     """
-    found: list[tuple[int, int]] = []
-    big = [span for span in known if span[1] - span[0] > _SMALL]
-    for low, high in beyond([(0, ring.TASK_SIZE)], big):
-        begin = done = low
+    found: Spans = []
+    low = 0
+    runs = known.overlapping(0, ring.TASK_SIZE)
+    big = [(start, end) for start, end, _ in runs if end - start > _SMALL]
+    for high, after in (*big, (ring.TASK_SIZE, 0)):
+        begin, low = low, after
+        done = begin
         while begin < high:
-            begin, parts = _scan(pagemap, begin, high, _FEW)
-            for start, stop in beyond(parts, known):
-                while max(start, done) < stop:  # it may lie in several mappings
-                    first, last = _mapping_at(maps, max(start, done))
-                    found += beyond([(max(first, done), min(last, high))], known)
-                    done = last
+            begin, parts = scan.look(begin, high)
+            for start, stop in parts:
+                for first, last in unknown(known, max(start, done), stop):
+                    while max(first, done) < last:  # it may lie in several mappings
+                        lowest, end = _mapping_at(maps, max(first, done))
+                        found += unknown(known, max(lowest, done), min(end, high))
+                        done = end
+            begin = max(begin, done)
     return found
 
 
-def _scan(pagemap: FileIO, begin: int, end: int, most: int) -> tuple[int, list[tuple[int, int]]]:
-    """Look for anonymous pages from `begin` on: how far was looked, and where they are.
+class Scan:
+    """Looks for anonymous pages of one process, each time with the same buffers."""
 
-    `most`: 1 for the first page alone, else how many ranges of them.
-    """
-    regions = ctypes.create_string_buffer(24 * most)
-    argument = bytearray(struct.pack(
-        "<12Q", 96, 0, begin, end, 0, ctypes.addressof(regions), most, most == 1,
-        _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
-    ))  # fmt: skip
-    count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
-    parts = [
-        (start, stop) for start, stop, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count])
-    ]
-    walked = struct.unpack_from("<Q", argument, 32)[0] if count == most else end
-    return walked, parts
+    def __init__(self, pagemap: int) -> None:
+        self._pagemap = pagemap
+        regions = ctypes.create_string_buffer(24 * _REGIONS)
+        self._regions = memoryview(regions)
+        self._argument = bytearray(struct.pack(
+            "<12Q", 96, 0, 0, 0, 0, ctypes.addressof(regions), _REGIONS, 0,
+            _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+        ))  # fmt: skip
+
+    def look(self, begin: int, end: int) -> tuple[int, Spans]:
+        """Look from `begin` on: how far was looked, and where there are some."""
+        struct.pack_into("<3Q", self._argument, 16, begin, end, 0)
+        count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, self._argument)
+        if not count:
+            return end, []
+        told = self._regions[: 24 * count]
+        parts = [(start, stop) for start, stop, _ in struct.iter_unpack("<3Q", told)]
+        return struct.unpack_from("<Q", self._argument, 32)[0] if count == _REGIONS else end, parts
 
 
 def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
@@ -85,20 +97,13 @@ def _mapping_at(maps: FileIO, address: int) -> tuple[int, int]:
     return start, end
 
 
-def beyond(spans: list[tuple[int, int]], known: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return what of sorted spans lies in none of the known ones, which are sorted, too."""
-    found = []
-    k = 0
-    for begin, end in spans:
-        low = begin
-        while k < len(known) and known[k][1] <= low:
-            k += 1
-        at = k
-        while at < len(known) and known[at][0] < end:
-            if low < known[at][0]:
-                found.append((low, known[at][0]))
-            low = max(low, known[at][1])
-            at += 1
-        if low < end:
-            found.append((low, end))
+def unknown(known: RangeMap[bool], low: int, high: int) -> Spans:
+    """Return what of a span lies in none of the known ranges."""
+    found: Spans = []
+    for start, end, _ in known.overlapping(low, high):
+        if low < start:
+            found.append((low, start))
+        low = end
+    if low < high:
+        found.append((low, high))
     return found
