@@ -10,7 +10,8 @@ the allowed ones, and nothing follows from one that is not among them.
 What the kernel shows can't judge a model that allows too much: a page whose content goes before its
 mapping does, say, may always have kept it by chance. So a search holds the model to a rule of its
 own, `OLD_CONTENT_OR_SIGSEGV`: a load or a store, looked at alone, gives what it gives in some order
-of whole operations, since each operation changes one page at one moment for all who access it.
+of whole operations, since each operation (but one, `_moments`) changes one page at one moment for
+all who access it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
+from zaplock import advice
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.exhaustive import Search, SearchLimits
@@ -81,6 +83,17 @@ def start(cx: Cx, number: int, op: Op) -> Any:
 def result_of(op: Op, result: int) -> int:
     """Write what a protocol returned as the real side shows it."""
     return -(-result << 16) if op.name in ACCESSES and result < 0 else result
+
+
+def _moments(op: Op) -> tuple[Op, ...]:
+    """Return an operation as those that change a page at one moment each.
+
+    MADV_GUARD_INSTALL zaps what is there and guards then what is empty; in between others find
+    the page empty, and may fill it, which it zaps again (madvise_guard_install, mm/madvise.c).
+    """
+    if op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_GUARD_INSTALL:
+        return Op(op.name, (*op.args[:2], advice.MADV_DONTNEED)), op
+    return (op,)
 
 
 class Interleavings:
@@ -149,36 +162,49 @@ class Interleavings:
 
     def accesses_in_order(self) -> dict[Access, set[int]]:
         """Return what each load and store gives in any order of whole operations."""
+        moments = [
+            [(index, moment) for index, op in enumerate(operations) for moment in _moments(op)]
+            for operations in self.threaded.threads
+        ]
         given: dict[Access, set[int]] = {
             (thread, index): set()
-            for thread, operations in enumerate(self.threaded.threads)
-            for index, op in enumerate(operations)
+            for thread, parts in enumerate(moments)
+            for index, op in parts
             if op.name in ACCESSES
         }
         if given:
             world = self._world()
             world.machine.store.start_journal(hashes=False)
-            self._collect(world, [0] * len(self.threaded.threads), given)
+            self._collect(world, moments, [0] * len(moments), given)
         return given
 
-    def _collect(self, world: World, at: list[int], given: dict[Access, set[int]]) -> None:
+    def _collect(
+        self,
+        world: World,
+        moments: list[list[tuple[int, Op]]],
+        at: list[int],
+        given: dict[Access, set[int]],
+    ) -> None:
         store = world.machine.store
-        for thread, operations in enumerate(self.threaded.threads):
-            index = at[thread]
-            if index == len(operations):
+        for thread, parts in enumerate(moments):
+            if at[thread] == len(parts):
                 continue
             mark = store.mark()
-            result = self._whole(world, thread, index)
+            index, op = parts[at[thread]]
+            result = self._do(world, thread, index, op)
             if (thread, index) in given:
                 given[thread, index].add(result)
             at[thread] += 1
-            self._collect(world, at, given)
+            self._collect(world, moments, at, given)
             at[thread] -= 1
             store.undo(mark)
 
     def _whole(self, world: World, thread: int, index: int) -> int:
         """Do an operation from its beginning to its end; return its result. Raises Violation."""
-        op, cx = self.threaded.threads[thread][index], self._cx(thread)
+        return self._do(world, thread, index, self.threaded.threads[thread][index])
+
+    def _do(self, world: World, thread: int, index: int, op: Op) -> int:
+        cx = self._cx(thread)
         protocol = self.wrap(start(cx, number_of(thread, index), op))
         return result_of(op, guarded(run, world.machine, cx.task, protocol))
 
