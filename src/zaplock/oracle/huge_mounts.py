@@ -17,6 +17,7 @@ from zaplock.errors import UserError
 from zaplock.oracle import ops
 from zaplock.oracle.bare_process import check_root
 from zaplock.oracle.huge_pool import SIZE, huge_pages
+from zaplock.oracle.rights import way_out
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CLOEXEC, _SET_STRING, _CREATE = 1, 1, 6
@@ -51,7 +52,7 @@ class HugeMounts:
             self.descriptors = tuple(_mount(share) for share in ops.MOUNTS)
         except OSError as error:
             raise UserError(
-                f"can't mount hugetlbfs ({error.strerror}): be root, on Linux 5.2 or newer, or "
+                f"can't mount hugetlbfs ({error.strerror}): {way_out()}, on Linux 5.2 or newer, or "
                 "leave the theme hugetlbfs out"
             ) from None
 
