@@ -66,6 +66,13 @@ def _huge_of_file(d: Draw) -> tuple[Op, ...]:
     return (*mapped, *watched) if d.chance(50) else (*mapped, *collapsed, *watched)
 
 
+def _read_before_written(d: Draw) -> tuple[Op, ...]:
+    """Populate huge pages for reading, which gives an anon_vma that later merges and forks show."""
+    first = d.random.randrange(3)
+    length = PMD * d.random.randint(1, 3 - first)
+    return (Op("madvise", (HUGE_WINDOW + PMD * first, length, advice.MADV_POPULATE_READ)),)
+
+
 def beginning(d: Draw) -> tuple[Op, ...]:
     """Make what three in four sequences of a theme begin with."""
     if d.theme == "uffd-huge":
@@ -75,7 +82,7 @@ def beginning(d: Draw) -> tuple[Op, ...]:
     if d.theme == "collapse-file":
         return _huge_of_file(d)
     if d.is_huge:
-        return _HUGE_PAGES
+        return (*_HUGE_PAGES, *_read_before_written(d)) if d.chance(30) else _HUGE_PAGES
     if d.theme == "uffd-move" or (d.theme == "swap" and d.chance(30)):
         return _TO_MOVE if d.watches else ()
     if d.theme == "ksm":
