@@ -13,6 +13,7 @@ from zaplock.oracle.windows import MOST_FILLED, PAGE
 
 _FIXED, _MAYMOVE, _MREMAP_FIXED = 0x10, 1, 2
 _LATELY = 12  # operations back
+_WORD = (1 << 64) - 1
 
 
 def goes_on(d: Draw) -> tuple[Argument, ...] | None:
@@ -30,7 +31,7 @@ def goes_on(d: Draw) -> tuple[Argument, ...] | None:
     if d.chance(60) and slot not in ops.HUGE_FILES:
         slot = d.slot()
     pages = d.random.randint(1, 4) if slot not in ops.HUGE_FILES else length // PAGE
-    return start + length, PAGE * pages, prot, flags, slot, offset + length
+    return start + length & _WORD, PAGE * pages, prot, flags, slot, offset + length & _WORD
 
 
 def beside(d: Draw) -> tuple[Argument, ...] | None:
