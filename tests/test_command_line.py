@@ -195,6 +195,14 @@ def test_a_value_that_is_none_is_refused_with_its_rule(
         (["scale", "mmap1", "--smt", "0.5"], "--cores"),
         (["check", "expand", "--seed", "7"], "--sample"),
         (["oracle", "--c", "a.c"], "--replay"),
+        (["oracle", "--threads", "--save", "out"], "--threads"),
+        (["oracle", "--threads", "--theme", "huge"], "--threads"),
+        (["oracle", "--self-test", "--against-itself"], "--self-test"),
+        (["oracle", "--locks", "--committed"], "--locks"),
+        (["oracle", "--replay", "x.json", "--json"], "--replay"),
+        (["oracle", "--strace", "x.strace", "--seed", "7"], "--strace"),
+        (["oracle", "--bpftrace", "--json"], "--bpftrace"),
+        (["oracle", "--trace", "--kernel", "debian:6.1"], "--trace"),
     ],
 )
 def test_an_option_that_would_change_nothing_names_the_one_that_it_is_for(

@@ -49,7 +49,9 @@ from zaplock.oracle import (
 )
 from zaplock.oracle.bare_process import BareProcess, Lost, check_machine, has_swap
 from zaplock.oracle.campaign import Bench
+from zaplock.oracle.draw import Draw
 from zaplock.oracle.draw_arguments import MAKERS, MAKERS_OF_THEMES, WEIGHTS
+from zaplock.oracle.draw_neighbours import goes_on
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelops import OPERATIONS, apply
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
@@ -57,7 +59,7 @@ from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.themes import THEMES
-from zaplock.oracle.windows import MOST_FILLED, UNMAP_ALL
+from zaplock.oracle.windows import MOST_FILLED, PAGE, UNMAP_ALL
 from zaplock.oracle.world import World
 
 CORPUS_AT = Path(__file__).parent / "corpus"
@@ -787,6 +789,16 @@ def test_every_theme_says_how_often_an_operation_comes() -> None:
     assert tuple(WEIGHTS) == THEMES
     for theme, weights in WEIGHTS.items():
         assert MAKERS.keys() | MAKERS_OF_THEMES.get(theme, {}).keys() >= weights.keys()
+
+
+def test_what_goes_on_beside_another_mapping_is_told_in_words() -> None:
+    """Behind the last offset comes the first; two files' mappings lie side by side."""
+    drawn = Draw(random.Random(1), COVERED)
+    drawn.add(Op("mmap", (PAGE << 16, 2 * PAGE, 3, 0x12, 0, (1 << 64) - PAGE)))
+    went_on = [goes_on(drawn) or () for _ in range(40)]
+    assert {one[0] for one in went_on} == {(PAGE << 16) + 2 * PAGE}
+    assert {one[5] for one in went_on} == {PAGE}
+    assert len({one[4] for one in went_on}) > 1
 
 
 def test_no_sequence_fills_gigabytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -241,3 +242,28 @@ def test_reports_of_several_jobs_add_up_what_was_changed() -> None:
     total.merge(other)
     total.merge(other)
     assert (total.unsettled.total(), total.set_aside, total.agrees) == (14, 2, True)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lose root's rights")
+@pytest.mark.parametrize("theme", ["shm", "hugetlbfs", "swap"])
+def test_root_in_a_container_is_not_told_to_be_root(theme: str) -> None:
+    libc, drop = ctypes.CDLL(None), 24  # PR_CAPBSET_DROP: gone with the next exec
+
+    def lose_rights() -> None:
+        for capability in range(64):
+            libc.prctl(drop, capability)
+
+    command = [sys.executable, "-P", "-m", "zaplock", "oracle", "--theme", theme]
+    source = str(Path(ksm.__file__).parents[2])
+    done = subprocess.run(
+        [*command, "--seconds", "0.1"],
+        preexec_fn=lose_rights,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": source},
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "run it as root outside of any container" in done.stderr

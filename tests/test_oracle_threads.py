@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import platform
+import random
 import re
 import threading
+import time
 import types
 from collections.abc import Generator, Iterator
 from errno import EINVAL, ENOMEM
@@ -34,7 +36,7 @@ from zaplock.oracle.world import World, limits_of
 from zaplock.protocols.design import Cx, Design
 
 SIGSEGV = shown(-(11 << 16))
-DONTNEED, POPULATE_READ, POPULATE_WRITE = 4, 22, 23
+DONTNEED, POPULATE_READ, POPULATE_WRITE, GUARD_INSTALL = 4, 22, 23, 102
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +238,29 @@ def test_a_load_gives_what_it_gives_in_some_order_of_whole_operations(bench: Thr
     zaps = Interleavings(bench.real.environment, mutant, program, wrap=partial(as_mutated, mutant))
     assert {outcome.results[1][0] for outcome in zaps.explored()} == {SIGSEGV, 0, *written}
     assert [one.invariant for one in zaps.violations] == [Invariant.OLD_CONTENT_OR_SIGSEGV]
+
+
+@needs_kernel
+def test_a_page_is_empty_before_it_is_guarded(bench: ThreadBench) -> None:
+    """MADV_GUARD_INSTALL zaps first: the kernel shows it where there is much to zap."""
+    pages = 512
+    guarded = Op("madvise", (WINDOW, pages * PAGE, GUARD_INSTALL))
+    load = Op("load", (WINDOW,))
+    program = ThreadedProgram((mapping(), Op("store", (WINDOW,))), ((guarded,), (load,)))
+    model = Interleavings(bench.real.environment, bench.design, program)
+    (written,) = {outcome.results[1][0] for outcome in model.explored()} - {SIGSEGV, 0}
+    assert model.accesses_in_order() == {(1, 0): {SIGSEGV, 0, written}}
+    assert not model.violations
+    if len(os.sched_getaffinity(0)) < 2:
+        return
+    filled = (mapping(pages=pages), Op("madvise", (WINDOW, pages * PAGE, POPULATE_WRITE)))
+    program = ThreadedProgram((*filled, Op("store", (WINDOW,))), ((guarded,), (load,) * 6))
+    seen, rng, deadline = set[int](), random.Random(1), time.monotonic() + 60
+    while 0 not in seen and time.monotonic() < deadline:
+        delays = [int(2 ** rng.uniform(8, 17)), *(int(2 ** rng.uniform(4, 14)) for _ in range(5))]
+        seen |= set(bench.real.run_threads(program, [[1], delays]).results[1])
+    assert 0 in seen
+    assert len(seen - {0, SIGSEGV}) <= 1
 
 
 MUTATIONS = (

@@ -54,8 +54,15 @@ def _print(report: ThreadReport) -> None:
         f"{sum(report.outcomes.values()):,} outcomes, {allowed:,} allowed "
         f"({report.outcomes['interleaved']:,} by no order of whole calls), "
         f"{len(report.divergences):,} divergences, {len(report.unrepeatable):,} not repeated, "
-        f"{len(report.unknown):,} not known, {len(report.lost):,} lost; "
-        f"{report.explored:,} programs searched to the end: {report.seen:,} of the "
+        f"{len(report.unknown):,} not known, {len(report.lost):,} lost{_searched(report)}"
+    )
+
+
+def _searched(report: ThreadReport) -> str:
+    if not report.explored:
+        return ""
+    return (
+        f"; {report.explored:,} programs searched to the end: {report.seen:,} of the "
         f"{report.reached:,} outcomes that they have were seen"
     )
 

@@ -81,19 +81,20 @@ def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
     if args.c and not args.replay:
         raise UserError(f"--c {args.c!a} needs --replay FILE: it writes that sequence as a program")
+    if args.every_call and args.trace is None:
+        raise UserError("--every-call is for --trace: zaplock oracle --trace -- PROGRAM")
+    if args.command and args.trace is None:
+        _refuse_command(args.command[0])
+    check_what_goes_together(args)
     require_files({"--c": args.c})
     require_folders({"--save": args.save})
     if args.trace is not None:
         return record_and_replay(args)
-    if args.every_call:
-        raise UserError("--every-call is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.bpftrace:
         from zaplock.programs.bpf_script import script
 
         print(script(), end="")
         return 0
-    if args.command:
-        _refuse_command(args.command[0])
     if args.strace:
         return replay_recorded(args.strace, args.json)
     if args.replay:
@@ -110,9 +111,8 @@ def run(args: argparse.Namespace) -> int:
         _check_cluster(args)
     if args.threads:
         return _threads(args)
-    elsewhere = args.jobs != 1 or args.against_itself or args.self_test
-    if args.kernel and (elsewhere or args.locks or args.committed):
-        raise UserError("--kernel runs one guest: leave --jobs and the other comparisons away")
+    if args.kernel and (args.jobs != 1 or args.against_itself):
+        raise UserError("--kernel runs one guest, and judges the model: leave the other away")
     if args.self_test or args.locks or args.committed:
         with lent(args.theme or ()):
             if args.self_test:
@@ -136,11 +136,52 @@ def _refuse_command(first: str) -> NoReturn:
     raise UserError(f"{first!a} is for --trace: zaplock oracle --trace -- PROGRAM")
 
 
+_SAMPLED = ("seconds", "seed", "theme", "json")
+_GOES_WITH: dict[str, tuple[str, ...]] = {
+    "trace": ("every_call", "command", "json"),
+    "bpftrace": (),
+    "strace": ("json",),
+    "replay": ("c", "save", "kernel", "against_itself", "theme"),
+    "threads": ("seconds", "seed", "self_test", "json"),
+    "self_test": _SAMPLED,
+    "locks": _SAMPLED,
+    "committed": _SAMPLED,
+}
+"""By what is to be done, what else may be said. A campaign is what is left, and takes the rest."""
+_BY_THEMSELVES = {"seconds": 20.0, "seed": 1, "jobs": 1}
+
+
+def check_what_goes_together(args: argparse.Namespace) -> None:
+    """Raise UserError where an option would change nothing beside another one."""
+    given = {
+        name
+        for name, value in vars(args).items()
+        if value not in (None, False, "", [], _BY_THEMSELVES.get(name)) or (name, value) == _RECORDS
+    }
+    done = next((name for name in _GOES_WITH if name in given), None)
+    if done is None:
+        return
+    known = {name for names in _GOES_WITH.values() for name in names} | {*_GOES_WITH, *_CAMPAIGN}
+    if strange := sorted(given & known - {done, *_GOES_WITH[done]}):
+        value = vars(args)[strange[0]]
+        shown = "" if value is True else f" {value[0] if isinstance(value, list) else value!a}"
+        raise UserError(
+            f"--{_spelled(strange[0])}{shown} is not for --{_spelled(done)}: leave one of them away"
+        )
+
+
+_RECORDS = ("trace", "")  # --trace without a file
+_CAMPAIGN = ("jobs", "cluster", "coverage", "save", "kernel")
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _check_cluster(args: argparse.Namespace) -> None:
     """Raise UserError for what a cluster isn't for."""
-    others = ("threads", "kernel", "self_test", "locks", "committed")
-    if given := next((name for name in others if getattr(args, name)), None):
-        raise UserError(f"--{given.replace('_', '-')} runs here: leave --cluster out")
+    if args.kernel:
+        raise UserError("--kernel runs here: leave --cluster out")
     if theme := next((one for one in args.theme or () if one in CHANGES_MACHINE), None):
         raise UserError(f"the theme {theme} changes its machine: run it there, without --cluster")
 
@@ -150,10 +191,6 @@ def _threads(args: argparse.Namespace) -> int:
     from zaplock.cli import _oracle_threads
     from zaplock.oracle.bare_process import check_machine, check_overcommit
 
-    if args.kernel or args.theme or args.jobs != 1:
-        raise UserError(
-            "--threads runs on this kernel, in one job: leave --kernel, --theme, --jobs"
-        )
     check_machine()
     check_overcommit()
     return (_oracle_threads.hunt_mutants if args.self_test else _oracle_threads.run_threads)(args)

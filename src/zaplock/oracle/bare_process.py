@@ -24,6 +24,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.oracle import ring, stub
 from zaplock.oracle.kept import ends
+from zaplock.oracle.rights import administers, way_out
 from zaplock.workers import check_python
 
 _BECOME_BARE = """
@@ -122,8 +123,8 @@ def check_no_swap() -> None:
 
 def check_root(theme: str, what: str) -> None:
     """Raise UserError where a theme needs what only root may have."""
-    if os.geteuid():
-        raise UserError(f"theme {theme} needs {what}, which only root may have: run it as root")
+    if not administers():
+        raise UserError(f"theme {theme} needs {what}, which only root may have: {way_out()}")
 
 
 IO_URING_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")

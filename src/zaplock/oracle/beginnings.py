@@ -87,6 +87,13 @@ def _huge_by_faults(d: Draw) -> tuple[Op, ...]:
     return tuple(made)
 
 
+def _read_before_written(d: Draw) -> tuple[Op, ...]:
+    """Populate huge pages for reading, which gives an anon_vma that later merges and forks show."""
+    first = d.random.randrange(3)
+    length = PMD * d.random.randint(1, 3 - first)
+    return (Op("madvise", (HUGE_WINDOW + PMD * first, length, advice.MADV_POPULATE_READ)),)
+
+
 def beginning(d: Draw) -> tuple[Op, ...]:
     """Make what three in four sequences of a theme begin with."""
     if d.theme == "uffd-huge":
@@ -98,7 +105,7 @@ def beginning(d: Draw) -> tuple[Op, ...]:
     if d.makes_shared_huge:
         return _huge_by_faults(d)
     if d.is_huge:
-        return _HUGE_PAGES
+        return (*_HUGE_PAGES, *_read_before_written(d)) if d.chance(30) else _HUGE_PAGES
     if d.theme == "uffd-move" or (d.theme == "swap" and d.chance(30)):
         return _TO_MOVE if d.watches else ()
     if d.theme == "ksm":

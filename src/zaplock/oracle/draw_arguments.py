@@ -8,6 +8,7 @@ from __future__ import annotations
 from zaplock.oracle import gigantic, hugetlbfs, ops, ring
 from zaplock.oracle.draw import Draw
 from zaplock.oracle.draw_advice import madvise
+from zaplock.oracle.draw_neighbours import beside, goes_on
 from zaplock.oracle.draw_ranges import (
     access,
     all_memory,
@@ -25,6 +26,8 @@ from zaplock.oracle.scope import DROPPABLE, EXTRA_FLAGS
 from zaplock.oracle.windows import MOST_FILLED, PAGE, PMD, PUD
 
 _MAP_LOCKED = 0x2000
+_ON_THEIR_OWN = ("hugetlb", "gigantic", "hugetlbfs", "collapse-file", "group", "crowd")
+"""Themes whose mappings are none of the kind that `draw_neighbours` lays side by side."""
 _FILLING = _MAP_LOCKED | 0x8000  # and MAP_POPULATE
 _FIXED, _ANON = 0x10, 0x20
 _SHARED, _PRIVATE, _VALIDATE = 1, 2, 3
@@ -35,6 +38,8 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     if d.theme == "brk" and d.made and d.made[0].name == "brk" and d.chance(25):
         start = Ref(0, PAGE * d.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * d.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
+    if d.chance(8) and d.theme not in _ON_THEIR_OWN and (going_on := goes_on(d)):
+        return going_on
     with_files = d.theme in ("file", "memfd", "collapse-file") or d.pages_out
     percent = 15 if d.theme == "shmem-huge" else 40 if with_files or d.makes_shared_huge else 75
     anonymous = d.theme == "collapse" or d.chance(percent)
@@ -79,6 +84,8 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
 
 def _mremap(d: Draw) -> tuple[Argument, ...]:
     flags = d.flags_of((0, 1, 1, 1, 3, 3, 5, 7), (2, 4, 6, 8, 1 << 31))
+    if d.chance(15) and d.theme not in _ON_THEIR_OWN and (moved := beside(d)):
+        return moved
     old, new = d.extent(), d.extent()
     if flags & 4 and d.chance(80):
         new = old

@@ -15,6 +15,7 @@ from zaplock.oracle import ops
 from zaplock.oracle.bare_process import check_root
 from zaplock.oracle.detached_mounts import mount
 from zaplock.oracle.huge_pool import SIZE, huge_pages
+from zaplock.oracle.rights import way_out
 
 _lent: list[bool] = []
 
@@ -46,7 +47,7 @@ class HugeMounts:
             self.descriptors = tuple(_mount(share) for share in ops.MOUNTS)
         except OSError as error:
             raise UserError(
-                f"can't mount hugetlbfs ({error.strerror}): be root, on Linux 5.2 or newer, or "
+                f"can't mount hugetlbfs ({error.strerror}): {way_out()}, on Linux 5.2 or newer, or "
                 "leave the theme hugetlbfs out"
             ) from None
 

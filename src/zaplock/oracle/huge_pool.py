@@ -14,6 +14,7 @@ from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
+from zaplock.oracle.rights import way_out
 
 POOLS = Path("/sys/kernel/mm/hugepages")
 SIZE, GIGANTIC = 2 << 20, 1 << 30
@@ -100,7 +101,7 @@ def huge_pages(
         if got < 0:
             raise UserError(
                 f"can't make a pool of {pages} huge pages of {size >> 20} MiB "
-                f"({os.strerror(-got)}): be root, or leave the theme {theme} out"
+                f"({os.strerror(-got)}): {way_out()}, or leave the theme {theme} out"
             )
         if got < least:
             raise UserError(

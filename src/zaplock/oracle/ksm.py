@@ -19,6 +19,7 @@ from zaplock import advice
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
 from zaplock.oracle.ops import KSM_WRITES, Op, advice_of
+from zaplock.oracle.rights import way_out
 
 KSM = Path("/sys/kernel/mm/ksm")
 SETTINGS = {
@@ -107,8 +108,8 @@ def ksmd() -> Iterator[None]:
             )
         if got < 0:
             raise UserError(
-                f"can't set {KSM} ({os.strerror(-got)}): be root, with advisor_mode none, or leave "
-                "the theme ksm out"
+                f"can't set {KSM} ({os.strerror(-got)}): {way_out()}, with advisor_mode none, or "
+                "leave the theme ksm out"
             )
         _keepers.append(got)
         try:

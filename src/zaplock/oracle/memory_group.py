@@ -18,6 +18,7 @@ from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
+from zaplock.oracle.rights import way_out
 
 LIMIT = 64 << 20
 """Bytes: far more than a sequence of the generator uses besides what it fills on purpose."""
@@ -145,7 +146,8 @@ def memory_group() -> Iterator[Path]:
     with kept(_GROUP, json.dumps(groups)) as got:
         if got < 0:
             raise UserError(
-                f"can't make {path} ({os.strerror(-got)}): be root, or leave the theme group out"
+                f"can't make {path} ({os.strerror(-got)}): {way_out()}, or leave the theme group "
+                "out"
             )
         _joined.append(path)
         try:

@@ -207,10 +207,16 @@ class RealSide:
         return figures, results
 
     def run_threads(
-        self, threaded: ThreadedProgram, delays: Sequence[Sequence[int]]
+        self,
+        threaded: ThreadedProgram,
+        delays: Sequence[Sequence[int]],
+        cpus: Sequence[int] = (),
     ) -> ThreadedOutcome:
-        """Run a program of threads once, with these delays before its operations."""
-        cpus = sorted(os.sched_getaffinity(0))
+        """Run a program of threads once, with these delays before its operations.
+
+        `cpus`: on which the threads are, by default all that this process may use.
+        """
+        cpus = cpus or sorted(os.sched_getaffinity(0))
         built, places = threads.build(threaded, delays, self._names, cpus)
         self._run(built.code)
         self._parser.begin()

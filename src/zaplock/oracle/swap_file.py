@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
+from zaplock.oracle.rights import way_out
 
 SIZE = 64 << 20
 _PAGE = 4096
@@ -57,7 +58,7 @@ def swap_file(size: int = SIZE) -> Iterator[None]:
     with kept(_SWAP, path, size, header(size).hex()) as got:
         if got < 0:
             raise UserError(
-                f"can't swap to {path} ({os.strerror(-got)}): be root, and set TMPDIR to a "
+                f"can't swap to {path} ({os.strerror(-got)}): {way_out()}, and set TMPDIR to a "
                 "directory on a disk, or leave the theme swap out"
             )
         yield

@@ -7,8 +7,10 @@ written to first and half of the operations begin there, so that what one thread
 looks at meanwhile. Some mappings grow down: a store below them makes them longer.
 
 A part of the programs has a kind: what is drawn more often in it (`_KINDS`). In "heap" brk is
-called and the window is the heap's beginning; in "forks" threads fork children that look; in
-"watched" a userfaultfd watches a range; in "kernel" the kernel itself uses the memory.
+called and the window is the heap's beginning; in "stack" there is a mapping that grows down, and
+they meet below it; in "forks" threads fork children that look; in "watched" a userfaultfd watches a
+range; in "kernel" the kernel itself uses the memory. And a third of all are duels: one thread
+accesses a page that the call of another one covers, and hardly more, so that a search is short.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ _MIX = {
 }  # fmt: skip
 _KINDS: dict[str, dict[str, int]] = {
     "": {},
+    "stack": {"store": 30},
     "heap": {"brk": 60},
     "forks": {FORK_LOAD: 40},
     "watched": {
@@ -44,7 +47,8 @@ _KINDS: dict[str, dict[str, int]] = {
     "kernel": {"process_vm_readv": 20, "process_vm_writev": 20, "pread": 15},
 }  # fmt: skip
 """By kind of program: what is drawn beside _MIX, how often."""
-_ONE_OF_A_KIND = 2  # in so many programs
+_ONE_OF_A_KIND, _ONE_DUEL = 2, 3  # in so many programs
+_ACCESSES = ("load", "store", "load", "store", "process_vm_readv", FORK_LOAD)
 _ADVICE = (4, 4, 4, 4, 8, 8, 20, 22, 23, 23, 102, 102, 103, 3, 16, 18, 9, 14, 17, 12)
 _FILES = (0, 1)
 _FIXED, _FIXED_NOREPLACE = 0x10, 0x10_0000
@@ -71,23 +75,44 @@ class ThreadedGenerator:
         """Make the next program."""
         self.kind = self.random.choice(list(_KINDS)) if self._one_in(_ONE_OF_A_KIND) else ""
         self._window = self.heap if self.kind == "heap" else WINDOW
-        self._contended = self.random.randrange(PAGES) if self._one_in(2) else -1
-        setup = [self._mapping() for _ in range(self.random.randint(1, 3))]
+        duel = self._one_in(_ONE_DUEL)
+        self._contended = self.random.randrange(PAGES) if duel or self._one_in(2) else -1
+        setup = [self._mapping() for _ in range(self.random.randint(1, 2 if duel else 3))]
+        if self.kind == "stack":
+            setup = [self._stack()]
         if self.kind == "heap":
             setup = [_brk(self), *setup[:1], _brk(self)][: self.random.randint(1, 3)]
         if self.kind == "watched":
             setup.append(self._operation("uffd_register"))
-        if self._contended >= 0:
+        if self._contended >= 0 and self.kind != "stack":
             setup.append(Op("store", (self._window + PAGE * self._contended,)))
-        setup += [self._operation("store") for _ in range(self.random.randint(1, 4))]
+        if not duel:
+            setup += [self._operation("store") for _ in range(self.random.randint(1, 4))]
         if self._one_in(4):
             setup.append(self._operation(self.random.choice(_PREPARING)))
+        if duel:
+            return ThreadedProgram(tuple(setup), self._duel())
         count = self.random.choice((2, 2, 2, 3, 3, 4))
         most = max(1, MOST_OPERATIONS // count)
         threads = tuple(
             tuple(self._any() for _ in range(self.random.randint(1, most))) for _ in range(count)
         )
         return ThreadedProgram(tuple(setup), threads)
+
+    def _duel(self) -> tuple[tuple[Op, ...], ...]:
+        """Let a thread access the page that they contend for, and others do one thing each."""
+        access = self.random.choice(_ACCESSES)
+        arguments = (self._window + PAGE * self._contended, PAGE)
+        looks = Op(access, arguments if access == "process_vm_readv" else arguments[:1])
+        others = [(self._any(),) for _ in range(self.random.choice((1, 1, 2)))]
+        return (looks,), *others
+
+    def _stack(self) -> Op:
+        """Map what grows down, and let threads contend for the page below it."""
+        pages = self.random.randint(1, 3)
+        self._contended = self.random.randrange(PAGES - pages)
+        start = self._window + PAGE * (self._contended + 1)
+        return Op("mmap", (start, PAGE * pages, 3, 0x32 | _GROWSDOWN, ops.NO_FILE, 0))
 
     def delays(self, threaded: ThreadedProgram) -> list[list[int]]:
         """Choose how many turns each thread waits before each operation: none to some 10 us."""
