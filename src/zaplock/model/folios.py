@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.files import split_folio as split_folio_of_file
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
-from zaplock.model.frames import Frame, change_frames
+from zaplock.model.frames import Frame, change_frames, soil
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
 from zaplock.model.shared_huge import IN_MEMORY
@@ -123,15 +124,18 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
     What small entries map already is unmapped meanwhile, so the peak is noted (try_to_migrate_one).
     """
     tail = head + PAGES_PER_PMD
-    for low, high, frame in m.frames.overlapping(head, tail):
-        if not frame.freed_by:
-            finds_zeros = finds_zeros and not frame.stays_locked
-            m.frames.set(low, high, Frame("anon", frame.refs, frame.maps, forked=frame.forked))
     mapped = [
         (max(start, head - pte.delta), min(end, tail - pte.delta), pte)
         for start, (end, pte) in space.ptes.data.items()
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
+    if follows_dirty(m) and not all(pte.clean for _, _, pte in mapped):
+        soil(m, head, tail)
+    for low, high, frame in m.frames.overlapping(head, tail):
+        if not frame.freed_by:
+            finds_zeros = finds_zeros and not frame.stays_locked
+            small = Frame("anon", frame.refs, frame.maps, forked=frame.forked, dirty=frame.dirty)
+            m.frames.set(low, high, small)
     if any(pte.kind == "anon" for _, _, pte in mapped):
         note_peak(m, space)
     for low, high, pte in mapped:

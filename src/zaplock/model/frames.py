@@ -174,10 +174,20 @@ def clean(m: Machine, first: int, last: int) -> None:
 
 
 def soil(m: Machine, first: int, last: int) -> None:
-    """Let anonymous pages be dirty as a whole."""
-    for low, high, frame in m.frames.overlapping(first, last):
-        if not frame.dirty:
+    """Let anonymous pages be dirty as a whole, huge ones with all their pages."""
+    for low, high, frame in m.frames.overlapping(*whole_folios(m, first, last)):
+        if not (frame.dirty or frame.freed_by):
             m.frames.set(low, high, msgspec.structs.replace(frame, dirty=True))
+
+
+def whole_folios(m: Machine, first: int, last: int) -> tuple[int, int]:
+    """Widen a run of frames to all of the huge pages in which it begins and ends."""
+    low, high = m.frames.at(first), m.frames.at(last - 1)
+    if low is not None and low.kind == "thp":
+        first -= first % PAGES_PER_PMD
+    if high is not None and high.kind == "thp":
+        last = -(-last // PAGES_PER_PMD) * PAGES_PER_PMD
+    return first, last
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_MERGEABLE, VM_WRITE
 from zaplock.model.folios import split_folio
 from zaplock.model.frames import alloc_frames, change_frames
@@ -287,7 +288,9 @@ def _map_instead(m: Machine, task: Task, page: _Mapped, pfn: int, writable: bool
     """Let an entry map another page of the same content, and let go of the one that it mapped."""
     space, vpn, pte = page
     writable = writable and not pte.no_access
-    new = change(pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False)
+    new = change(
+        pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False, clean=follows_dirty(m)
+    )
     space.ptes.set(vpn, vpn + 1, new)
     flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
     if page.pfn != pfn:

@@ -35,6 +35,7 @@ Figure = Literal[
     "one_by_one",  # whether a read maps of a folio only what is near (model.shared_huge)
     "cuts_evenly",  # whether a folio that is cut is single pages afterwards
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
+    "dirty_bits",  # whether dirty bits of all entries are followed (model.dirty)
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "ksm_zero_pages",  # whether pages of zeros become the zero page

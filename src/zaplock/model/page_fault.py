@@ -173,7 +173,7 @@ def _present(
         return -EHWPOISON
     if pte.kind == "swap":
         m.spend("fault_anon")
-        swap_in(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))
+        swap_in(m, task, space, vpn, pte, vma.flags, write)
         mapped = space.ptes.at(vpn)
         return _present(m, task, vma, space, vpn, mapped, True) if mapped and write else 0
     if not write or pte.writable:
@@ -262,7 +262,7 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
 def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     """Let small entries map what a huge one does, for reading only; return them."""
     low = vpn - vpn % PAGES_PER_PMD
-    small = change(split_entries(pte), writable=False)
+    small = change(split_entries(m, low, pte), writable=False)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
 

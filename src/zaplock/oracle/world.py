@@ -90,6 +90,7 @@ class World:
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
+        self.machine.globals.put("dirty_bits", 1)
         swaps = not environment.group_pages  # that group may have nothing in swap
         self.machine.globals.put("swap_free", environment.swap_pages if swaps else 0)
         self.machine.uffd_modes.put(UFFD, "sigbus")

@@ -31,11 +31,11 @@ from zaplock.model.flags import (
     VM_SHARED,
     page_align,
 )
-from zaplock.model.frames import mark_forked, write_frame
+from zaplock.model.frames import mark_forked, soil, write_frame
 from zaplock.model.page_fault import is_own, split_entry
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import change, lookup, overlapping, vma_of
+from zaplock.model.vma import lookup, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
 from zaplock.protocols.seals import sealed_against
@@ -312,5 +312,5 @@ def write_pinned(m: Machine, task: Task, frame: int, tag: int) -> None:
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
         m.dirty.set(frame, frame + 1, True)
-    elif written is not None and not written.dirty:
-        m.frames.set(frame, frame + 1, change(written, dirty=True))
+    else:
+        soil(m, frame, frame + 1)

@@ -14,6 +14,7 @@ from itertools import takewhile
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -180,9 +181,9 @@ def fault_range(
         finish_copy(m, task, vma, vpn << PAGE_SHIFT, copy, m.content.at(copy.frame) or 0)
     if stops and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
         for vpn in range(first, last):
-            tells = makes_dirty(m, vma, vpn)
+            tells, knows = makes_dirty(m, vma, vpn), is_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
-            if not error:
+            if not (error or knows):
                 mark_dirty(m, vma, vpn)
             if error or tells:
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
@@ -195,7 +196,7 @@ def fault_range(
         needs = private and not vma.file and not write
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
-    touches = write and m.globals.get("lazyfree", 0)
+    touches = write and (m.globals.get("lazyfree", 0) or follows_dirty(m))
     before = m.mm(vma.mm).ptes.overlapping(first, last) if touches else []
     error = populate_range(m, task, vma, first, last, write, alone)
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
@@ -257,6 +258,12 @@ def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
     page = vma.pgoff_of(vpn << PAGE_SHIFT)
     delta = m.page_cache(vma.file).at(page)
     return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
+
+
+def is_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
+    """Return whether the entry of a page of a file knows that it was written through."""
+    pte = m.mm(vma.mm).ptes.at(vpn)
+    return follows_dirty(m) and pte is not None and pte.writable and not pte.clean
 
 
 class Walked(NamedTuple):
