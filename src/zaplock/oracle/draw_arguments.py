@@ -35,7 +35,7 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     if d.theme == "brk" and d.made and d.made[0].name == "brk" and d.chance(25):
         start = Ref(0, PAGE * d.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * d.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    with_files = d.theme in ("file", "memfd", "collapse-file") or d.pages_out
+    with_files = d.theme in ("file", "memfd", "collapse-file", "dirty") or d.pages_out
     anonymous = d.theme == "collapse" or d.chance(40 if with_files else 75)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if d.theme == "collapse" else kind
@@ -259,6 +259,9 @@ WEIGHTS: dict[str, dict[str, int]] = {
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
     "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16},
+    "dirty": {**_COMMON, "load": 20, "madvise": 26, "mremap": 8, "fork": 4, "mlock": 2, "pread": 2,
+              "pwrite": 3, "process_vm_readv": 2, "process_vm_writev": 5, "ftruncate": 3,
+              "msync": 1},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "ksm_unmerge": 2,
             "ksm_zero_pages": 2, "mremap": 8, "fork": 4, "mlock": 3, "mlock2": 1, "munlock": 1,
             "set_memory_merge": 2, "brk": 2, "mseal": 1, "process_vm_readv": 1,

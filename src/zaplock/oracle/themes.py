@@ -3,7 +3,7 @@
 THEMES = (
     "plain", "advice", "lock", "move", "file", "kernel", "fork", "brk", "limits", "grow", "huge",
     "seal", "process", "memfd", "uffd", "uffd-move", "uffd-huge", "uring", "policy", "lazyfree",
-    "references", "ksm", "group", "shm", "pageout", "swap", "collapse", "collapse-file", "hugetlb",
+    "references", "dirty", "ksm", "group", "shm", "pageout", "swap", "collapse", "collapse-file", "hugetlb",
     "gigantic", "hugetlbfs", "crowd", "wild",
 )  # fmt: skip
 """In this order they are drawn from; how often each operation comes in each of them stands in
