@@ -12,9 +12,9 @@ Followed of entries of files, and of what has come back from swap, only where
 somebody writes to it, and states that differ by this alone are not told apart.
 
 Sources: fs/proc/task_mmu.c smaps_account; mm/memory.c (set_pte_range, fault_dirty_shared_page,
-zap_present_folio_ptes, __copy_present_ptes, do_swap_page, wp_page_copy); mm/rmap.c try_to_unmap_one;
-mm/huge_memory.c __split_huge_pmd_locked; mm/gup.c follow_page_pte. Not covered: writeback, which
-cleans pages of files on a disk at times of its own.
+zap_present_folio_ptes, __copy_present_ptes, do_swap_page, wp_page_copy); mm/rmap.c
+try_to_unmap_one; mm/huge_memory.c __split_huge_pmd_locked; mm/gup.c follow_page_pte. Not covered:
+writeback, which cleans pages of files on a disk at times of its own.
 """
 
 from __future__ import annotations

@@ -44,12 +44,7 @@ def split_partly_covered(
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     if frees:
         note_peak(m, space)
-    heads: dict[int, None] = {}
-    while first < last:  # each page table by itself
-        end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
-        heads |= _partly_covered(m, space, first, end)
-        first = end
-    for head in heads:
+    for head in partly_covered(m, space, first, last):
         runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
         if all(frame.maps <= 1 for _, _, frame in runs):
             split_folio(m, task, space, head, finds_zeros)
@@ -94,6 +89,19 @@ def _is_shared(m: Machine, space: Mm, first: int, last: int) -> bool:
         if other.mm != space.mm
         for start, (end, pte) in other.ptes.data.items()
     )
+
+
+def partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
+    """Return the first frames of the folios that virtual pages [first, last) have only a part of.
+
+    They come in the order of their addresses, each page table being looked at by itself.
+    """
+    heads: dict[int, None] = {}
+    while first < last:
+        end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
+        heads |= _partly_covered(m, space, first, end)
+        first = end
+    return heads
 
 
 def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
