@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import dirty, files, folios, page_fault, pagetable, vma
+from zaplock.model import dirty, files, folios, frames, page_fault, pagetable, vma
 from zaplock.model import flags as f
 from zaplock.model import ksm as merged_pages
 from zaplock.model.mm import change_limits
@@ -296,7 +296,9 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               dirty, "tell_page", _always(None)),
         Fault("writes-unnoticed", "a CPU that writes through an entry makes it dirty", pagetable,
               "write_entry", _always(None)),
-        Fault("touched-stays-clean", "pinning to write makes a page dirty", populate, "mark_dirty",
+        Fault("touched-stays-clean", "populating to write makes a file's page dirty", populate,
+              "mark_dirty", _always(None)),
+        Fault("nothing-soils", "populating to write makes anonymous pages dirty", frames, "soil",
               _always(None)),
     ),
     "group": (
