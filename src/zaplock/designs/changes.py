@@ -413,6 +413,13 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.6", None, "(x86: preparations for shadow stacks)",
+        "mprotect, and a userfaultfd that protects against writes, loses the dirty bit of a huge "
+        "page that may be written to",
+        {"keeps_huge_dirty": False},
+        doubt="the commit was not found; 6.1.192 keeps it, 6.16.12 does not, in guests",
+    ),
+    Change(
         "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
         "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
         "one's own there, too",
@@ -680,8 +687,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.17", "cac1db8c3aad", "mm: optimize mprotect() by PTE batching",
-        "mprotect changes the small entries of a huge page together: where one was used, all those "
-        "that were alike count as used",
+        "mprotect changes the small entries of a huge page together: where one was used, or "
+        "written through, all those that were alike count as that",
         {"batches_entries": True},
     ),
     Change(
@@ -929,6 +936,7 @@ CHANGES: tuple[Change, ...] = (
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",
         "mprotect no longer loses the dirty bit of a huge page (it did from 6.6 on), so that what "
         "was written after MADV_FREE is not thrown away by reclaim",
+        {"keeps_huge_dirty": True},
         backported=("6.12.117", "6.18.44", "7.2.13"),
         doubt="which stable releases were the first to take it is not confirmed: these were seen "
         "with it; 6.16.12, 6.17.13, 6.19.14, 7.0.13 and 7.1.13 without",

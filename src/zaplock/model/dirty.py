@@ -25,7 +25,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import Pte
+    from zaplock.model.mm import Mm, Pte
 
 OF_FILES = frozenset({"file", "shmem", "shmem_thp"})
 """Kinds of entries that map pages of files."""
@@ -41,6 +41,21 @@ def unwritten(m: Machine, pte: Pte) -> Pte:
     if pte.kind in OF_FILES and follows_dirty(m):
         return msgspec.structs.replace(pte, clean=True)
     return pte
+
+
+def forget_dirty(m: Machine, space: Mm, first: int, last: int) -> None:
+    """Lose the dirty bits of huge entries that let write, where a change of protection does so.
+
+    (Rule `keeps_huge_dirty`; docs/findings/dirty-huge-page-forgotten.)
+    """
+    for low, high, pte in space.ptes.overlapping(first, last) if forgets_dirty(m) else ():
+        if pte.kind == "thp" and pte.writable and not pte.clean:
+            space.ptes.set(low, high, msgspec.structs.replace(pte, clean=True))
+
+
+def forgets_dirty(m: Machine) -> bool:
+    """Return whether changes of protection lose the dirty bits of huge entries."""
+    return bool(m.globals.get("forgets_dirty", 0))
 
 
 def note_written(m: Machine, low: int, high: int) -> None:

@@ -36,6 +36,7 @@ Figure = Literal[
     "cuts_evenly",  # whether a folio that is cut is single pages afterwards
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "dirty_bits",  # whether dirty bits of all entries are followed (model.dirty)
+    "forgets_dirty",  # whether a change of protection loses the dirty bits of huge pages
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "ksm_zero_pages",  # whether pages of zeros become the zero page

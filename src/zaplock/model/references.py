@@ -84,7 +84,11 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
     of them where mprotect takes them out and puts them back together (rule `batches_entries`,
     modify_prot_start_ptes; mremap does so on arm64 only).
     """
-    if not m.globals.get("batches", 0):
+    if not m.globals.get("batches", 0) or not any(
+        pte.old or pte.clean or pte.soft_clean
+        for _, _, pte in space.ptes.overlapping(first, last)
+        if pte.kind == "anon"
+    ):
         return
     batch: list[tuple[int, int, Pte]] = []
     for run in (*_small_of_folios(m, space, first, last), None):
@@ -97,9 +101,13 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
 
 def _share_bits(m: Machine, space: Mm, batch: list[tuple[int, int, Pte]]) -> None:
     """Give the entries of a batch each other's bits."""
-    old, clean = (all(getattr(pte, bit) for _, _, pte in batch) for bit in ("old", "clean"))
+    old = all(pte.old for _, _, pte in batch)
+    clean = all(pte.clean for _, _, pte in batch)
+    (first, end, pte), *others = batch
+    told = not pte.clean and end - first > 1  # by another one than the first
+    told = told or not all(pte.clean for _, _, pte in others)
     for low, high, pte in batch:
-        soft = pte.soft_clean and pte.clean
+        soft = pte.soft_clean and not told
         shared = msgspec.structs.replace(pte, old=old, clean=clean, soft_clean=soft)
         space.ptes.set(low, high, shared)
 

@@ -259,7 +259,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
     "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16},
-    "dirty": {**_COMMON, "load": 20, "madvise": 26, "mremap": 8, "fork": 4, "mlock": 2, "pread": 2,
+    "dirty": {**_COMMON, "into_child": 3, "load": 20, "madvise": 26, "mremap": 8, "fork": 4, "mlock": 2, "pread": 2,
               "pwrite": 3, "process_vm_readv": 2, "process_vm_writev": 5, "ftruncate": 3,
               "msync": 1},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "ksm_unmerge": 2,

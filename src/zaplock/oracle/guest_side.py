@@ -371,11 +371,11 @@ def _without_merged(vma: ObservedVma) -> ObservedVma:
 
 
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
-    """Leave huge pages out of a VMA's figures if it allows no access."""
-    figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
-    huge = figures["AnonHugePages"]
-    if not huge or not vma.perms.startswith("---"):
+    """Leave huge pages out of a VMA's figures if it allows no access, and all of DIRT."""
+    if not vma.perms.startswith("---"):
         return vma
+    figures = dict(zip(ops.FIGURES, vma.figures, strict=True)) | dict.fromkeys(ops.DIRT, 0)
+    huge = figures["AnonHugePages"]
     for name in ("Rss", "Anonymous", "AnonHugePages", "Locked"):
         figures[name] -= min(huge, figures[name])
     return vma._replace(figures=tuple(figures.values()))

@@ -133,6 +133,7 @@ class Design:
     clear_refs_lock: Literal["read", "write"] = "read"
     walks_lock_vmas: bool = False
     batches_entries: bool = False
+    keeps_huge_dirty: bool = True
     vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
     collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False
