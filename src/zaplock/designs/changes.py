@@ -488,6 +488,13 @@ CHANGES: tuple[Change, ...] = (
         {"interleaves_by_weight": True},
     ),
     Change(
+        "6.10", None, "(mm: folio_likely_mapped_shared() counts all pages; MADV_FREE by batches)",
+        "advice takes a huge page that small entries map for a shared one by the counts of all its "
+        "pages, no longer of the first alone, and MADV_FREE splits none that it covers as a whole",
+        {"folio_sharing": "guess"},
+        doubt="the commits were not found; 6.1.192 asks the first page, 6.12.117 all, in guests",
+    ),
+    Change(
         "6.10", "133d04b1eee9",
         "mm/numa_balancing: allow migrate on protnone reference with MPOL_PREFERRED_MANY policy",
         "mbind takes MPOL_F_NUMA_BALANCING with MPOL_PREFERRED_MANY, too",
@@ -620,6 +627,12 @@ CHANGES: tuple[Change, ...] = (
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
         "MADV_DONTNEED frees the page tables that it has emptied",
         {"reclaims_tables": True},
+    ),
+    Change(
+        "6.15", None, "(mm: large folios know who maps them)",
+        "advice knows whether others map a part of a huge page that small entries map",
+        {"folio_sharing": "exact"},
+        doubt="the commit was not found; 6.12.117 guesses, 6.18.44 does not, in guests",
     ),
     Change(
         "6.15", "a833a693a490", "mm: hugetlb: fix incorrect fallback for subpool",

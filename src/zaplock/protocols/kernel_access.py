@@ -29,10 +29,13 @@ from zaplock.model.flags import (
     PAGES_PER_PMD,
     PMD_SIZE,
     VM_SHARED,
+    VM_WRITE,
     page_align,
 )
-from zaplock.model.frames import mark_forked, soil, write_frame
-from zaplock.model.page_fault import is_own, split_entry
+from zaplock.model.frames import Frame, mark_forked, soil, write_frame
+from zaplock.model.mm import Pte
+from zaplock.model.page_fault import begin_copy, finish_copy, is_own, split_entry
+from zaplock.model.pagetable import MARKERS
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import lookup, overlapping, vma_of
@@ -225,7 +228,7 @@ async def register_buffer(cx: Cx, address: int, length: int) -> int:
     rest = start + len(frames) * PAGE_SIZE
     if rest < end:
         await down_read(cx.mmap_lock)
-        frames += await pin_pages(cx, rest, until, True) if rest < until else []
+        frames += await pin_pages(cx, rest, until, True, (*frames,)) if rest < until else []
         await up_read(cx.mmap_lock)
     for frame in frames:
         await put_page(frame)
@@ -265,8 +268,15 @@ def first_not_to_be_pinned(m: Machine, task: Task, mm: int, start: int, end: int
     return end
 
 
-async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
-    """Pin the pages of a range up to the first that can't be had, under the caller's hold."""
+async def pin_pages(
+    cx: Cx, start: int, end: int, write: bool, held: tuple[int, ...] = ()
+) -> list[int]:
+    """Pin the pages of a range up to the first that can't be had, under the caller's hold.
+
+    `held`: frames before it that are pinned already.
+    """
+    if write and cx.design.reuses_large:
+        await copy_beside_pinned(cx.mm, start, end, held)
     walked = await populate_up_to(cx, start, end, write)
     frames: list[int] = []
     for page in range(start, walked.at, PAGE_SIZE):
@@ -277,6 +287,45 @@ async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
             break
         frames.append(frame)
     return frames
+
+
+@step
+def copy_beside_pinned(
+    m: Machine, task: Task, mm: int, start: int, end: int, held: tuple[int, ...]
+) -> None:
+    """Copy the pages of huge pages of which another page is pinned when they are faulted in.
+
+    A write keeps such a page, after a fork that nobody else uses any more, only while nobody but
+    page tables holds the huge page (wp_can_reuse_anon_folio, 6.15); pages are pinned one by one.
+    `held`: frames that are pinned already.
+    """
+    space, at, pinned = m.mm(mm), start, {frame & -PAGES_PER_PMD for frame in held}
+    for handle in overlapping(m, space, start, end):
+        vma = vma_of(m, task, handle)
+        if vma.start > at or not vma.flags & VM_WRITE:
+            return
+        first, at = max(start, vma.start) >> PAGE_SHIFT, vma.end
+        for low, high, pte in space.ptes.overlapping(first, min(end, vma.end) >> PAGE_SHIFT):
+            if pte.kind in MARKERS:
+                return
+            for pfn, frame in _of_huge_pages(m, low, high, pte):
+                if pfn & -PAGES_PER_PMD in pinned and not pte.writable and frame.maps == 1:
+                    vpn, tag = pfn - pte.delta, m.content.at(pfn) or 0
+                    copy = begin_copy(m, task, vpn, pte)
+                    finish_copy(m, task, vma, vpn << PAGE_SHIFT, copy, tag)
+                pinned.add(pfn & -PAGES_PER_PMD)
+
+
+def _of_huge_pages(m: Machine, low: int, high: int, pte: Pte) -> list[tuple[int, Frame]]:
+    """List the pages of huge pages that small entries [low, high) map."""
+    if pte.kind != "anon":
+        return []
+    return [
+        (pfn, frame)
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta)
+        if frame.kind == "thp"
+        for pfn in range(start, end)
+    ]
 
 
 @step

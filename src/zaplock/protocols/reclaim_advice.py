@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_DROPPABLE, VM_LOCKED
-from zaplock.model.folios import partly_covered
+from zaplock.model.folios import Sharing, by_page_table, partly_covered
 from zaplock.model.frames import Frame, clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
@@ -114,7 +114,13 @@ def drop_poison(space: Mm, first: int, last: int) -> None:
 
 @step
 def mark_free(
-    m: Machine, task: Task, mm: int, low: int, high: int, droppable: bool = False
+    m: Machine,
+    task: Task,
+    mm: int,
+    low: int,
+    high: int,
+    droppable: bool = False,
+    sharing: Sharing = "exact",
 ) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
@@ -126,7 +132,12 @@ def mark_free(
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
-    for start, end, delta, frame in not_passed_over(m, m.mm(mm), first, last):
+    looked_at = [
+        part
+        for part_low, part_high in by_page_table(first, last)
+        for part in not_passed_over(m, m.mm(mm), part_low, part_high, sharing)
+    ]
+    for start, end, delta, frame in looked_at:
         if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
             continue  # others find it in swap, too (folio_free_swap)
         clean(m, start, end)
@@ -144,12 +155,13 @@ def mark_free(
 
 
 def not_passed_over(
-    m: Machine, space: Mm, first: int, last: int
+    m: Machine, space: Mm, first: int, last: int, sharing: Sharing
 ) -> list[tuple[int, int, int, Frame]]:
-    """List the anonymous frames of virtual pages [first, last) that MADV_FREE looks at.
+    """List the anonymous frames of pages [first, last) of one page table that MADV_FREE looks at.
 
     That is without huge pages which others map, too, where a huge entry maps them, or where only a
-    part of them is in the range; else they would have been split. With each the entries' delta.
+    part of them is in the range; else they would have been split. Where the first page tells who
+    shares, it ends there (model.folios.Sharing). With each run the entries' delta.
     """
     parts = partly_covered(m, space, first, last)
     found: list[tuple[int, int, int, Frame]] = []
@@ -159,6 +171,8 @@ def not_passed_over(
         for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
             if frame.kind != "thp":
                 found.append((start, end, pte.delta, frame))
+            elif pte.kind == "anon" and sharing == "first":
+                return found
             elif pte.kind == "anon" or frame.maps == 1:
                 found += [
                     (max(start, head), min(end, head + PAGES_PER_PMD), pte.delta, frame)
