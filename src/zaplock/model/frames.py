@@ -43,9 +43,10 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     has taken its place in swap away, which a write alone does not give back (no PG_swapbacked): it
     may be dropped when memory is short where it is clean, and the entry that maps it, too.
     `slot`: where it has come back from and what others still find there, until a write makes it
-    one's own; of what is in swap, the page that has come back so (the swap cache). `subpool`: of
-    which mount's share it is given back to, as a huge page (model.huge_pool). `order`: of a file in
-    memory, that it is one of 2 ** order pages which are one folio (model.shared_huge).
+    one's own (its own number where nobody else does, but it is clean and in the swap cache); of
+    what is in swap, the page that has come back so (the swap cache). `subpool`: of which mount's
+    share it is given back to, as a huge page (model.huge_pool). `order`: of a file in memory, that
+    it is one of 2 ** order pages which are one folio (model.shared_huge).
     """
 
     kind: str
@@ -167,10 +168,13 @@ def unback(m: Machine, first: int, last: int) -> None:
 
 
 def clean(m: Machine, first: int, last: int) -> None:
-    """Let anonymous pages be clean as a whole, whatever the entries that map them say."""
+    """Let anonymous pages be clean as a whole, whatever the entries that map them say.
+
+    They keep no slot, since what is clean then is nowhere else.
+    """
     for low, high, frame in m.frames.overlapping(first, last):
-        if frame.dirty:
-            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False))
+        if frame.dirty or frame.slot:
+            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False, slot=0))
 
 
 def soil(m: Machine, first: int, last: int) -> None:

@@ -79,8 +79,9 @@ def page_of(m: Machine, slot: int, frame: Frame) -> int:
 def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, flags: int, write: bool) -> None:
     """Bring the page of a swap entry back and map it; what others still refer to is copied.
 
-    Whoever comes for the slot later gets the same page. It is clean, but for a write, and where the
-    VMA (of `flags`) is locked, so that the slot is given up at once (should_try_to_free_swap).
+    Whoever comes for the slot later gets the same page. It is clean, and in the swap cache; but for
+    a write, or where the VMA (of `flags`) is locked, the slot is given up at once, which makes the
+    page dirty (should_try_to_free_swap).
     """
     slot = vpn + pte.delta
     frame = m.frames.at(slot)
@@ -91,8 +92,10 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, flags: int, w
         change_frames(m, task, slot, slot + 1, refs=-1)
     elif frame.refs == 1:
         page = slot
-        dirty = follows_dirty(m) and bool(flags & VM_LOCKED)
-        m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=frame.forked, dirty=dirty))
+        dirty = follows_dirty(m) and (write or bool(flags & VM_LOCKED))
+        kept = page if follows_dirty(m) and not dirty else 0
+        back = Frame("anon", 1, 1, forked=frame.forked, dirty=dirty, slot=kept)
+        m.frames.set(page, page + 1, back)
         take_slots(m, -1)
     else:
         page, tag = alloc_frames(m, task, "anon", 1), m.content.at(slot)

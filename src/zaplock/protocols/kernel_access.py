@@ -38,6 +38,7 @@ from zaplock.model.page_fault import begin_copy, finish_copy, is_own, split_entr
 from zaplock.model.pagetable import MARKERS
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
+from zaplock.model.swap import kept_slot
 from zaplock.model.vma import lookup, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
@@ -347,6 +348,8 @@ def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
     elif frame.forked and is_own(frame):
         pages = PAGES_PER_PMD if pte.kind == "thp" else 1
         first = vpn - vpn % pages + pte.delta
+        if frame.slot and not kept_slot(m, frame):
+            soil(m, first, first + 1)  # who keeps it takes it out of the swap cache
         mark_forked(m, first, first + pages, False)
     elif frame.forked:
         if pte.kind == "thp":
