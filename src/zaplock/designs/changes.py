@@ -287,6 +287,12 @@ CHANGES: tuple[Change, ...] = (
         doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
     ),
     Change(
+        "6.2", None, "(mm/ksm: unmerging by FAULT_FLAG_UNSHARE)",
+        "what KSM unmerges is clean, since no write faults it in",
+        {"ksm_unshares": True},
+        doubt="the commit was not found; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
+    ),
+    Change(
         "6.3", "b613c7f31476",
         "locking/rwsem: Prevent non-first waiter from spinning in down_write() slowpath",
         "only the first waiter spins for a handoff",

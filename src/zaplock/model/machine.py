@@ -41,6 +41,7 @@ Figure = Literal[
     "ksm",  # whether pages of equal content were ever merged
     "ksm_zero_pages",  # whether pages of zeros become the zero page
     "ksm_left",  # whether something may have stayed merged when all was unmerged
+    "ksm_writes",  # whether what is unmerged is faulted in for a write
     "ksm_most",  # how many entries may map one merged page; 0: model.ksm.MAX_PAGE_SHARING
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory

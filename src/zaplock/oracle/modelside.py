@@ -84,6 +84,8 @@ class ModelSide:
             world.machine.globals.put("soft_dirty", 1)
         if self.design.batches_entries:
             world.machine.globals.put("batches", 1)
+        if not self.design.ksm_unshares:
+            world.machine.globals.put("ksm_writes", 1)
         if not self.design.keeps_huge_dirty:
             world.machine.globals.put("forgets_dirty", 1)
         if not self.design.maps_folios_around:

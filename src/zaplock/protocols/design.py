@@ -147,6 +147,7 @@ class Design:
     registers_terabytes: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
+    ksm_unshares: bool = False
     ksm_zeros_first: bool = False
     ksm_marks_zeros: bool = False
     ksm_finds_closed: bool = True
