@@ -287,10 +287,11 @@ CHANGES: tuple[Change, ...] = (
         doubt="that it is this commit; 6.1.192 does not, 6.12.117 does it in a guest",
     ),
     Change(
-        "6.2", None, "(mm/ksm: unmerging by FAULT_FLAG_UNSHARE)",
+        "6.2", "6cce3314b928",
+        "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE",
         "what KSM unmerges is clean, since no write faults it in",
         {"ksm_unshares": True},
-        doubt="the commit was not found; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
+        doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
     ),
     Change(
         "6.3", "b613c7f31476",

@@ -282,7 +282,7 @@ async def pin_pages(
     frames: list[int] = []
     for page in range(start, walked.at, PAGE_SIZE):
         if not write and cx.design.pins_unshare:
-            await unshare_page(cx.mm, page)
+            await unshare_page(cx.mm, page, not cx.design.reuses_large)
         frame = await follow_page(cx.mm, page, write)
         if not frame:
             break
@@ -330,11 +330,12 @@ def _of_huge_pages(m: Machine, low: int, high: int, pte: Pte) -> list[tuple[int,
 
 
 @step
-def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
+def unshare_page(m: Machine, task: Task, mm: int, address: int, copies_large: bool) -> None:
     """Give an address a page of its own where it shares one, which is not pinned to be read.
 
     So is a merged one, and one that a fork has shared; if nobody else maps it any more it is one's
-    own as it is. (gup_must_unshare, do_wp_page)
+    own as it is; but for a page of a huge one while another page of that is pinned, or always where
+    it `copies_large`. (gup_must_unshare, do_wp_page)
     """
     space, vpn = m.mm(mm), address >> PAGE_SHIFT
     pte = space.ptes.at(vpn)
@@ -345,7 +346,15 @@ def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
     if frame.kind == "ksm":
         handle = lookup(m, space, address)
         ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1, closed_too=True)
-    elif frame.forked and is_own(frame):
+    elif (
+        frame.forked
+        and is_own(frame)
+        and not (
+            pte.kind == "anon"
+            and frame.kind == "thp"
+            and (copies_large or is_pinned(m, vpn + pte.delta))
+        )
+    ):
         pages = PAGES_PER_PMD if pte.kind == "thp" else 1
         first = vpn - vpn % pages + pte.delta
         if frame.slot and not kept_slot(m, frame):
@@ -355,6 +364,13 @@ def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
         if pte.kind == "thp":
             pte = split_entry(m, space, vpn, pte)
         ksm.give_copy(m, task, space, vpn, pte, False)
+
+
+def is_pinned(m: Machine, pfn: int) -> bool:
+    """Return whether more than page tables refers to a huge page, one of whose frames is `pfn`."""
+    head = pfn & -PAGES_PER_PMD
+    held = m.frames.overlapping(head, head + PAGES_PER_PMD)
+    return any(frame.refs > frame.maps for _, _, frame in held)
 
 
 @step
