@@ -898,6 +898,34 @@ def test_faults_in_which_pages_were_used_are_found(bench: Bench) -> None:
 
 
 @needs_kernel
+def test_faults_in_which_pages_are_dirty_are_found(bench: Bench) -> None:
+    """Who has written is shown by each entry and by the page, in Private_ and Shared_Dirty."""
+    kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "dirty").glob("*.json"))]
+    assert len(kept) >= 9
+    told = [bench.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+    assert not any(told), [one.differences for one in told if one]
+    for fault in seeded_faults.OF_THEMES["dirty"]:
+        with seeded_faults.inject(fault):
+            found = [one.signature for one in map(bench.diverge, kept) if one is not None]
+        assert found, fault.name
+        assert all("_Dirty" in signature for signature in found), (fault.name, found)
+
+
+@needs_kernel
+def test_writeback_of_a_file_on_a_disk_is_no_difference(bench: Bench) -> None:
+    """Its pages count as dirty on both sides, by whom they are mapped; only copies of it do not."""
+    at = WINDOW
+    mapped = Op("mmap", (at, 3 * 4096, 3, 0x11, ops.DISK_SLOT, 0))
+    sequence = (mapped, Op("store", (at,)), Op("msync", (at, 4096, 4)), Op("load", (at + 4096,)))
+    for side in (bench.real, bench.model):
+        figures = side.run(sequence)[-1].snapshot.vmas[0].figures
+        told = dict(zip(ops.FIGURES, figures, strict=True))
+        dirt = [told[name] for name in ops.DIRT]
+        assert dirt == [0, 0, 0, told["Rss"]], dirt
+        assert told["Rss"] >= 12
+
+
+@needs_kernel
 def test_soft_dirty_marks_follow_who_writes_and_what_moves(bench: Bench) -> None:
     """What Linux 7.3 (debian:7.3) showed after each of these, in VmFlags and by PAGEMAP_SCAN."""
     page, at, far = 4096, WINDOW, WINDOW + (64 << 20)

@@ -297,6 +297,13 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_protects_across": True},
     ),
     Change(
+        "6.2", "6cce3314b928",
+        "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE",
+        "what KSM unmerges is clean, since no write faults it in",
+        {"ksm_unshares": True},
+        doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
+    ),
+    Change(
         "6.3", "b613c7f31476",
         "locking/rwsem: Prevent non-first waiter from spinning in down_write() slowpath",
         "only the first waiter spins for a handoff",
@@ -468,6 +475,13 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.6", None, "(x86: preparations for shadow stacks)",
+        "mprotect, and a userfaultfd that protects against writes, loses the dirty bit of a huge "
+        "page that may be written to",
+        {"keeps_huge_dirty": False},
+        doubt="the commit was not found; 6.1.192 keeps it, 6.16.12 does not, in guests",
+    ),
+    Change(
         "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
         "where ksmd has put the zero page it can be told from others, and unmerging gives pages of "
         "one's own there, too",
@@ -554,6 +568,13 @@ CHANGES: tuple[Change, ...] = (
         "MADV_COLD lets folios be that small entries map and its range covers; before, it split "
         "every one in a page table",
         {"cold_splits_whole": False},
+    ),
+    Change(
+        "6.10", None, "(mm: folio_likely_mapped_shared() counts all pages; MADV_FREE by batches)",
+        "advice takes a huge page that small entries map for a shared one by the counts of all its "
+        "pages, no longer of the first alone, and MADV_FREE splits none that it covers as a whole",
+        {"folio_sharing": "guess"},
+        doubt="the commits were not found; 6.1.192 asks the first page, 6.12.117 all, in guests",
     ),
     Change(
         "6.10", "133d04b1eee9",
@@ -715,6 +736,12 @@ CHANGES: tuple[Change, ...] = (
         {"reclaims_tables": True},
     ),
     Change(
+        "6.15", None, "(mm: large folios know who maps them)",
+        "advice knows whether others map a part of a huge page that small entries map",
+        {"folio_sharing": "exact"},
+        doubt="the commit was not found; 6.12.117 guesses, 6.18.44 does not, in guests",
+    ),
+    Change(
         "6.15", "a833a693a490", "mm: hugetlb: fix incorrect fallback for subpool",
         "a mount of hugetlbfs (size=, min_size=) that wants more than the pool has gives back what "
         "it kept only as far as it is short of that by then, and stays charged for the rest",
@@ -792,8 +819,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.17", "cac1db8c3aad", "mm: optimize mprotect() by PTE batching",
-        "mprotect changes the small entries of a huge page together: where one was used, all those "
-        "that were alike count as used",
+        "mprotect changes the small entries of a huge page together: where one was used, or "
+        "written through, all those that were alike count as that",
         {"batches_entries": True},
     ),
     Change(
@@ -1051,6 +1078,7 @@ CHANGES: tuple[Change, ...] = (
         "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",
         "mprotect no longer loses the dirty bit of a huge page (it did from 6.6 on), so that what "
         "was written after MADV_FREE is not thrown away by reclaim",
+        {"keeps_huge_dirty": True},
         backported=("6.12.111", "6.18.44", "7.2.7"),
         doubt="which of 6.18's releases was the first to take it is not confirmed; 6.16.12, "
         "6.17.13, 6.19.14, 7.0.13 and 7.1.13 were seen without",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zaplock.model import huge_pool
+from zaplock.model.dirty import soil_file
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.shared_huge import cut_at, dirty_folio, folio_around, split_evenly
+from zaplock.model.shared_huge import cut_at, folio_around, split_evenly
 from zaplock.model.step import Task, step
 from zaplock.model.swap import swap_in_cached, swap_out_cached
 
@@ -224,7 +225,7 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
             left = tag & (1 << 8 * kept) - 1
             m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
         if m.files[file].kind == "shmem":
-            dirty_folio(m, pfn)
+            soil_file(m, pfn, pfn + 1)
     before = m.files[file]
     m.files.put(file, msgspec.structs.replace(before, size=size))
     return before.kind == "shmem" and size > before.size

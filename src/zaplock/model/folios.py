@@ -12,11 +12,13 @@ Not covered: folios of other sizes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.files import split_folio as split_folio_of_file
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
-from zaplock.model.frames import Frame, change_frames
+from zaplock.model.frames import Frame, change_frames, soil
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
 from zaplock.model.shared_huge import IN_MEMORY
@@ -30,9 +32,23 @@ if TYPE_CHECKING:
     from zaplock.model.mm import Mm
 
 
+Sharing = Literal["first", "guess", "exact"]
+"""How advice finds out whether others map a huge page that small entries map: by the count of the
+first page, which must be one ("first"; MADV_FREE then splits each such page, and goes no further in
+a page table where it may not), by the counts of all pages and of the first ("guess", which misses
+those of which others map a part without that), or by who maps it ("exact")."""
+
+
 @step
 def split_partly_covered(
-    m: Machine, task: Task, mm: int, low: int, high: int, finds_zeros: bool, frees: bool = False
+    m: Machine,
+    task: Task,
+    mm: int,
+    low: int,
+    high: int,
+    finds_zeros: bool,
+    frees: bool = False,
+    sharing: Sharing = "exact",
 ) -> None:
     """Split the folios that [low, high) does not cover as a whole, but for shared ones.
 
@@ -40,18 +56,49 @@ def split_partly_covered(
 
     `frees`: that is for MADV_FREE, which notes the peak of resident memory first.
     """
-    space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    space = m.mm(mm)
     if frees:
         note_peak(m, space)
-    heads: dict[int, None] = {}
-    while first < last:  # each page table by itself
+    for first, last in by_page_table(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        heads = partly_covered(m, space, first, last)
+        if sharing == "first":
+            heads = dict.fromkeys(sorted(heads | _mapped_small(m, space, first, last)))
+        for head in heads:
+            if not looks_shared(m, head, sharing):
+                split_folio(m, task, space, head, finds_zeros)
+            elif sharing == "first":
+                break
+
+
+def by_page_table(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Cut virtual pages [first, last) where a page table ends."""
+    while first < last:
         end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
-        heads |= _partly_covered(m, space, first, end)
+        yield first, end
         first = end
-    for head in heads:
-        runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
-        if all(frame.maps <= 1 for _, _, frame in runs):
-            split_folio(m, task, space, head, finds_zeros)
+
+
+def looks_shared(m: Machine, head: int, sharing: Sharing) -> bool:
+    """Return whether the huge page whose first frame is `head` counts as mapped by others, too."""
+    runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
+    if sharing == "exact":
+        return any(frame.maps > 1 for _, _, frame in runs)
+    of_first = runs[0][2].maps
+    if sharing == "first":
+        return of_first != 1
+    return of_first > 1 or sum((end - at) * frame.maps for at, end, frame in runs) > PAGES_PER_PMD
+
+
+def _mapped_small(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
+    """Return the first frames of the folios that small entries of a range map."""
+    return {
+        head: None
+        for low, high, pte in space.ptes.overlapping(first, last)
+        if pte.kind == "anon"
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta)
+        if frame.kind == "thp"
+        for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD)
+    }
 
 
 SHARING = ("page", "first page", "address space")
@@ -134,10 +181,10 @@ def _is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing:
     )
 
 
-def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
+def partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
     """Return the first frames of the folios with a run of pages in a range that isn't all of it.
 
-    They come in the order of their addresses.
+    They come in the order of their addresses. The range is one of one page table.
     """
     runs: list[tuple[int, int, int]] = []
     for low, high, pte in space.ptes.overlapping(first, last):
@@ -162,15 +209,18 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
     What small entries map already is unmapped meanwhile, so the peak is noted (try_to_migrate_one).
     """
     tail = head + PAGES_PER_PMD
-    for low, high, frame in m.frames.overlapping(head, tail):
-        if not frame.freed_by:
-            finds_zeros = finds_zeros and not frame.stays_locked
-            m.frames.set(low, high, Frame("anon", frame.refs, frame.maps, forked=frame.forked))
     mapped = [
         (max(start, head - pte.delta), min(end, tail - pte.delta), pte)
         for start, (end, pte) in space.ptes.data.items()
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
+    if follows_dirty(m) and not all(pte.clean for _, _, pte in mapped):
+        soil(m, head, tail)
+    for low, high, frame in m.frames.overlapping(head, tail):
+        if not frame.freed_by:
+            finds_zeros = finds_zeros and not frame.stays_locked
+            small = Frame("anon", frame.refs, frame.maps, forked=frame.forked, dirty=frame.dirty)
+            m.frames.set(low, high, small)
     if any(pte.kind == "anon" for _, _, pte in mapped):
         note_peak(m, space)
     for low, high, pte in mapped:

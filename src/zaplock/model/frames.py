@@ -46,9 +46,10 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     has taken its place in swap away, which a write alone does not give back (no PG_swapbacked): it
     may be dropped when memory is short where it is clean, and the entry that maps it, too.
     `slot`: where it has come back from and what others still find there, until a write makes it
-    one's own; of what is in swap, the page that has come back so (the swap cache). `subpool`: of
-    which mount's share it is given back to, as a huge page (model.huge_pool). `order`: of a file in
-    memory, that it is one of 2 ** order pages which are one folio (model.shared_huge).
+    one's own (its own number where nobody else does, but it is clean and in the swap cache); of
+    what is in swap, the page that has come back so (the swap cache). `subpool`: of which mount's
+    share it is given back to, as a huge page (model.huge_pool). `order`: of a file in memory, that
+    it is one of 2 ** order pages which are one folio (model.shared_huge).
     """
 
     kind: str
@@ -170,17 +171,30 @@ def unback(m: Machine, first: int, last: int) -> None:
 
 
 def clean(m: Machine, first: int, last: int) -> None:
-    """Let anonymous pages be clean as a whole, whatever the entries that map them say."""
+    """Let anonymous pages be clean as a whole, whatever the entries that map them say.
+
+    They keep no slot, since what is clean then is nowhere else.
+    """
     for low, high, frame in m.frames.overlapping(first, last):
-        if frame.dirty:
-            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False))
+        if frame.dirty or frame.slot:
+            m.frames.set(low, high, msgspec.structs.replace(frame, dirty=False, slot=0))
 
 
 def soil(m: Machine, first: int, last: int) -> None:
-    """Let anonymous pages be dirty as a whole."""
-    for low, high, frame in m.frames.overlapping(first, last):
-        if not frame.dirty:
+    """Let anonymous pages be dirty as a whole, huge ones with all their pages."""
+    for low, high, frame in m.frames.overlapping(*whole_folios(m, first, last)):
+        if not (frame.dirty or frame.freed_by):
             m.frames.set(low, high, msgspec.structs.replace(frame, dirty=True))
+
+
+def whole_folios(m: Machine, first: int, last: int) -> tuple[int, int]:
+    """Widen a run of frames to all of the huge pages in which it begins and ends."""
+    low, high = m.frames.at(first), m.frames.at(last - 1)
+    if low is not None and low.kind == "thp":
+        first -= first % PAGES_PER_PMD
+    if high is not None and high.kind == "thp":
+        last = -(-last // PAGES_PER_PMD) * PAGES_PER_PMD
+    return first, last
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_MERGEABLE, VM_WRITE
 from zaplock.model.folios import split_folio
 from zaplock.model.frames import alloc_frames, change_frames
@@ -80,7 +81,7 @@ def unmerge_all(m: Machine, task: Task, *, closed_too: bool) -> None:
     """Give all mergeable VMAs pages of their own again (`unmerge`)."""
     for vma in mergeable_vmas(m):
         first, last = vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
-        unmerge(m, task, vma, first, last, closed_too=closed_too)
+        unmerge(m, task, vma, first, last, closed_too=closed_too, writes=unmerges_by_write(m))
     m.globals.put("ksm_left", int(not closed_too))
 
 
@@ -94,31 +95,54 @@ def exists(m: Machine) -> bool:
     return any(frame.kind == "ksm" and frame.refs for _, frame in m.frames.data.values())
 
 
-def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int, *, closed_too: bool) -> None:
+def unmerges_by_write(m: Machine) -> bool:
+    """Return whether what is unmerged is faulted in for a write, so that it is dirty (to 6.1)."""
+    return bool(m.globals.get("ksm_writes", 0))
+
+
+def unmerge(
+    m: Machine,
+    task: Task,
+    vma: Vma,
+    first: int,
+    last: int,
+    *,
+    closed_too: bool,
+    writes: bool = False,
+) -> None:
     """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there.
 
-    `closed_too`: also where nobody may access them; else those stay merged.
+    `closed_too`: also where nobody may access them; else those stay merged. `writes`: they are
+    dirty then.
     """
     space, writable = m.mm(vma.mm), bool(vma.flags & VM_WRITE)
     for vpn, pte in merged_in(m, space, first, last):
         if closed_too or not pte.no_access:
-            give_copy(m, task, space, vpn, pte, writable)
+            give_copy(m, task, space, vpn, pte, writable, writes)
     for low, high, pte in space.ptes.overlapping(first, last):
         for vpn in range(low, high) if pte.merged else ():
             own = alloc_frames(m, task, "anon", 1, refs=0)
             m.spend("fault_cow")
             space.add("rss_anon", 1)
-            _map_instead(m, task, _Mapped(space, vpn, pte), own, writable)
+            _map_instead(m, task, _Mapped(space, vpn, pte), own, writable, writes)
 
 
-def give_copy(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
-    """Let an entry map a copy of the anonymous page that it maps."""
+def give_copy(
+    m: Machine,
+    task: Task,
+    space: Mm,
+    vpn: int,
+    pte: Pte,
+    writable: bool,
+    writes: bool = False,
+) -> None:
+    """Let an entry map a copy of the anonymous page that it maps: clean, unless it `writes`."""
     copy = alloc_frames(m, task, "anon", 1, refs=0)
     tag = m.content.at(vpn + pte.delta)
     if tag:
         m.content.set(copy, copy + 1, tag)
     m.spend("fault_cow")
-    _map_instead(m, task, _Mapped(space, vpn, pte), copy, writable)
+    _map_instead(m, task, _Mapped(space, vpn, pte), copy, writable, writes)
 
 
 def merged_in(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, Pte]]:
@@ -283,11 +307,16 @@ def _is_merged(m: Machine, pfn: int) -> bool:
     return frame is not None and frame.kind == "ksm"
 
 
-def _map_instead(m: Machine, task: Task, page: _Mapped, pfn: int, writable: bool) -> None:
+def _map_instead(
+    m: Machine, task: Task, page: _Mapped, pfn: int, writable: bool, writes: bool = False
+) -> None:
     """Let an entry map another page of the same content, and let go of the one that it mapped."""
     space, vpn, pte = page
     writable = writable and not pte.no_access
-    new = change(pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False, old=False)
+    clean = follows_dirty(m) and not writes
+    new = change(
+        pte, kind="anon", delta=pfn - vpn, writable=writable, merged=False, old=False, clean=clean
+    )
     space.ptes.set(vpn, vpn + 1, new)
     flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
     if page.pfn != pfn:

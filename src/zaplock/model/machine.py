@@ -40,10 +40,13 @@ Figure = Literal[
     "shmem_folios",  # which folios faults and writes make there
     "shmem_anywhere",  # whether they are made also where a mapping has no room for them
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
+    "dirty_bits",  # whether dirty bits of all entries are followed (model.dirty)
+    "forgets_dirty",  # whether a change of protection loses the dirty bits of huge pages
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "ksm_zero_pages",  # whether pages of zeros become the zero page
     "ksm_left",  # whether something may have stayed merged when all was unmerged
+    "ksm_writes",  # whether what is unmerged is faulted in for a write
     "ksm_most",  # how many entries may map one merged page; 0: model.ksm.MAX_PAGE_SHARING
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory

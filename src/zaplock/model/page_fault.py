@@ -14,6 +14,7 @@ from __future__ import annotations
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
     EHWPOISON,
@@ -46,7 +47,7 @@ from zaplock.model.pagetable import (
 from zaplock.model.references import read_only, watches_writes
 from zaplock.model.shared_folios import folio_page, makes_folios
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
-from zaplock.model.shared_huge import dirty_folio, map_huge, range_to_map, whole_folio
+from zaplock.model.shared_huge import map_huge, range_to_map, whole_folio
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
@@ -174,7 +175,7 @@ def _present(
         return -EHWPOISON
     if pte.kind == "swap":
         m.spend("fault_anon")
-        swap_in(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))
+        swap_in(m, task, space, vpn, pte, vma.flags, write)
         mapped = space.ptes.at(vpn)
         return _present(m, task, vma, space, vpn, mapped, True) if mapped and write else 0
     if not write or pte.writable:
@@ -190,7 +191,7 @@ def _present(
         return _missing(m, task, vma, space, vpn, write, True)
     if vma.flags & VM_SHARED:
         space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True, wp=pte.wp))
-        dirty_folio(m, vpn + pte.delta)
+        soil_file(m, vpn + pte.delta, vpn + pte.delta + 1)
         return 0
     return _copy_on_write(m, task, space, vpn, pte)
 
@@ -263,7 +264,7 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
 def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     """Let small entries map what a huge one does, for reading only; return them."""
     low = vpn - vpn % PAGES_PER_PMD
-    small = change(split_entries(pte), writable=False)
+    small = change(split_entries(m, low, pte), writable=False)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
 
@@ -362,7 +363,7 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         change_frames(m, task, first + mapped.delta, last + mapped.delta, refs=1)
         install(m, task, space, first, last, mapped)
     if write:
-        dirty_folio(m, pfn)
+        soil_file(m, pfn, pfn + 1)
     return 0
 
 
@@ -532,7 +533,7 @@ def _populate_file_run(m: Machine, task: Task, vma: Vma, first: int, last: int, 
     mapped = pte_of(kind, pfn - first, writable)
     install(m, task, space, first, last, mapped if write else read_only(m, mapped))
     if write:
-        m.dirty.set(pfn, pfn + last - first, True)
+        soil_file(m, pfn, pfn + last - first)
     return last
 
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zaplock.model import tlb
+from zaplock.model.dirty import OF_FILES, follows_dirty, tell_page
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PAGES_PER_PUD, PMD_SHIFT
-from zaplock.model.frames import ZERO_PFN, change_frames
+from zaplock.model.frames import ZERO_PFN, change_frames, soil
 from zaplock.model.huge_pool import LEVEL_OF, SIZE_OF
 from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.references import mark_accessed, soft_dirty, use_entry
@@ -189,8 +190,10 @@ def give_up(m: Machine, task: Task, space: Mm, gather: int, low: int, high: int,
         space.add(RSS[kind], -pages)
     if counted:
         change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
-        if kind in ("file", "shmem", "shmem_thp") and not pte.old:
-            mark_accessed(m, low + pte.delta, high + pte.delta)
+        if kind in OF_FILES:
+            tell_page(m, low, high, pte)
+            if not pte.old:
+                mark_accessed(m, low + pte.delta, high + pte.delta)
     elif kind == "swap":
         change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1)
     tlb.gather_pages(m, gather, low, high, counted, pte.delta)
@@ -260,7 +263,7 @@ def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     if run[2].kind == "shmem_thp":
         unmap_huge(m, task, space, low)
     else:
-        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(run[2]))
+        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, run[2]))
 
 
 def unmap_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
@@ -275,17 +278,21 @@ def drop_entries(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pt
     space.ptes.clear(low, high)
     space.add(RSS[pte.kind], low - high)
     tlb.flush_tlb_range(m, space.mm, low, high, False)
+    tell_page(m, low, high, pte)
     change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)
 
 
-def split_entries(pte: Pte) -> Pte:
-    """Return the small entries that a huge one is split into.
+def split_entries(m: Machine, low: int, pte: Pte) -> Pte:
+    """Return the small entries that a huge one, at virtual page `low`, is split into.
 
     They are made dirty as that is, where the page isn't lazily free, and so soft-dirty (pte_mkdirty
-    on x86), as if somebody had written through them.
+    on x86), as if somebody had written through them; the page is dirty as a whole then, too.
     """
-    written = pte.kind == "thp" and not pte.clean
-    return soft_dirty(small_entry(pte)) if written else small_entry(pte)
+    if pte.kind != "thp" or pte.clean:
+        return small_entry(pte)
+    if follows_dirty(m):
+        soil(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD)
+    return soft_dirty(small_entry(pte))
 
 
 def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
@@ -394,7 +401,7 @@ def write_entry(space: Mm, vpn: int) -> None:
     """Let the entry of a page be dirty: a CPU has written through it."""
     pte = space.ptes.at(vpn)
     assert pte is not None
-    pages = PAGES_PER_PMD if pte.kind == "thp" else 1
+    pages = PAGES_PER_PMD if pte.kind in ("thp", "shmem_thp") else 1
     first = vpn - vpn % pages
     space.ptes.set(first, first + pages, msgspec.structs.replace(pte, clean=False))
 

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model.dirty import unwritten
 from zaplock.model.flags import PAGES_PER_PMD, VM_SOFTDIRTY
+from zaplock.model.frames import whole_folios
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -59,6 +61,7 @@ def watches_writes(m: Machine, flags: int) -> bool:
 
 def read_only(m: Machine, pte: Pte) -> Pte:
     """Return an entry as a read makes it: nobody has written through it."""
+    pte = unwritten(m, pte)
     return msgspec.structs.replace(pte, soft_clean=True) if tracks_writes(m) else pte
 
 
@@ -81,7 +84,11 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
     of them where mprotect takes them out and puts them back together (rule `batches_entries`,
     modify_prot_start_ptes; mremap does so on arm64 only).
     """
-    if not m.globals.get("batches", 0):
+    if not m.globals.get("batches", 0) or not any(
+        pte.old or pte.clean or pte.soft_clean
+        for _, _, pte in space.ptes.overlapping(first, last)
+        if pte.kind == "anon"
+    ):
         return
     batch: list[tuple[int, int, Pte]] = []
     for run in (*_small_of_folios(m, space, first, last), None):
@@ -95,9 +102,14 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
 def _share_bits(m: Machine, space: Mm, batch: list[tuple[int, int, Pte]]) -> None:
     """Give the entries of a batch each other's bits."""
     old = all(pte.old for _, _, pte in batch)
+    clean = all(pte.clean for _, _, pte in batch)
+    (first, end, pte), *others = batch
+    told = not pte.clean and end - first > 1  # by another one than the first
+    told = told or not all(pte.clean for _, _, pte in others)
     for low, high, pte in batch:
-        clean = pte.soft_clean and pte.clean
-        space.ptes.set(low, high, msgspec.structs.replace(pte, old=old, soft_clean=clean))
+        soft = pte.soft_clean and not told
+        shared = msgspec.structs.replace(pte, old=old, clean=clean, soft_clean=soft)
+        space.ptes.set(low, high, shared)
 
 
 def _small_of_folios(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, int, Pte]]:
@@ -166,7 +178,7 @@ def deactivate_pages(m: Machine, space: Mm, first: int, last: int) -> None:
 
 def forget_marks(m: Machine, first: int, last: int) -> None:
     """Let the frames in [first, last) be marked as used no more; active ones stay that."""
-    first, last = _whole_folios(m, first, last)
+    first, last = whole_folios(m, first, last)
     for low, high, noted in m.aging.overlapping(first, last):
         m.aging.set(low, high, noted & ~REFERENCED)
 
@@ -190,7 +202,7 @@ def set_referenced(m: Machine, pfn: int) -> None:
     """Note that a frame was used, without making it active (folio_set_referenced)."""
     if not follows(m):
         return
-    first, last = _whole_folios(m, pfn, pfn + 1)
+    first, last = whole_folios(m, pfn, pfn + 1)
     noted = m.aging.at(pfn) or 0
     m.aging.set(first, last, noted | REFERENCED)
 
@@ -203,16 +215,6 @@ def _mark_once(m: Machine, first: int, last: int) -> None:
         if low < high:
             m.aging.set(low, high, _NEXT[noted])
         at = high
-
-
-def _whole_folios(m: Machine, first: int, last: int) -> tuple[int, int]:
-    """Widen a run of frames to all of the huge pages in which it begins and ends."""
-    low, high = m.frames.at(first), m.frames.at(last - 1)
-    if low is not None and low.kind == "thp":
-        first -= first % PAGES_PER_PMD
-    if high is not None and high.kind == "thp":
-        last = -(-last // PAGES_PER_PMD) * PAGES_PER_PMD
-    return first, last
 
 
 _NEXT = {

@@ -64,13 +64,6 @@ def order_at(m: Machine, pfn: int) -> int:
     return frame.order if frame is not None else 0
 
 
-def dirty_folio(m: Machine, pfn: int) -> None:
-    """Let the folio that a frame of a file is a page of be dirty: it is so as a whole."""
-    pages = 1 << order_at(m, pfn)
-    first = pfn & -pages
-    m.dirty.set(first, first + pages, True)
-
-
 # Mapping
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import follows_dirty
+from zaplock.model.flags import VM_LOCKED, VM_WRITE
 from zaplock.model.frames import Frame, alloc_frames, change_frames
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.step import Task
@@ -74,10 +76,12 @@ def page_of(m: Machine, slot: int, frame: Frame) -> int:
     return frame.slot if page is not None and page.refs and page.slot == slot else 0
 
 
-def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
+def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, flags: int, write: bool) -> None:
     """Bring the page of a swap entry back and map it; what others still refer to is copied.
 
-    Whoever comes for the slot later gets the same page.
+    Whoever comes for the slot later gets the same page. It is clean, and in the swap cache; but for
+    a write, or where the VMA (of `flags`) is locked, the slot is given up at once, which makes the
+    page dirty (should_try_to_free_swap).
     """
     slot = vpn + pte.delta
     frame = m.frames.at(slot)
@@ -88,7 +92,10 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
         change_frames(m, task, slot, slot + 1, refs=-1)
     elif frame.refs == 1:
         page = slot
-        m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=frame.forked))
+        dirty = follows_dirty(m) and (write or bool(flags & VM_LOCKED))
+        kept = page if follows_dirty(m) and not dirty else 0
+        back = Frame("anon", 1, 1, forked=frame.forked, dirty=dirty, slot=kept)
+        m.frames.set(page, page + 1, back)
         take_slots(m, -1)
     else:
         page, tag = alloc_frames(m, task, "anon", 1), m.content.at(slot)
@@ -96,8 +103,9 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
             m.content.set(page, page + 1, tag)
         m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=True, slot=slot))
         m.frames.set(slot, slot + 1, Frame("swap", frame.refs - 1, 0, forked=True, slot=page))
-    may_write = writable and page == slot and not (frame.forked or pte.wp)
-    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, may_write, wp=pte.wp))
+    may_write = bool(flags & VM_WRITE) and page == slot and not (frame.forked or pte.wp)
+    clean = follows_dirty(m) and not (write and may_write)
+    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, may_write, wp=pte.wp, clean=clean))
     space.add("swap_ents", -1)
     space.add("rss_anon", 1)
 

@@ -94,6 +94,17 @@ def _read_before_written(d: Draw) -> tuple[Op, ...]:
     return (Op("madvise", (HUGE_WINDOW + PMD * first, length, advice.MADV_POPULATE_READ)),)
 
 
+def _holes_mapped_twice(d: Draw) -> tuple[Op, ...]:
+    """Map a file in memory in two places that has no page yet: what is read of it is clean."""
+    flags, behind = d.random.choice((0x11, 0x11, 0x12)), WINDOW + WATCHED_PAGES * PAGE
+    return (
+        Op("ftruncate", (0, 0)),
+        Op("ftruncate", (0, 16 * PAGE)),
+        Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x11, 0, 0)),
+        Op("mmap", (behind, 8 * PAGE, 3, flags, 0, 0)),
+    )
+
+
 def beginning(d: Draw) -> tuple[Op, ...]:
     """Make what three in four sequences of a theme begin with."""
     if d.theme == "uffd-huge":
@@ -112,6 +123,8 @@ def beginning(d: Draw) -> tuple[Op, ...]:
         return _TO_MERGE
     if d.theme == "lazyfree":
         return _TO_FREE
+    if d.theme == "dirty":
+        return _holes_mapped_twice(d)
     if not d.watches:
         return ()
     flags, slot = d.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),

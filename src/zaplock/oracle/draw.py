@@ -81,7 +81,7 @@ class Draw:
         self.forks = self.theme != "gigantic" or self.chance(40)
         self.merges = self._choose_merging()
         self.windows = self._choose_windows()
-        self.huge_too = self.theme == "references" and self.chance(30)
+        self.huge_too = self.theme in ("references", "dirty") and self.chance(30)
         self.protects = self.watches and self.chance(60)
         self.removes = self.chance(40)  # holes are punched into files in memory only
 

@@ -32,6 +32,9 @@ def _advice(d: Draw) -> int:
         return d.random.choice((4, 8, 9 if d.removes else 4, 22, 23, *guards, 103))
     if d.theme == "lazyfree" and d.chance(70):
         return d.random.choice((*[advice.MADV_FREE] * 4, 22, 23, 4, 20, 102, 103))
+    if d.theme == "dirty" and d.chance(70):
+        removes = advice.MADV_REMOVE if d.removes else advice.MADV_DONTNEED
+        return d.random.choice((4, 4, 22, 22, 23, advice.MADV_FREE, advice.MADV_FREE, removes))
     if d.merges and d.chance(75):
         undoes = advice.MADV_MERGEABLE if d.merges == "processes" else advice.MADV_UNMERGEABLE
         huge: tuple[int, ...] = (14, 14) if d.merges == "huge" else ()

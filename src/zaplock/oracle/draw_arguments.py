@@ -40,7 +40,7 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
         return start, PAGE * d.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
     if d.chance(8) and d.theme not in _ON_THEIR_OWN and (going_on := goes_on(d)):
         return going_on
-    with_files = d.theme in ("file", "memfd", "collapse-file") or d.pages_out
+    with_files = d.theme in ("file", "memfd", "collapse-file", "dirty") or d.pages_out
     percent = 15 if d.theme == "shmem-huge" else 40 if with_files or d.makes_shared_huge else 75
     anonymous = d.theme == "collapse" or d.chance(percent)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
@@ -291,6 +291,9 @@ WEIGHTS: dict[str, dict[str, int]] = {
                  "process_vm_writev": 4, "ftruncate": 1},
     "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16,
                    "pread": 3, "pwrite": 3, "process_vm_readv": 4, "process_vm_writev": 2},
+    "dirty": {**_COMMON, "into_child": 3, "load": 20, "madvise": 26, "mremap": 8, "fork": 4,
+              "mlock": 2, "pread": 2, "pwrite": 3, "process_vm_readv": 2, "process_vm_writev": 5,
+              "ftruncate": 3, "msync": 1},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "ksm_unmerge": 2,
             "ksm_zero_pages": 2, "mremap": 8, "fork": 4, "mlock": 3, "mlock2": 1, "munlock": 1,
             "set_memory_merge": 2, "brk": 2, "mseal": 1, "process_vm_readv": 4,

@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
 from zaplock.linux_version import find
@@ -231,10 +230,6 @@ class GuestSide(RealSide):
     def _run_in_turn(self, sequence: Sequence[Op], built: BareProgram) -> None:
         self._run(built.code)
 
-    def _names_soft_dirty(self) -> bool:
-        """It is left out where mprotect forgets that a huge page is dirty."""
-        return not forgets_dirty(self.release) and super()._names_soft_dirty()
-
     def _tells_who_was_used(self) -> bool:
         """Debian's kernels age pages in generations, and mark them otherwise than is known here."""
         return False
@@ -319,18 +314,6 @@ def carries(release: str, since: str) -> bool:
     return version is not None and version.carries(since)
 
 
-def forgets_dirty(release: str) -> bool:
-    """Return whether mprotect loses the dirty bit of huge pages (docs/findings).
-
-    From 6.6 on, until a change of 7.3 that stable releases have taken.
-    """
-    version = find(release)
-    return version is not None and version.carries("6.6") and not _KEEPS_DIRTY.is_in(version)
-
-
-_KEEPS_DIRTY = next(change for change in CHANGES if change.commit == "f7491d7c81db")
-
-
 class Hidden(NamedTuple):
     """What a kernel does not show: pages one by one, counters of residency, the flag "lf", huge
     pages that may not be accessed, the flag "gu".
@@ -382,10 +365,10 @@ def _without_merged(vma: ObservedVma) -> ObservedVma:
 
 
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
-    """Leave huge pages out of a VMA's figures if it allows no access."""
-    figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
+    """Leave huge pages out of a VMA's figures if it allows no access, and all of DIRT."""
     if not vma.perms.startswith("---"):
         return vma
+    figures = dict(zip(ops.FIGURES, vma.figures, strict=True)) | dict.fromkeys(ops.DIRT, 0)
     for kind in ("AnonHugePages", "ShmemPmdMapped"):
         huge = figures[kind]
         for name in ("Rss", "Locked", kind, *(("Anonymous",) if kind == "AnonHugePages" else ())):

@@ -84,8 +84,12 @@ class ModelSide:
             world.machine.globals.put("peaks", 1)
         if self.environment.shows_soft_dirty and untouched:
             world.machine.globals.put("soft_dirty", 1)
-        if untouched and self.design.batches_entries:
+        if self.design.batches_entries:
             world.machine.globals.put("batches", 1)
+        if not self.design.ksm_unshares:
+            world.machine.globals.put("ksm_writes", 1)
+        if not self.design.keeps_huge_dirty:
+            world.machine.globals.put("forgets_dirty", 1)
         if not self.design.maps_folios_around:
             world.machine.globals.put("one_by_one", 1)
         if not self.design.cuts_folios_in_halves:

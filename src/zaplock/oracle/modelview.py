@@ -23,7 +23,7 @@ from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import RangeMap
 from zaplock.model.swap import swapped_pages
-from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
+from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot, dirt_of_disk
 from zaplock.oracle.ring import FILE, LONG_REGION, MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
@@ -49,7 +49,9 @@ _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
 _KB = 4
 _VMRSS = COUNTERS.index("VmRSS")
 _SPELLED: dict[int, tuple[str, str]] = {}
-_RESIDENT = frozenset({"anon", "thp", "file", "shmem", "shmem_thp"})
+_ANONYMOUS = frozenset({"anon", "thp"})
+_RESIDENT = _ANONYMOUS | {"file", "shmem", "shmem_thp"}
+_NONE_RESIDENT = (0, 0, 0, 0)
 _NO_FIGURES = {
     size >> 10: (*(0,) * (len(FIGURES) - 1), size >> 10)
     for size in (f.PAGE_SIZE, f.PMD_SIZE, f.PUD_SIZE)
@@ -115,7 +117,8 @@ class ModelView:
         self._cells: list[dict[Any, Any]] = [
             cells.data
             for cells in (
-                space.tree, machine.vmas, space.ptes, machine.frames, machine.content, machine.aging
+                space.tree, machine.vmas, space.ptes, machine.frames, machine.content,
+                machine.aging, machine.dirty,
             )
         ]  # fmt: skip
         self._copies: list[dict[Any, Any]] = []  # of these, as they were at the last snapshot
@@ -158,22 +161,16 @@ class ModelView:
         changed = list(map(ne, cells, copies))
         for at in compress(range(len(cells)), changed):
             copies[at] = cells[at].copy()
-        mapped, described, paged, framed, written, aged = changed
+        mapped, described, paged, framed, written, aged, soiled = changed
         aged = aged and self.shows_references
-        paged = paged or framed or aged or written
+        paged = paged or framed or aged or written or soiled
         seen: tuple[tuple[ObservedVma, ...], bytes, bytes] = last[:3]
         if paged or mapped or described:
-            marked = (framed or aged) and self._shows_marks()
-            seen = self._look(paged, written, marked)
+            seen = self._look(paged, written, framed or aged or soiled)
         now = Snapshot(*seen, *self._counters())
         if now != last:
             last = self._last = now
         return last
-
-    def _shows_marks(self) -> bool:
-        """Return whether pages have marks that show, and that may change where no entry does."""
-        shows = self.shows_lazyfree or self.shows_references or self._swaps
-        return shows or has_merged(self._machine)
 
     def _look(
         self, paged: bool, written: bool, marked: bool
@@ -207,7 +204,7 @@ class ModelView:
                     seen is None
                     or is_other
                     or seen.runs != runs
-                    or (runs and (marked or vma.flags & f.VM_LOCKED))
+                    or (runs and marked)
                     or (swaps and vma.file)
                 ):
                     seen = known[handle] = self._see(vma, runs)
@@ -321,11 +318,34 @@ class ModelView:
             lazy = self._lazily_free(runs)
         if self.shows_references:
             used = self._referenced(runs)
+        written = self._by_dirt(vma, runs, rss == anonymous) if rss else _NONE_RESIDENT
         return (
-            rss * _KB, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
+            rss * _KB, *written, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
             swap_pss >> 22, pss >> 22, merged * _KB, lazy * _KB, used * _KB, pooled * _KB,
             _page_kb(vma),
         )  # fmt: skip
+
+    def _by_dirt(
+        self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]], is_anonymous: bool
+    ) -> tuple[int, int, int, int]:
+        """Return how much is there of each of DIRT, in kB."""
+        m, counts = self._machine, [0, 0, 0, 0]
+        for low, high, pte in runs:
+            kind, delta = pte.kind, pte.delta
+            if kind not in _RESIDENT:
+                continue
+            of_file = kind not in _ANONYMOUS
+            for start, end, frame in m.frames.overlapping(low + delta, high + delta):
+                place = 0 if frame.maps > 1 else 2
+                dirty = end - start
+                if pte.clean and not frame.dirty:
+                    dirty = m.dirty.total(start, end) if of_file else 0
+                counts[place] += end - start - dirty
+                counts[place + 1] += dirty
+        shown = counts[0] * _KB, counts[1] * _KB, counts[2] * _KB, counts[3] * _KB
+        if vma.file and not is_anonymous and m.files.data[vma.file].kind == "disk":
+            return dirt_of_disk(shown)
+        return shown
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:
         resident = [run for run in runs if run[2].kind in _RESIDENT]

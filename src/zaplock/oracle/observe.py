@@ -14,7 +14,16 @@ from functools import cache
 from operator import itemgetter, sub
 
 from zaplock.oracle import ring
-from zaplock.oracle.ops import COUNTERS, FIGURES, HUGETLB_OF_SMAPS, ObservedVma, Snapshot
+from zaplock.oracle.ops import (
+    COUNTERS,
+    DISK_SLOT,
+    FIGURES,
+    FILES,
+    HUGETLB_OF_SMAPS,
+    ObservedVma,
+    Snapshot,
+    dirt_of_disk,
+)
 
 NEW_FIGURES = ("KSM",)
 """What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
@@ -22,6 +31,8 @@ _SUMS: dict[str, tuple[str, ...]] = {"Hugetlb": HUGETLB_OF_SMAPS}
 SOFT_DIRTY = "sd"
 MARKS = ("LazyFree", "Referenced")
 """What some sequences make no use of, where whoever else works on the machine may change it."""
+
+ON_DISK = FILES[DISK_SLOT]
 
 _COUNT = struct.Struct("<q").unpack_from
 _HEAD, _HEAD_SIZE = ring.SMAPS_HEAD.unpack_from, ring.SMAPS_HEAD.size
@@ -243,6 +254,8 @@ class Parser:
         figures = self._bodies.get(text)
         if figures is None:
             figures = self._bodies[text] = self._body_fields.read(text)
+        if name == ON_DISK:
+            figures = _without_writeback(figures)
         if name == "shared":  # numbered in the order in which a sequence shows them
             name = self._shared.setdefault(inode, f"shared{len(self._shared)}")
         return _new(ObservedVma, (start, stop, perms, offset, name, spelled, figures))
@@ -298,6 +311,15 @@ def _place(header: bytes) -> _Place:
     start, end = addresses.split(b"-")
     name = _label(path[0]) if path else ""
     return int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode, name
+
+
+def _without_writeback(figures: tuple[int, ...]) -> tuple[int, ...]:
+    """Take out what is dirty of a file on a disk, unless nothing but copies of it is there."""
+    rss, shared_clean, shared_dirty, private_clean, private_dirty, anonymous, *others = figures
+    if rss == anonymous:
+        return figures
+    told = dirt_of_disk((shared_clean, shared_dirty, private_clean, private_dirty))
+    return rss, *told, anonymous, *others
 
 
 def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, page_fault, pagetable, shared_folios, vma
+from zaplock.model import (
+    dirty,
+    files,
+    folios,
+    frames,
+    page_fault,
+    pagetable,
+    shared_folios,
+    vma,
+)
 from zaplock.model import flags as f
 from zaplock.model import ksm as merged_pages
 from zaplock.model.mm import change_limits
@@ -239,8 +248,8 @@ FAULTS: tuple[Fault, ...] = (
           _always(None)),
     Fault("zeros-kept", "splitting a huge page gives pages of zeros back", folios, "_map_zero_page",
           _always(None)),
-    Fault("huge-anywhere", "a huge page fits only where it is aligned", move_tables, "small_entry",
-          lambda _original: lambda pte: pte),
+    Fault("huge-anywhere", "a huge page fits only where it is aligned", move_tables,
+          "split_entries", lambda _original: lambda _m, _low, pte: pte),
     Fault("read-needs-no-anon-vma", "populating huge pages for reading gives an anon_vma",
           populate, "meets_huge_pages", _always(False)),
     Fault("memory-merge-later", "what is mapped under PR_SET_MEMORY_MERGE is mergeable", ksm,
@@ -297,6 +306,18 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               pagetable, "mark_accessed", _always(None)),
         Fault("one-by-one", "mprotect changes the small entries of a huge page together", mprotect,
               "use_batches", _always(None)),
+    ),
+    "dirty": (
+        Fault("reads-write", "what was only read of a file is clean", dirty, "unwritten",
+              lambda _original: lambda m, pte: pte),
+        Fault("forgets-entries", "what a dirty entry of a file knows goes to the page when it goes",
+              dirty, "tell_page", _always(None)),
+        Fault("writes-unnoticed", "a CPU that writes through an entry makes it dirty", pagetable,
+              "write_entry", _always(None)),
+        Fault("touched-stays-clean", "populating to write makes a file's page dirty", populate,
+              "mark_dirty", _always(None)),
+        Fault("nothing-soils", "populating to write makes anonymous pages dirty", frames, "soil",
+              _always(None)),
     ),
     "group": (
         Fault("nobody-is-killed", "who outgrows a memory cgroup is killed",

@@ -3,8 +3,8 @@
 THEMES = (
     "plain", "advice", "lock", "move", "file", "kernel", "fork", "brk", "limits", "grow", "huge",
     "seal", "process", "memfd", "uffd", "uffd-move", "uffd-huge", "uring", "policy", "lazyfree",
-    "references", "ksm", "group", "shm", "pageout", "swap", "collapse", "collapse-file", "hugetlb",
-    "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "crowd", "wild",
+    "references", "dirty", "ksm", "group", "shm", "pageout", "swap", "collapse", "collapse-file",
+    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "crowd", "wild",
 )  # fmt: skip
 """In this order they are drawn from; how often each operation comes in each of them stands in
 `draw_arguments.WEIGHTS`."""

@@ -11,6 +11,7 @@ import msgspec
 from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model import huge_pool, references
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import SEAL_SEAL, cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
@@ -91,6 +92,7 @@ class World:
         self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("shmem", environment.shared_huge)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
+        self.machine.globals.put("dirty_bits", 1)
         swaps = not environment.group_pages  # that group may have nothing in swap
         self.machine.globals.put("swap_free", environment.swap_pages if swaps else 0)
         self.machine.uffd_modes.put(UFFD, "sigbus")
@@ -150,7 +152,7 @@ class World:
         for page in written:
             frame = first + page
             self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
-        self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
+        soil_file(self.machine, first + written[0], first + written[-1] + 1)
         references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
 
     def _ring(self, environment: Environment) -> None:

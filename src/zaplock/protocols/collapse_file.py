@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import charge_pages, i_mmap_lock
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -158,7 +159,7 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
             shift = new - first - delta
             m.content.set(begin + shift, end + shift, tag)
     m.page_cache(file).set(first, last, new - first)
-    m.dirty.set(new, new + PAGES_PER_PMD, True)
+    soil_file(m, new, new + PAGES_PER_PMD)
     for low, high, delta in cached:
         change_frames(m, task, low + delta, high + delta, refs=-1)
     m.spend("fault_thp")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
+from zaplock.model.folios import Sharing
 from zaplock.model.huge_pool import Refusal
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
@@ -133,6 +134,8 @@ class Design:
     clear_refs_lock: Literal["read", "write"] = "read"
     walks_lock_vmas: bool = False
     batches_entries: bool = False
+    keeps_huge_dirty: bool = True
+    folio_sharing: Sharing = "first"
     vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
     collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False
@@ -144,6 +147,7 @@ class Design:
     registers_terabytes: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
+    ksm_unshares: bool = False
     ksm_zeros_first: bool = False
     ksm_marks_zeros: bool = False
     ksm_finds_closed: bool = True

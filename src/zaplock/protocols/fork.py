@@ -8,6 +8,7 @@ from __future__ import annotations
 from errno import EINTR, ENOMEM
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import unwritten
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCOUNT,
@@ -175,6 +176,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
         alloc_tables(m, task, space, first, last, lowest_above(pte))
         copied = change(shared, wp=False) if pte.wp else shared
         copied = read_only(m, copied) if pte.kind in MARKERS else copied  # made anew
+        copied = copied if private else unwritten(m, copied)
         install(m, task, space, first, last, aged(m, copied))
         if shared != pte:
             parent.ptes.set(first, last, shared)

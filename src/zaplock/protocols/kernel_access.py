@@ -20,6 +20,7 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import cached_frame, set_file_size
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -31,13 +32,13 @@ from zaplock.model.flags import (
     VM_SHARED,
     page_align,
 )
-from zaplock.model.frames import write_frame
+from zaplock.model.frames import soil, write_frame
 from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
-from zaplock.model.shared_huge import dirty_folio, order_at
+from zaplock.model.shared_huge import order_at
 from zaplock.model.step import Task, step
-from zaplock.model.vma import change, overlapping, vma_of
+from zaplock.model.vma import overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import NOT_PINNED, populate_up_to
 from zaplock.protocols.seals import sealed_against
@@ -198,7 +199,7 @@ def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: i
     """
     pgoff = offset >> PAGE_SHIFT
     frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
-    dirty_folio(m, frame)
+    soil_file(m, frame, frame + 1)
     if count:
         write_frame(m, task, frame, tag, count)
     if offset + count > m.files[file].size:
@@ -343,6 +344,6 @@ def write_pinned(m: Machine, task: Task, frame: int, tag: int, count: int) -> No
     write_frame(m, task, frame, tag, count)
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
-        dirty_folio(m, frame)
-    elif written is not None and not written.dirty:
-        m.frames.set(frame, frame + 1, change(written, dirty=True))
+        soil_file(m, frame, frame + 1)
+    else:
+        soil(m, frame, frame + 1)

@@ -87,7 +87,8 @@ def unmerge_ksm_pages(
     """Give addresses [low, high) of a mergeable VMA pages of their own again."""
     if vma.flags & VM_MERGEABLE and vma.anon_vma:
         first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
-        ksm.unmerge(m, task, vma, first, last, closed_too=closed_too)
+        writes = ksm.unmerges_by_write(m)
+        ksm.unmerge(m, task, vma, first, last, closed_too=closed_too, writes=writes)
 
 
 async def ksm_scan(cx: Cx) -> int:

@@ -261,8 +261,9 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
-        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros, True)
-        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE))
+        finds_zeros, sharing = cx.design.finds_zeros, cx.design.folio_sharing
+        await split_partly_covered(cx.mm, low, high, finds_zeros, True, sharing)
+        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE), sharing)
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
         forbidden = VM_PFNMAP
@@ -290,7 +291,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT):
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL
-        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
+        finds_zeros, sharing = cx.design.finds_zeros, cx.design.folio_sharing
+        await split_partly_covered(cx.mm, low, high, finds_zeros, False, sharing)
         if vma.file:
             by = (cx.design.cold_sharing, cx.design.cold_splits_whole)
             await split_cold_cached(cx.mm, low, high, *by)

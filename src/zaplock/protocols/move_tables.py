@@ -26,7 +26,7 @@ from zaplock.model.pagetable import (
     alloc_tables,
     clear_present,
     lowest_above,
-    small_entry,
+    split_entries,
     unmap_huge,
 )
 from zaplock.model.references import soft_dirty
@@ -202,7 +202,7 @@ def move_ptes(
     loses_wp = is_watched(m, space, old)
     runs = clear_present(m, task, space, first, last)
     if shift % PAGES_PER_PMD:
-        runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
+        runs = [(low, high, split_entries(m, low, pte)) for low, high, pte in runs]
     for low, high, pte in by_table(runs):
         m.spend("copy_pte", high - low)
         if loses_wp and pte.kind == "uffd_wp":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from errno import EACCES, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zaplock.model.dirty import forget_dirty
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -417,6 +418,7 @@ def change_protection(
     space = m.mm(mm)
     accessible = bool(flags & VM_ACCESS_FLAGS)
     use_batches(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    forget_dirty(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     if not flags & VM_WRITE or not old_flags & VM_ACCESS_FLAGS:
         writable = bool(flags & VM_WRITE)
         protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, writable, accessible)

@@ -15,6 +15,7 @@ from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model import ksm
+from zaplock.model.dirty import follows_dirty, soil_file
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -45,8 +46,8 @@ from zaplock.model.page_fault import (
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read
-from zaplock.model.shared_huge import dirty_folio
 from zaplock.model.step import Task, step
+from zaplock.model.swap import kept_slot
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
 from zaplock.protocols.guards import guarded
 from zaplock.protocols.shortage import no_memory
@@ -195,9 +196,9 @@ def fault_range(
         finish_copy(m, task, vma, vpn << PAGE_SHIFT, copy, m.content.at(copy.frame) or 0)
     if stops and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
         for vpn in range(first, last):
-            tells = makes_dirty(m, vma, vpn)
+            tells, knows = makes_dirty(m, vma, vpn), is_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
-            if not error:
+            if not (error or knows):
                 mark_dirty(m, vma, vpn)
             if error or tells:
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
@@ -210,7 +211,7 @@ def fault_range(
         needs = private and not vma.file and not write
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
-    touches = write and m.globals.get("lazyfree", 0)
+    touches = write and (m.globals.get("lazyfree", 0) or follows_dirty(m))
     before = m.mm(vma.mm).ptes.overlapping(first, last) if touches else []
     pins = Pinning(pinned_from >> PAGE_SHIFT, keeps_large)
     if pinned_from != NOT_PINNED and write and large_to_copy(m, vma, first, last):
@@ -311,6 +312,8 @@ def unshare_page(m: Machine, task: Task, vma: Vma, vpn: int, pins: Pinning) -> N
     elif frame.forked and is_own(frame) and not is_held(m, space, vpn, pte, pins):
         pages = PAGES_PER_PMD if pte.kind == "thp" else 1
         head = vpn - vpn % pages + pte.delta
+        if frame.slot and not kept_slot(m, frame):
+            soil(m, head, head + 1)  # who keeps it takes it out of the swap cache
         mark_forked(m, head, head + pages, False)
     elif frame.forked:
         if pte.kind == "thp":
@@ -361,6 +364,12 @@ def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
     return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
 
 
+def is_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
+    """Return whether the entry of a page of a file knows that it was written through."""
+    pte = m.mm(vma.mm).ptes.at(vpn)
+    return follows_dirty(m) and pte is not None and pte.writable and not pte.clean
+
+
 class Walked(NamedTuple):
     """How far a walk came and with which error; whether it has let the lock go on its way.
 
@@ -379,7 +388,7 @@ def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
     page = vma.pgoff_of(vpn << PAGE_SHIFT)
     delta = m.page_cache(vma.file).at(page)
     if delta is not None:
-        dirty_folio(m, page + delta)
+        soil_file(m, page + delta, page + delta + 1)
 
 
 async def populate_up_to(

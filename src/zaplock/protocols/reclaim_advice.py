@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_clean, write_to_swap
-from zaplock.model.flags import PAGE_SHIFT, VM_DROPPABLE, VM_LOCKED
-from zaplock.model.frames import clean, unback
+from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_DROPPABLE, VM_LOCKED
+from zaplock.model.folios import Sharing, by_page_table, partly_covered
+from zaplock.model.frames import Frame, clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
 from zaplock.model.shared_huge import IN_MEMORY
@@ -113,7 +114,13 @@ def drop_poison(space: Mm, first: int, last: int) -> None:
 
 @step
 def mark_free(
-    m: Machine, task: Task, mm: int, low: int, high: int, droppable: bool = False
+    m: Machine,
+    task: Task,
+    mm: int,
+    low: int,
+    high: int,
+    droppable: bool = False,
+    sharing: Sharing = "exact",
 ) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
@@ -124,24 +131,55 @@ def mark_free(
     drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))
-    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+    first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    looked_at = [
+        part
+        for part_low, part_high in by_page_table(first, last)
+        for part in not_passed_over(m, m.mm(mm), part_low, part_high, sharing)
+    ]
+    for start, end, delta, frame in looked_at:
+        if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
+            continue  # others find it in swap, too (folio_free_swap)
+        clean(m, start, end)
+        clean_entries(m, m.mm(mm), start - delta, end - delta)
+        if frame.stays_locked and not frame.unbacked:
+            continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
+        if not (frame.unbacked or droppable):
+            m.aging.clear(start, end)
+        m.globals.put("lazyfree", 1)
+        asks = frame.maps > 1 and not frame.unbacked
+        for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
+            unback(m, start, low_pfn)
+            start = max(start, high_pfn)
+        unback(m, start, end)
+
+
+def not_passed_over(
+    m: Machine, space: Mm, first: int, last: int, sharing: Sharing
+) -> list[tuple[int, int, int, Frame]]:
+    """List the anonymous frames of pages [first, last) of one page table that MADV_FREE looks at.
+
+    That is without huge pages which others map, too, where a huge entry maps them, or where only a
+    part of them is in the range; else they would have been split. Where the first page tells who
+    shares, it ends there (model.folios.Sharing). With each run the entries' delta.
+    """
+    parts = partly_covered(m, space, first, last)
+    found: list[tuple[int, int, int, Frame]] = []
+    for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind not in ("anon", "thp"):
             continue
-        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
-                continue  # others find it in swap, too (folio_free_swap)
-            clean(m, start, end)
-            clean_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
-            if frame.stays_locked and not frame.unbacked:
-                continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
-            if not (frame.unbacked or droppable):
-                m.aging.clear(start, end)
-            m.globals.put("lazyfree", 1)
-            asks = frame.maps > 1 and not frame.unbacked
-            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
-                unback(m, start, low_pfn)
-                start = max(start, high_pfn)
-            unback(m, start, end)
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
+            if frame.kind != "thp":
+                found.append((start, end, pte.delta, frame))
+            elif pte.kind == "anon" and sharing == "first":
+                return found
+            elif pte.kind == "anon" or frame.maps == 1:
+                found += [
+                    (max(start, head), min(end, head + PAGES_PER_PMD), pte.delta, frame)
+                    for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD)
+                    if head not in parts
+                ]
+    return found
 
 
 def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:

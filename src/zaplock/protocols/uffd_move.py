@@ -32,7 +32,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.folios import split_folio
 from zaplock.model.mm import Mm, Pte
-from zaplock.model.pagetable import ABSENT, HUGE, alloc_tables, small_entry
+from zaplock.model.pagetable import ABSENT, HUGE, alloc_tables, split_entries
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -166,7 +166,7 @@ def move_next(
         if whole and space.tables[1].at(to // PAGES_PER_PMD) is None:
             return move_huge(m, space, to, at, pte)
         low = at - at % PAGES_PER_PMD
-        space.ptes.set(low, low + PAGES_PER_PMD, small_entry(pte))
+        space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, pte))
     if space.tables[1].at(at >> 9) is None and not rules.holes:
         return -ENOENT
     alloc_tables(m, task, space, at, at + 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from errno import EBUSY, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING, NamedTuple
 
+from zaplock.model.dirty import forget_dirty
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -116,6 +117,7 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
     space, first, last = m.mm(vma.mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     split_huge_at(m, task, space, first)
     split_huge_at(m, task, space, last)
+    forget_dirty(m, space, first, last)
     for start, end, pte in space.ptes.overlapping(first, last):
         if protects and pte.kind == SHARED_HUGE:
             drop_entries(m, task, space, start, end, pte)

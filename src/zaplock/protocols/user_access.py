@@ -10,6 +10,7 @@ from errno import ENOMEM
 from signal import SIGBUS
 from typing import TYPE_CHECKING
 
+from zaplock.model.dirty import note_written
 from zaplock.model.flags import EHWPOISON, PAGE_SHIFT
 from zaplock.model.frames import TAG_SIZE, read_frame, write_frame
 from zaplock.model.pagetable import translate
@@ -39,7 +40,7 @@ def store(m: Machine, task: Task, mm: int, address: int, tag: int, count: int = 
     write_frame(m, task, frame, tag, count)
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
-        m.dirty.set(frame, frame + 1, True)
+        note_written(m, frame, frame + 1)
     return 0
 
 

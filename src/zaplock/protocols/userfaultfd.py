@@ -14,6 +14,7 @@ from __future__ import annotations
 from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from zaplock.model.dirty import note_written
 from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -240,7 +241,7 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
     if in_file:
         pfn = fill_cache(m, task, vma.file, pgoff, pgoff + 1)
         change_frames(m, task, pfn, pfn + 1, refs=1)
-        m.dirty.set(pfn, pfn + 1, True)
+        note_written(m, pfn, pfn + 1)
     else:
         pfn = alloc_frames(m, task, "anon", 1)
     if fill.tag:
@@ -263,7 +264,7 @@ def _continue_page(
         return -EEXIST
     pfn = cached_frame(m, task, vma.file, pgoff)
     change_frames(m, task, pfn, pfn + 1, refs=1)
-    m.dirty.set(pfn, pfn + 1, True)  # the entry is, so reclaim writes it (mfill_atomic_install_pte)
+    note_written(m, pfn, pfn + 1)  # so reclaim writes it (mfill_atomic_install_pte)
     writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
     closed = not vma.flags & VM_ACCESS_FLAGS
     pte = Pte("shmem", pfn - vpn, writable and not fill.protects, closed, fill.protects)
