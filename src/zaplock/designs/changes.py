@@ -285,6 +285,13 @@ CHANGES: tuple[Change, ...] = (
         {"unmerges_closed": True},
     ),
     Change(
+        "6.2", "6cce3314b928",
+        "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE",
+        "what KSM unmerges is clean, since no write faults it in",
+        {"ksm_unshares": True},
+        doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
+    ),
+    Change(
         "6.3", "11a9b90274f6", "userfaultfd: use vma iterator",
         "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
         "above it; before, that was ENOMEM",
@@ -295,13 +302,6 @@ CHANGES: tuple[Change, ...] = (
         "6.3", "a1b92a3f1498", "mm/userfaultfd: support WP on multiple VMAs",
         "UFFDIO_WRITEPROTECT takes a range of several mappings; before, ENOENT",
         {"uffd_protects_across": True},
-    ),
-    Change(
-        "6.2", "6cce3314b928",
-        "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE",
-        "what KSM unmerges is clean, since no write faults it in",
-        {"ksm_unshares": True},
-        doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
     ),
     Change(
         "6.3", "b613c7f31476",
