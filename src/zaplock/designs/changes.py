@@ -414,6 +414,13 @@ CHANGES: tuple[Change, ...] = (
         {"ksm_finds_closed": True}, ("6.4.13",),
     ),
     Change(
+        "6.5", None, "memfd: Pass argument of memfd_fcntl as int",
+        "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
+        "before, it was EINVAL",
+        {"seals_are_ints": True},
+        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 doesn't, in guests",
+    ),
+    Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
         "who walks page tables to change them write-locks the VMAs",
         {"walks_lock_vmas": True}, ("6.4.13",),
@@ -422,13 +429,6 @@ CHANGES: tuple[Change, ...] = (
         "6.6", "350f6bbca1de", "mm: allow per-VMA locks on file-backed VMAs",
         '"most" faults do with the VMA lock: on files, too, unless they need an anon_vma first',
         {"vma_lock_faults": "most"},
-    ),
-    Change(
-        "6.5", None, "memfd: Pass argument of memfd_fcntl as int",
-        "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
-        "before, it was EINVAL",
-        {"seals_are_ints": True},
-        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 doesn't, in guests",
     ),
     Change(
         "6.6", None, "x86/mm: Introduce MAP_ABOVE4G",
@@ -461,18 +461,14 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.6", "1d65b771bc08", "mm/khugepaged: retract_page_tables() without mmap or vma lock",
         "MADV_COLLAPSE of a file takes the page tables of all mappings away that mapped its pages; "
-        "before, its own mapping's, which had to have one",
+        "before, its own mapping's, which had to have one; of other processes without a lock of "
+        "their address spaces",
         {"collapse_retracts_all": True},
     ),
     Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
         {"collapse_maps_shared": True},
-    ),
-    Change(
-        "6.6", "1d65b771bc08",
-        "mm/khugepaged: retract_page_tables() without mmap or vma lock",
-        "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
         "6.6", None, "(x86: preparations for shadow stacks)",
@@ -736,6 +732,12 @@ CHANGES: tuple[Change, ...] = (
         {"reclaims_tables": True},
     ),
     Change(
+        "6.14", "acd7ccb284b8", "mm: shmem: add large folio support for tmpfs",
+        "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
+        "before, a huge one or none",
+        {"shmem_folios": "by write"},
+    ),
+    Change(
         "6.15", None, "(mm: large folios know who maps them)",
         "advice knows whether others map a part of a huge page that small entries map",
         {"folio_sharing": "exact"},
@@ -781,12 +783,6 @@ CHANGES: tuple[Change, ...] = (
         "by mistake what MREMAP_DONTUNMAP leaves is no longer accounted, and Committed_AS keeps "
         "its charge",
         {"dontunmap_unaccounts": True},
-    ),
-    Change(
-        "6.14", "acd7ccb284b8", "mm: shmem: add large folio support for tmpfs",
-        "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
-        "before, a huge one or none",
-        {"shmem_folios": "by write"},
     ),
     Change(
         "6.15", "003fde4492c8",
@@ -876,6 +872,12 @@ CHANGES: tuple[Change, ...] = (
         {"memory_merge": "early"},
     ),
     Change(
+        "6.17", None, "mm: fault in complete folios instead of individual pages for tmpfs",
+        '... and of "all" files in memory',
+        {"maps_whole_folios": "all"},
+        doubt="its id is not known",
+    ),
+    Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
         "a task whose group has used up its CPU time (cpu.max) is throttled on its way back to "
         '"user" mode, so never with a lock in its hands; before, anywhere in the "kernel"',
@@ -903,12 +905,6 @@ CHANGES: tuple[Change, ...] = (
         "6.18", "d9d1c2d81797",
         "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
-    ),
-    Change(
-        "6.17", None, "mm: fault in complete folios instead of individual pages for tmpfs",
-        '... and of "all" files in memory',
-        {"maps_whole_folios": "all"},
-        doubt="its id is not known",
     ),
     Change(
         "6.18", "69e0a3b49003", "mm: shmem: fix the strategy for the tmpfs 'huge=' options",

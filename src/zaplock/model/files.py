@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from zaplock.model import huge_pool
 from zaplock.model.dirty import soil_file
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, page_align
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.shared_huge import cut_at, folio_around, split_evenly
 from zaplock.model.step import Task, step
@@ -208,11 +208,19 @@ def unreserve(m: Machine, file: int, size: int) -> None:
     m.files.put(file, msgspec.structs.replace(backing, promised=left))
 
 
-@step
-def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
-    """Change i_size: from now on accesses beyond it raise SIGBUS. Is there nothing to cut off?
+class Cut(NamedTuple):
+    """Whether a change of a file's size drops pages of it, and unmaps what is beyond its end."""
 
-    There is not where a file in memory becomes longer (shmem_setattr).
+    drops: bool
+    unmaps: bool
+
+
+@step
+def set_file_size(m: Machine, task: Task, file: int, size: int) -> Cut:
+    """Change i_size: from now on accesses beyond it raise SIGBUS. Returns what is to be cut off.
+
+    That is nothing where a file in memory becomes longer; where its last page stays the same, what
+    a folio has beyond that is cut off, but nothing unmapped before (shmem_setattr).
 
     A page that is cut in its middle is brought back from swap for that, and zeroes are what is
     beyond, which in memory makes it dirty (shmem_undo_range); its tag is its first eight bytes.
@@ -228,7 +236,11 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> bool:
             soil_file(m, pfn, pfn + 1)
     before = m.files[file]
     m.files.put(file, msgspec.structs.replace(before, size=size))
-    return before.kind == "shmem" and size > before.size
+    in_memory = before.kind == "shmem"
+    return Cut(
+        drops=not in_memory or size <= before.size,
+        unmaps=not in_memory or page_align(size) < before.size,
+    )
 
 
 def get_file(m: Machine, file: int) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model.dirty import soil_file
 from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGES_PER_PMD,
@@ -183,12 +184,13 @@ def folio_around(m: Machine, file: int, pgoff: int) -> tuple[int, int]:
 def cut_at(m: Machine, task: Task, file: int, pgoff: int) -> None:
     """Cut the folio that has page `pgoff` of a file around it: halves, quarters, down to the page.
 
-    All of the folio is unmapped.
+    All of the folio is unmapped, and dirty before that, as a part of it is to be zeroes.
     """
     low, high = folio_around(m, file, pgoff)
     delta = m.page_cache(file).at(pgoff)
     if delta is None or high - low == 1:
         return
+    soil_file(m, low + delta, high + delta)
     unmap_pages(m, task, file, low, high)
     if m.globals.get("cuts_evenly", 0):
         set_order(m, low + delta, high + delta, 0)

@@ -46,9 +46,10 @@ from zaplock.model.page_fault import (
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
 from zaplock.model.swap import kept_slot
-from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
+from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vma, found_vma, read_vma
 from zaplock.protocols.guards import guarded
 from zaplock.protocols.shortage import no_memory
 
@@ -198,7 +199,7 @@ def fault_range(
         for vpn in range(first, last):
             tells, knows = makes_dirty(m, vma, vpn), is_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
-            if not (error or knows):
+            if not (error or knows or soil_huge_entry(m, m.mm(vma.mm), vpn)):
                 mark_dirty(m, vma, vpn)
             if error or tells:
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
@@ -368,6 +369,21 @@ def is_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
     """Return whether the entry of a page of a file knows that it was written through."""
     pte = m.mm(vma.mm).ptes.at(vpn)
     return follows_dirty(m) and pte is not None and pte.writable and not pte.clean
+
+
+def soil_huge_entry(m: Machine, space: Mm, vpn: int) -> bool:
+    """Let a huge entry of a file that is clean and lets write be dirty; return whether it was so.
+
+    The page is not told, as it is where small entries map it (touch_pmd).
+    """
+    pte = space.ptes.at(vpn)
+    if not follows_dirty(m) or pte is None or pte.kind != SHARED_HUGE:
+        return False
+    if not (pte.writable and pte.clean):
+        return False
+    first = vpn - vpn % PAGES_PER_PMD
+    space.ptes.set(first, first + PAGES_PER_PMD, change(pte, clean=False))
+    return True
 
 
 class Walked(NamedTuple):

@@ -39,11 +39,13 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
     """
     if await sealed_size(file, size):
         return -EPERM
-    if await set_file_size(file, size):
-        return 0
-    await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
-    await truncate_pagecache(file, size)
-    await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+    cut = await set_file_size(file, size)
+    if cut.unmaps:
+        await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+    if cut.drops:
+        await truncate_pagecache(file, size)
+    if cut.unmaps:
+        await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
     return 0
 
 
