@@ -21,7 +21,7 @@ Not covered: what reclaim does to these bits, the idle-page bitmap, VM_RAND_READ
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -78,7 +78,7 @@ def soft_dirty(pte: Pte) -> Pte:
 
 
 def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
-    """Let the small entries of a huge page in [first, last) that are alike share their bits.
+    """Let the small entries of a folio in [first, last) that are alike share their bits.
 
     All are young if one is, and dirty if one is, which makes them soft-dirty. That is what becomes
     of them where mprotect takes them out and puts them back together (rule `batches_entries`,
@@ -87,57 +87,68 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
     if not m.globals.get("batches", 0) or not any(
         pte.old or pte.clean or pte.soft_clean
         for _, _, pte in space.ptes.overlapping(first, last)
-        if pte.kind == "anon"
+        if pte.kind in _BATCHED
     ):
         return
-    batch: list[tuple[int, int, Pte]] = []
+    batch: list[_Part] = []
     for run in (*_small_of_folios(m, space, first, last), None):
         if batch and (run is None or not _goes_on(batch[-1], run)):
-            if sum(high - low for low, high, _ in batch) > 1:
+            if sum(part.last - part.first for part in batch) > 1:
                 _share_bits(m, space, batch)
             batch = []
         batch += [run] if run is not None else []
 
 
-def _share_bits(m: Machine, space: Mm, batch: list[tuple[int, int, Pte]]) -> None:
+_BATCHED = ("anon", "shmem")
+
+
+class _Part(NamedTuple):
+    """Entries of virtual pages [first, last), which map pages of the folio that begins at `head`."""
+
+    first: int
+    last: int
+    pte: Pte
+    head: int
+
+
+def _share_bits(m: Machine, space: Mm, batch: list[_Part]) -> None:
     """Give the entries of a batch each other's bits."""
-    old = all(pte.old for _, _, pte in batch)
-    clean = all(pte.clean for _, _, pte in batch)
-    (first, end, pte), *others = batch
-    told = not pte.clean and end - first > 1  # by another one than the first
-    told = told or not all(pte.clean for _, _, pte in others)
-    for low, high, pte in batch:
-        soft = pte.soft_clean and not told
-        shared = msgspec.structs.replace(pte, old=old, clean=clean, soft_clean=soft)
-        space.ptes.set(low, high, shared)
+    old = all(part.pte.old for part in batch)
+    clean = all(part.pte.clean for part in batch)
+    begin, *others = batch
+    told = not begin.pte.clean and begin.last - begin.first > 1  # by another one than the first
+    told = told or not all(part.pte.clean for part in others)
+    for part in batch:
+        soft = part.pte.soft_clean and not told
+        shared = msgspec.structs.replace(part.pte, old=old, clean=clean, soft_clean=soft)
+        space.ptes.set(part.first, part.last, shared)
 
 
-def _small_of_folios(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, int, Pte]]:
-    """List small entries of huge pages, cut where a huge page or a page table ends."""
+def _small_of_folios(m: Machine, space: Mm, first: int, last: int) -> list[_Part]:
+    """List small entries of folios, cut where a folio or a page table ends."""
     found = []
     for low, high, pte in space.ptes.overlapping(first, last):
-        if pte.kind != "anon":
+        if pte.kind not in _BATCHED:
             continue
-        cuts = {low, high, *_multiples(low, high, 0), *_multiples(low, high, pte.delta)}
-        for start, end in pairwise(sorted(cuts)):
-            frame = m.frames.at(start + pte.delta)
-            if frame is not None and frame.kind == "thp":
-                found.append((start, end, pte))
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
+            pages = PAGES_PER_PMD if frame.kind == "thp" else 1 << frame.order
+            if pages == 1:
+                continue
+            tables = range(start + (pte.delta - start) % PAGES_PER_PMD, end, PAGES_PER_PMD)
+            folios = range(start + -start % pages, end, pages)
+            found += [
+                _Part(low_pfn - pte.delta, high_pfn - pte.delta, pte, low_pfn & -pages)
+                for low_pfn, high_pfn in pairwise(sorted({start, end, *tables, *folios}))
+            ]
     return found
 
 
-def _multiples(low: int, high: int, delta: int) -> range:
-    """Return the places in [low, high) that are a multiple of a huge page, moved by `delta`."""
-    return range(low + -(low + delta) % PAGES_PER_PMD, high, PAGES_PER_PMD)
-
-
-def _goes_on(run: tuple[int, int, Pte], after: tuple[int, int, Pte]) -> bool:
-    """Return whether a run of entries goes on with another: they are alike but for their bits."""
-    (_, end, pte), (low, _, other) = run, after
+def _goes_on(part: _Part, after: _Part) -> bool:
+    """Return whether entries go on with others: they are alike but for their bits."""
+    pte, other = part.pte, after.pte
     alike = msgspec.structs.replace(pte, old=other.old, clean=other.clean) == other
-    return (
-        end == low and alike and low % PAGES_PER_PMD != 0 and (low + pte.delta) % PAGES_PER_PMD != 0
-    )
+    one_folio = part.last == after.first and part.head == after.head
+    return alike and one_folio and after.first % PAGES_PER_PMD != 0
 
 
 def use_entry(space: Mm, vpn: int, pte: Pte) -> None:
