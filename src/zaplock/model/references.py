@@ -103,7 +103,7 @@ _BATCHED = ("anon", "shmem")
 
 
 class _Part(NamedTuple):
-    """Entries of virtual pages [first, last), which map pages of the folio that begins at `head`."""
+    """Entries of virtual pages [first, last), which map pages of the folio at frame `head`."""
 
     first: int
     last: int
