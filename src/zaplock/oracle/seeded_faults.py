@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from zaplock.model import (
     dirty,
+    file_fault,
     files,
     folios,
     frames,
+    page_copy,
     page_fault,
     pagetable,
     shared_folios,
@@ -229,7 +231,7 @@ FAULTS: tuple[Fault, ...] = (
           _always(None)),
     Fault("no-fault-around", "a read fault maps its neighbours", page_fault, "maps_around",
           _always(False)),
-    Fault("copy-loses-content", "a copy on write keeps the content", page_fault, "_map_new",
+    Fault("copy-loses-content", "a copy on write keeps the content", page_copy, "map_new",
           _keeps_content),
     Fault("page-tables-leak", "munmap frees page tables", teardown.free_pgd_range, "run",
           _always(None)),
@@ -270,7 +272,7 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
     "collapse-file": (
         Fault("tables-stay", "a collapse takes the page tables of all mappings away",
               collapse_file, "retract", _always(None)),
-        Fault("one-page-at-a-time", "a fault maps a huge page of a file by one entry", page_fault,
+        Fault("one-page-at-a-time", "a fault maps a huge page of a file by one entry", file_fault,
               "map_huge", _always(False)),
         Fault("holes-cut-nothing", "a hole cuts the huge page that it is in", files, "cut_at",
               _always(None)),
@@ -284,7 +286,7 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               _always(0)),
         Fault("placed-anywhere", "what may have huge pages lies where they fit", placement,
               "shared_huge_area", lambda _original: lambda *given: given[-1]),
-        Fault("watched-writes-pass", "what a userfaultfd watches is read as read-only", page_fault,
+        Fault("watched-writes-pass", "what a userfaultfd watches is read as read-only", file_fault,
               "stays_writable", _always(True)),
     ),
     "lazyfree": (
@@ -324,7 +326,7 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               memory_group.charged_pages, "run", _always(-(1 << 40))),
     ),
     "ksm": (
-        Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",
+        Fault("merged-is-reused", "a write copies a merged page", page_copy, "is_own",
               lambda _original: lambda frame: frame.maps == 1),
         Fault("moves-keep-merged", "what moves, and what is unmergeable, has pages of its own",
               ksm.unmerge_ksm_pages, "run", _always(None)),

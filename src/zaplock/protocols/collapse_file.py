@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zaplock.model.dirty import soil_file
+from zaplock.model.file_fault import stays_writable
 from zaplock.model.files import charge_pages, i_mmap_lock
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -29,7 +30,6 @@ from zaplock.model.flags import (
     VM_UFFD_WP,
 )
 from zaplock.model.frames import change_frames
-from zaplock.model.page_fault import stays_writable
 from zaplock.model.pagetable import ABSENT, drop_entries
 from zaplock.model.rwsem import (
     down_read,

@@ -15,6 +15,8 @@ from errno import EFAULT, ENOMEM
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
+from zaplock.model.anonymous_fault import huge_range
+from zaplock.model.fault_results import ALONE, MAJOR, USERFAULT
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -29,17 +31,8 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import change_frames
 from zaplock.model.huge_fault import own_huge_page
-from zaplock.model.page_fault import (
-    ALONE,
-    MAJOR,
-    USERFAULT,
-    PageCopy,
-    begin_copy,
-    fault_page,
-    finish_copy,
-    huge_range,
-    large_to_copy,
-)
+from zaplock.model.page_copy import PageCopy, begin_copy, finish_copy, large_to_copy
+from zaplock.model.page_fault import fault_page
 from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import (
     down_read,

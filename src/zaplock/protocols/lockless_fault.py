@@ -14,8 +14,10 @@ from __future__ import annotations
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
+from zaplock.model.anonymous_fault import allows_huge_pages
+from zaplock.model.fault_results import ALONE
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP, VM_SHARED
-from zaplock.model.page_fault import ALONE, allows_huge_pages, fault_page
+from zaplock.model.page_fault import fault_page
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.step import Task, step
 from zaplock.model.vma import FreedVma, Vma

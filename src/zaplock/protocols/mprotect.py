@@ -40,7 +40,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.mm import Mm
-from zaplock.model.page_fault import is_own
+from zaplock.model.page_copy import is_own
 from zaplock.model.pagetable import protect
 from zaplock.model.references import use_batches, watches_writes
 from zaplock.model.shared_huge import IN_MEMORY, take_write

@@ -13,7 +13,7 @@ from __future__ import annotations
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.page_fault import MAJOR, USERFAULT
+from zaplock.model.fault_results import MAJOR, USERFAULT
 from zaplock.model.vma import find_vma, read_vma
 from zaplock.protocols.fault import (
     RETRY,

@@ -15,7 +15,9 @@ from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model import ksm
+from zaplock.model.anonymous_fault import meets_huge_pages
 from zaplock.model.dirty import follows_dirty, soil_file
+from zaplock.model.fault_results import ALONE
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -32,17 +34,8 @@ from zaplock.model.flags import (
 from zaplock.model.frames import mark_forked, soil
 from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.mm import Mm, Pte
-from zaplock.model.page_fault import (
-    ALONE,
-    begin_copy,
-    fault_page,
-    finish_copy,
-    is_own,
-    large_to_copy,
-    meets_huge_pages,
-    populate_range,
-    split_entry,
-)
+from zaplock.model.page_copy import begin_copy, finish_copy, is_own, large_to_copy, split_entry
+from zaplock.model.page_fault import fault_page, populate_range
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read

@@ -17,6 +17,7 @@ from errno import EFAULT, EINTR, EINVAL, ENOMEM, EPERM
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
+from zaplock.model.fault_results import ALONE, MAJOR, USERFAULT
 from zaplock.model.flags import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -29,7 +30,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.mm import Mm
-from zaplock.model.page_fault import ALONE, MAJOR, USERFAULT, PageCopy, finish_copy
+from zaplock.model.page_copy import PageCopy, finish_copy
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import gather_tables
 from zaplock.model.vma import (

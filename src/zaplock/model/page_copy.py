@@ -1,0 +1,120 @@
+"""A write to a page that others may map: it is copied, or kept where nobody else has it.
+
+A page is copied outside the page-table lock (wp_page_copy): what to copy is held first, and
+`finish_copy` sets the new entry, if the old one is still there.
+
+Sources: mm/memory.c (do_wp_page, wp_can_reuse_anon_folio), mm/huge_memory.c do_huge_pmd_wp_page.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from zaplock.model.anonymous_fault import map_new
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    PAGES_PER_PMD,
+    VM_SHARED,
+)
+from zaplock.model.frames import Frame, change_frames, mark_forked
+from zaplock.model.mm import Mm, Pte
+from zaplock.model.pagetable import RSS, split_entries
+from zaplock.model.step import Task
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import Vma, change
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+
+class PageCopy(NamedTuple):
+    """A copy-on-write fault in the middle: the entry that it found, and whose frame it holds."""
+
+    pte: Pte
+    frame: int
+
+
+def large_to_copy(m: Machine, vma: Vma, first: int, last: int) -> list[tuple[int, Pte]]:
+    """List the pages of huge pages that are their mm's own again after a fork, and not writable.
+
+    From 6.15 on a write keeps such a page; from 5.9 to 6.14 any page of a huge page that small
+    entries map was copied (09854ba94c6a). Not told: to 5.8 it was kept, too (reuse_swap_page).
+    """
+    if vma.flags & VM_SHARED:
+        return []
+    return [
+        (pfn - pte.delta, pte)
+        for low, high, pte in m.mm(vma.mm).ptes.overlapping(first, last)
+        if pte.kind == "anon" and not pte.writable
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta)
+        if frame.kind == "thp" and frame.maps == 1
+        for pfn in range(start, end)
+    ]
+
+
+def begin_copy(m: Machine, task: Task, vpn: int, pte: Pte) -> PageCopy:
+    """Hold the frame of a page that is to be copied."""
+    pfn = vpn + pte.delta
+    change_frames(m, task, pfn, pfn + 1, refs=1)
+    return PageCopy(pte, pfn)
+
+
+def copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
+    """Let an entry be written through whose page is nobody else's: 0; else say what to copy."""
+    if pte.kind == "thp":
+        return _write_huge(m, task, space, vpn, pte)
+    pfn = vpn + pte.delta
+    frame = m.frames.at(pfn)
+    if pte.kind == "anon" and frame is not None and is_own(frame):
+        space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
+        mark_forked(m, pfn, pfn + 1, False)
+        return 0
+    return begin_copy(m, task, vpn, pte)
+
+
+def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
+    low = vpn - vpn % PAGES_PER_PMD
+    frame = m.frames.at(vpn + pte.delta)
+    if frame is not None and frame.maps == 1:
+        space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
+        mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
+        return 0
+    return copy_on_write(m, task, space, vpn, split_entry(m, space, vpn, pte))
+
+
+def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
+    """Let small entries map what a huge one does, for reading only; return them."""
+    low = vpn - vpn % PAGES_PER_PMD
+    small = change(split_entries(m, low, pte), writable=False)
+    space.ptes.set(low, low + PAGES_PER_PMD, small)
+    return small
+
+
+def is_own(frame: Frame) -> bool:
+    """Return whether the one entry that maps an anonymous page may write to it.
+
+    (wp_can_reuse_anon_folio)
+    """
+    return frame.maps == 1 and frame.kind != "ksm"
+
+
+def finish_copy(m: Machine, task: Task, vma: Vma, address: int, copy: PageCopy, tag: int) -> None:
+    """Put a page with the copied content in the place of the old one, and let go of that.
+
+    Where the entry has changed meanwhile, the fault is taken again and the copy was in vain.
+    """
+    space, vpn = m.mm(vma.mm), address >> PAGE_SHIFT
+    m.spend("fault_cow")
+    if space.ptes.at(vpn) == copy.pte:
+        drop_mapping(m, task, space, vpn, copy.pte)
+        map_new(m, task, space, vpn, tag)
+    change_frames(m, task, copy.frame, copy.frame + 1, refs=-1)
+
+
+def drop_mapping(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> None:
+    """Take one entry out whose frame another entry is about to replace, flushing the page."""
+    space.ptes.clear(vpn, vpn + 1)
+    if pte.kind in RSS:
+        space.add(RSS[pte.kind], -1)
+    flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
+    change_frames(m, task, vpn + pte.delta, vpn + pte.delta + 1, refs=-1, maps=-1)
