@@ -208,7 +208,7 @@ def unreserve(m: Machine, file: int, size: int) -> None:
     m.files.put(file, msgspec.structs.replace(backing, promised=left))
 
 
-class Cut(NamedTuple):
+class FileCut(NamedTuple):
     """Whether a change of a file's size drops pages of it, and unmaps what is beyond its end."""
 
     drops: bool
@@ -216,7 +216,7 @@ class Cut(NamedTuple):
 
 
 @step
-def set_file_size(m: Machine, task: Task, file: int, size: int) -> Cut:
+def set_file_size(m: Machine, task: Task, file: int, size: int) -> FileCut:
     """Change i_size: from now on accesses beyond it raise SIGBUS. Returns what is to be cut off.
 
     That is nothing where a file in memory becomes longer; where its last page stays the same, what
@@ -237,7 +237,7 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> Cut:
     before = m.files[file]
     m.files.put(file, msgspec.structs.replace(before, size=size))
     in_memory = before.kind == "shmem"
-    return Cut(
+    return FileCut(
         drops=not in_memory or size <= before.size,
         unmaps=not in_memory or page_align(size) < before.size,
     )
