@@ -74,7 +74,7 @@ BUGS: tuple[Bug, ...] = (
         lambda d: d.read_wakes == "relaxed", "99143f82a255", ("5.2.12",)),
     Bug("walk in a hole", ("hole-walk",), "4.20", "5.16",
         lambda d: _zaps_under_read(d) and not d.pgste_finds_vma,
-        "dd2283f2605e made it harmful, fe3d10024073 mended it", ("5.4.163", "5.15.3")),
+        "dd2283f2605e made it harmful, fe3d10024073 mended it", ("5.4.163", "5.10.83", "5.15.3")),
     Bug("overtaking writers", ("overtaken-by-writers",), "4.9", "5.3",
         lambda d: d.rwsem.handoff_ns is None and d.rwsem.writer_spins != "never",
         "4f23dbc1e657: a writer that comes takes a free lock, whoever waits for it and how long"),

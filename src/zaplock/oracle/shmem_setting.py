@@ -15,6 +15,7 @@ from errno import EAGAIN
 from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
 from zaplock.oracle.machine_settings import MM
+from zaplock.oracle.rights import way_out
 
 SETTING = MM / "transparent_hugepage" / "shmem_enabled"
 VALUE = "advise"
@@ -51,7 +52,7 @@ def advised_shared_memory() -> Iterator[None]:
             )
         if got < 0:
             raise UserError(
-                f"can't set {SETTING} ({os.strerror(-got)}): be root, or leave the theme "
+                f"can't set {SETTING} ({os.strerror(-got)}): {way_out()}, or leave the theme "
                 "shmem-advise out"
             )
         yield

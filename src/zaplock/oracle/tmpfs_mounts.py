@@ -14,6 +14,7 @@ from zaplock.errors import UserError
 from zaplock.oracle import ops
 from zaplock.oracle.bare_process import check_root
 from zaplock.oracle.detached_mounts import mount
+from zaplock.oracle.rights import way_out
 
 _lent: list[bool] = []
 
@@ -47,8 +48,8 @@ class TmpfsMounts:
             )
         except OSError as error:
             raise UserError(
-                f"can't mount tmpfs with huge= ({error.strerror}): be root, on Linux 5.2 or newer "
-                "that has huge pages, or leave the theme shmem-huge out"
+                f"can't mount tmpfs with huge= ({error.strerror}): {way_out()}, on Linux 5.2 or "
+                "newer that has huge pages, or leave the theme shmem-huge out"
             ) from None
 
     def close(self) -> None:
