@@ -26,6 +26,7 @@ from zaplock.cli._lists import items
 from zaplock.cli._streams import while_read
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
+from zaplock.untrusted_names import visible
 
 if TYPE_CHECKING:
     from zaplock.designs import Design
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     with busy("getting ready") as say:
         found = _surveyed(args, kernels, teardowns, say)
     if not found.rows:
-        raise UserError("; ".join(found.skipped))
+        raise UserError(_why_nothing(found.skipped))
     if args.waiters:
         wrote_into = _write(args, text.waiters_section(found.rows, found.skipped), text.WAITERS)
     else:
@@ -111,6 +112,15 @@ def run(args: argparse.Namespace) -> int:
             wrote(wrote_into, aside=args.json)
         next_step("zaplock measure --kernel debian:6.12 1G --exact", aside=args.json)
     return 0 if found.agrees else 1
+
+
+def _why_nothing(reasons: list[str]) -> str:
+    """Return why nothing was compared; of several reasons each is a line of its own before."""
+    if len(reasons) == 1:
+        return reasons[0]
+    for reason in reasons:
+        print(visible(reason), file=sys.stderr)
+    return f"nothing was compared: each of {len(reasons)} reasons is a line above"
 
 
 @dataclass(frozen=True, slots=True)
