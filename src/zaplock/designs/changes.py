@@ -939,6 +939,13 @@ CHANGES: tuple[Change, ...] = (
         doubt="its id is not known: 6.18.44 makes huge pages only, 6.19.14 any size",
     ),
     Change(
+        "6.19", None, "(mm: /dev/zero maps by mmap_prepare)",
+        "a private mapping of /dev/zero under PR_SET_MEMORY_MERGE is mergeable before a neighbour "
+        'is looked for, too: "always early"',
+        {"memory_merge": "always early"},
+        doubt="the commit was not looked up: 6.18.44 does not, 6.19.14 to 7.3.4 do, in guests",
+    ),
+    Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
         'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
         "anon_vma has to be made",

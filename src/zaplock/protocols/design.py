@@ -145,7 +145,7 @@ class Design:
     moves_many: bool = False
     pins_unshare: bool = False
     registers_terabytes: bool = False
-    memory_merge: Literal["no", "late", "early"] = "no"
+    memory_merge: Literal["no", "late", "early", "always early"] = "no"
     finds_zeros: bool = False
     ksm_unshares: bool = False
     ksm_zeros_first: bool = False

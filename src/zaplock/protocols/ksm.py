@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 _INT_MAX = (1 << 31) - 1
-LATE, EARLY = 1, 2
-"""When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge)."""
+LATE, EARLY, ALWAYS_EARLY = 1, 2, 3
+"""When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge):
+ALWAYS_EARLY is EARLY of devices, too."""
+_WHEN = {"late": LATE, "early": EARLY, "always early": ALWAYS_EARLY}
 DEVICES = ("zero",)
 """Names of the devices that private mappings of this model may be of."""
 UNMERGEABLE = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
@@ -46,7 +48,7 @@ async def prctl_set_memory_merge(cx: Cx, enable: int) -> int:
         return -EINVAL
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    mode = 0 if not enable else EARLY if cx.design.memory_merge == "early" else LATE
+    mode = _WHEN[cx.design.memory_merge] if enable else 0
     if await set_memory_merge(cx.mm, mode):
         for handle in await find_vmas(cx.mm, 0, 1 << 63):
             await set_mergeable(cx, handle, enable != 0)
@@ -160,11 +162,14 @@ def share_at_most(m: Machine, _task: Task, most: int) -> int:
 def mergeable_flags(space: Mm, vm_flags: int, name: str, when: int = EARLY) -> int:
     """Return the flags that a new mapping of an mm has as to KSM (ksm_vma_flags).
 
-    when: EARLY, before a neighbour to merge with is looked for, or LATE, as always where a device
+    when: EARLY, before a neighbour to merge with is looked for, or LATE, as to 6.18 where a device
     (that of this `name`) might still change the mapping (can_set_ksm_flags_early).
     """
     mode = space.count("memory_merge")
-    mode = LATE if mode and device_of(name) in DEVICES else mode
+    if mode == ALWAYS_EARLY:
+        mode = EARLY
+    elif mode and device_of(name) in DEVICES:
+        mode = LATE
     return vm_flags | VM_MERGEABLE if mode == when and not vm_flags & UNMERGEABLE else vm_flags
 
 
