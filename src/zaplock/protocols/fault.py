@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.anonymous_fault import huge_range
 from zaplock.model.fault_results import ALONE, MAJOR, USERFAULT
+from zaplock.model.file_fault import map_around, maps_around
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -153,7 +154,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         return -SIGSEGV
     if await needs_anon_vma(cx, handle, vma, address, write):
         if cx.design.vma_lock_faults == "all" and not vma.flags & VM_HUGETLB:
-            await alloc_fault_tables(handle, address)  # they stay where the fault has to give way
+            await alloc_fault_tables(handle, address, write)  # they stay where the fault has to give way
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
@@ -208,17 +209,18 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
     """
     if await no_memory(cx):
         return -ENOMEM
+    sees_nothing = False
     if not vma.flags & VM_HUGETLB:
-        await alloc_fault_tables(handle, address)
+        sees_nothing = await alloc_fault_tables(handle, address, write)
     if await needs_anon_vma(cx, handle, vma, address, write):
         if await no_memory(cx):
             return -ENOMEM
         await anon_vma_prepare(handle)
     design = cx.design
     rules = (design.replaces_huge_zero, design.reuses_large, design.reclaims_tables)
-    result = await fault_entry(handle, address, write, *rules, False)
+    result = await fault_entry(handle, address, write, *rules, False, sees_nothing)
     if result == ALONE:
-        result = await fault_entry(handle, address, write, *rules, True)
+        result = await fault_entry(handle, address, write, *rules, True, False)
     if isinstance(result, int):
         return result
     if await no_memory(cx):
@@ -230,17 +232,19 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
 
 
 @step
-def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> None:
-    """Let the page tables over a faulting address exist.
+def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write: bool) -> bool:
+    """Let the page tables over a faulting address exist; is nothing there, and around to be mapped?
 
-    For a file the last one comes only with a page to put into it (finish_fault), for what may
-    become a huge page not at all.
+    For a file the last table comes only with a page to put into it (finish_fault), for what may
+    become a huge page none at all. The entry is looked at without its lock (handle_pte_fault).
     """
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
     space = m.mm(vma.mm)
     no_last = vma.file or huge_range(m, vma, space, vpn) is not None
     alloc_tables(m, task, space, vpn, vpn + 1, 2 if no_last else 1)
+    around = bool(vma.file) and not write and maps_around(m, vma)
+    return around and space.ptes.at(vpn) is None
 
 
 @step
@@ -269,10 +273,12 @@ def fault_entry(
     reuses_large: bool,
     tables_go: bool,
     alone: bool,
+    saw_nothing: bool,
 ) -> int | PageCopy:
     """Set the entry of a faulting address under the page-table lock, or say what to copy first.
 
-    alone: the pages around it were mapped under an earlier hold of that lock.
+    alone: the pages around it were mapped under an earlier hold of that lock. saw_nothing: what
+    is around it is mapped in any case, whatever is in its place by now.
     Where a page table may have gone since it was allocated (`tables_go`: MADV_DONTNEED frees it),
     nothing is done, and the access will fault again (pte_offset_map_lock has found none).
     """
@@ -286,6 +292,8 @@ def fault_entry(
         split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
     if write and not reuses_large and (found := large_to_copy(m, vma, vpn, vpn + 1)):
         return begin_copy(m, task, *found[0])
+    if saw_nothing and m.mm(vma.mm).ptes.at(vpn) is not None:
+        return map_around(m, task, vma, m.mm(vma.mm), vpn)
     return fault_page(m, task, vma, address, write, alone)
 
 

@@ -213,13 +213,13 @@ def fault_slot(
     if access_error(vma, write):
         return -SIGSEGV, None
     if not vma.flags & VM_HUGETLB:
-        alloc_fault_tables.run(m, task, handle, address)
+        alloc_fault_tables.run(m, task, handle, address, write)
     if not vma.flags & VM_SHARED and (write or not vma.file):
         anon_vma_prepare.run(m, task, handle)
     rules = (replaces_huge_zero, True, False)
-    result = fault_entry.run(m, task, handle, address, write, *rules, False)
+    result = fault_entry.run(m, task, handle, address, write, *rules, False, False)
     if result == ALONE:
-        result = fault_entry.run(m, task, handle, address, write, *rules, True)
+        result = fault_entry.run(m, task, handle, address, write, *rules, True, False)
     if isinstance(result, PageCopy):
         found = vma_of(m, task, handle)
         finish_copy(m, task, found, address, result, m.content.at(result.frame) or 0)
