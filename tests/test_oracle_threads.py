@@ -36,6 +36,7 @@ from zaplock.oracle.world import World, limits_of
 from zaplock.protocols.design import Cx, Design
 
 SIGSEGV = shown(-(11 << 16))
+SIGBUS = shown(-(7 << 16))
 DONTNEED, POPULATE_READ, POPULATE_WRITE, GUARD_INSTALL = 4, 22, 23, 102
 
 
@@ -261,6 +262,27 @@ def test_a_page_is_empty_before_it_is_guarded(bench: ThreadBench) -> None:
         seen |= set(bench.real.run_threads(program, [[1], delays]).results[1])
     assert 0 in seen
     assert len(seen - {0, SIGSEGV}) <= 1
+
+
+@needs_kernel
+def test_what_comes_into_a_page_s_place_does_not_keep_its_fault_from_mapping_around(
+    bench: ThreadBench,
+) -> None:
+    """The fault has looked at its entry before, without the page-table lock (handle_pte_fault)."""
+    at = 3 * PAGE  # of a file whose pages are cached
+    program = ThreadedProgram(
+        (
+            Op("mmap", (WINDOW, 4 * PAGE, 3, 0x11, 0, at)),
+            Op("uffd_register", (WINDOW, 2 * PAGE, 1)),
+        ),
+        ((Op("uffd_poison", (WINDOW, PAGE, 0)),), (Op("load", (WINDOW,)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    outcomes = [one for one in model.explored() if one.results[1][0] == SIGBUS]
+    assert len(outcomes) == 2  # with what is around the page mapped, and without
+    assert not model.violations
+    seen = {bench.real.run_threads(program, [[1], [1 << turn % 8]]) for turn in range(40)}
+    assert "not allowed" not in {model.judge(one) for one in seen}
 
 
 MUTATIONS = (
