@@ -154,7 +154,8 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         return -SIGSEGV
     if await needs_anon_vma(cx, handle, vma, address, write):
         if cx.design.vma_lock_faults == "all" and not vma.flags & VM_HUGETLB:
-            await alloc_fault_tables(handle, address, write)  # they stay where the fault has to give way
+            # they stay where the fault has to give way
+            await alloc_fault_tables(handle, address, write)
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
