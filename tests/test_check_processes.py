@@ -88,6 +88,34 @@ def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -
     assert "Traceback" not in said, said
 
 
+HALF_A_RESULT = """
+import time
+from zaplock.workers import pool
+
+def big():
+    return b"x" * 200_000_000
+
+if __name__ == "__main__":
+    for turn in range(4):
+        try:
+            with pool(2, "spawn") as workers:
+                begun = [workers.submit(big) for _ in range(6)]
+                time.sleep(0.3 + 0.1 * turn)
+                raise InterruptedError
+        except InterruptedError:
+            print("ended")
+"""
+
+
+def test_workers_that_are_killed_amid_a_result_keep_nobody_waiting(tmp_path: Path) -> None:
+    program = tmp_path / "half.py"
+    program.write_text(HALF_A_RESULT)
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, check=True, timeout=240
+    )
+    assert done.stdout.split() == ["ended"] * 4
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ZAPLOCK_KILLS", "2"))))
 def test_nobody_is_left_whenever_it_is_killed(seed: int, tmp_path: Path) -> None:
     """While it starts, or in the middle of a level: ZAPLOCK_KILLS=20 were tried."""

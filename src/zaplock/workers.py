@@ -72,4 +72,16 @@ def pool(
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.kill()  # what it is at could take minutes
+            _let_half_a_result_end(executor)
             raise
+
+
+def _let_half_a_result_end(executor: ProcessPoolExecutor) -> None:
+    """Close this process's own writing end of the results' pipe, which it never writes to.
+
+    A worker that was killed while it wrote has left half a result, for whose rest the executor's
+    thread would wait as long as anybody could write it.
+    """
+    results: Any = getattr(executor, "_result_queue", None)
+    if results is not None:
+        results._writer.close()
