@@ -45,7 +45,7 @@ def map_anonymous(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: 
     return 0
 
 
-def replace_zero(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte) -> int:
+def replace_zero(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
     """Replace the zero page by a page of one's own; a huge zero page by a huge page."""
     if pte.kind == "zero_thp":
         low = vpn - vpn % PAGES_PER_PMD

@@ -37,7 +37,6 @@ from zaplock.model.vma import Vma
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
 
-
 FAULT_AROUND_PAGES = 16
 _PAGE_BY_PAGE = VM_HUGETLB | VM_PFNMAP | VM_UFFD_MISSING | VM_UFFD_MINOR | VM_UFFD_WP
 

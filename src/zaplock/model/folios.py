@@ -101,18 +101,18 @@ def _mapped_small(m: Machine, space: Mm, first: int, last: int) -> dict[int, Non
     }
 
 
-SHARING = ("page", "first page", "address space")
+ColdSharing = Literal["page", "first page", "address space"]
 """What decides whether MADV_COLD lets a folio of a file be, as others map it, too."""
 
 
 @step
 def split_cold_cached(
-    m: Machine, task: Task, mm: int, low: int, high: int, sharing: str, splits_whole: bool
+    m: Machine, task: Task, mm: int, low: int, high: int, sharing: ColdSharing, splits_whole: bool
 ) -> None:
     """Split the folios of files in memory that are not mapped as a whole by [low, high).
 
-    sharing: one of SHARING, by which others' folios are told. splits_whole: those, too, that small
-    entries map as a whole (to 6.9).
+    sharing: by what others' folios are told. splits_whole: those, too, that small entries map as a
+    whole (to 6.9).
     """
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for handle in overlapping(m, space, low, high):
@@ -125,7 +125,7 @@ def split_cold_cached(
 
 
 def _first_to_split(
-    m: Machine, vma: Vma, space: Mm, first: int, last: int, sharing: str, splits_whole: bool
+    m: Machine, vma: Vma, space: Mm, first: int, last: int, sharing: ColdSharing, splits_whole: bool
 ) -> int | None:
     """Return the first page of a file that is in a folio which is to be split."""
     low, high = max(first, vma.start >> PAGE_SHIFT), min(last, vma.end >> PAGE_SHIFT)
@@ -153,7 +153,9 @@ def _first_to_split(
     return None
 
 
-def _is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing: str) -> bool:
+def _is_shared(
+    m: Machine, space: Mm, head: int, pages: int, page: int, sharing: ColdSharing
+) -> bool:
     """Return whether others map a folio, as a kernel tells that.
 
     By how often a page of it is mapped; by its first page, but where a huge entry or more entries

@@ -5,8 +5,8 @@ entry again, so two tasks that fault on one page agree. A page that has to be co
 outside that lock (wp_page_copy): `fault_page` then returns what to copy, with a reference on it,
 and `finish_copy` sets the new entry, if the old one is still there.
 
-Sources: mm/memory.c (do_anonymous_page, do_read_fault, do_cow_fault, do_shared_fault, do_wp_page,
-do_fault_around), mm/huge_memory.c.
+Source: mm/memory.c handle_pte_fault. What it maps is told by anonymous_fault, file_fault,
+huge_fault and, of a write to what others may map, page_copy.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ from zaplock.model.huge_fault import map_huge_page, write_huge_page
 from zaplock.model.huge_pool import POOLED
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_copy import PageCopy, copy_on_write, finish_copy
-from zaplock.model.pagetable import (
-    UFFD_WP_MARKER,
-    alloc_tables,
-    unmap_huge,
-)
+from zaplock.model.pagetable import UFFD_WP_MARKER, alloc_tables, unmap_huge
 from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task
 from zaplock.model.swap import swap_in
@@ -123,7 +119,7 @@ def _present(
     if pte.wp and vma.flags & VM_UFFD_WP:
         return ask_monitor(m, vma)
     if pte.kind in ("zero", "zero_thp"):
-        return replace_zero(m, task, vma, space, vpn, pte)
+        return replace_zero(m, task, space, vpn, pte)
     if pte.kind in POOLED:
         return write_huge_page(m, task, vma, vpn, pte)
     if pte.kind == SHARED_HUGE:  # what is written to is not mapped so, and faults once more

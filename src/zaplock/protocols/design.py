@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
-from zaplock.model.folios import Sharing
+from zaplock.model.folios import ColdSharing, Sharing
 from zaplock.model.huge_pool import Refusal
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
@@ -164,7 +164,7 @@ class Design:
     cuts_folios_in_halves: bool = False
     shmem_folios: Literal["huge", "by write", "written in any size", "any size"] = "huge"
     folios_need_room: bool = False
-    cold_sharing: Literal["page", "first page", "address space"] = "page"
+    cold_sharing: ColdSharing = "page"
     cold_splits_whole: bool = True
     maps_whole_folios: Literal["none", "unnamed", "all"] = "none"
     mremap_forgets_charge: bool = False
