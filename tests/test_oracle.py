@@ -56,7 +56,8 @@ from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelops import OPERATIONS, apply
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.observe import Parser
-from zaplock.oracle.ops import Op, Ref
+from zaplock.oracle.ops import Op, OracleStep, Ref
+from zaplock.oracle.program_operations import patient_ns
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.themes import THEMES
 from zaplock.oracle.windows import MOST_FILLED, PAGE, UNMAP_ALL
@@ -1113,6 +1114,42 @@ def test_a_machine_without_time_loses_a_sequence_and_no_more(
             real.run((Op("brk", (0,)),))
     finally:
         real.close()
+
+
+@needs_kernel
+def test_what_a_slow_disk_still_writes_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What differs after a paging out is a divergence only if seconds of waiting don't mend it."""
+    paged_out = (Op("mmap", (0, 4096, 3, 0x22, -1, 0)), Op("madvise", (0, 4096, 21)))
+    in_time, waited = RealSide.run, list[bool]()
+
+    def run_late(
+        side: RealSide, sequence: tuple[Op, ...], *, patient: bool = False
+    ) -> list[OracleStep]:
+        *before, last = in_time(side, sequence, patient=patient)
+        waited.append(patient)
+        ends = patient and sequence is paged_out
+        late = last.outcome._replace(result=last.outcome.result + (not ends))
+        return [*before, last._replace(outcome=late)]
+
+    bench = Bench(model_side)
+    monkeypatch.setattr(RealSide, "run", run_late)
+    try:
+        for settling_ns in ((), (1,)):
+            swaps = bench.real._names._replace(settling_ns=settling_ns)
+            monkeypatch.setattr(bench.real, "_names", swaps)
+            assert (bench.diverge(paged_out) is None) == bool(settling_ns)
+        assert bench.diverge(paged_out[:1])  # nothing is paged out
+        assert bench.diverge((*paged_out, Op("brk", (0,))))  # it goes on after that time
+    finally:
+        bench.close()
+    assert waited == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("pageouts", [1, 2, 7, 60, 1000])
+def test_a_sequence_waits_for_a_slow_disk_in_the_time_that_it_has(pageouts: int) -> None:
+    waits = patient_ns([Op("madvise", (0, 4096, 21))] * pageouts + [Op("brk", (0,))])
+    assert 2_000_000_000 < pageouts * sum(waits) <= 5_000_000_000
+    assert patient_ns([Op("brk", (0,))]) == ()
 
 
 @needs_kernel

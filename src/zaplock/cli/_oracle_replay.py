@@ -45,8 +45,8 @@ def replay_saved(args: argparse.Namespace) -> int:
         real: list[OracleStep] = []
 
         def run() -> Divergence | None:
-            real[:] = bench.real.run(sequence)
-            return compare.first_divergence(sequence, real, bench.model.run(sequence))
+            real[:], found = bench.compared(sequence)
+            return found
 
         try:
             found, disturbed = bench.in_peace(sequence, run)

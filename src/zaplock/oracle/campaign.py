@@ -278,8 +278,23 @@ class Bench:
 
     def diverge(self, sequence: tuple[Op, ...]) -> Divergence | None:
         """Run a sequence on both sides; return the first divergence."""
-        real = self.real.run(sequence)
-        return compare.first_divergence(sequence, real, self.model.run(sequence))
+        return self.compared(sequence)[1]
+
+    def compared(self, sequence: tuple[Op, ...]) -> tuple[list[OracleStep], Divergence | None]:
+        """Run a sequence on both sides; return the real steps and the first divergence.
+
+        What differs where pages are still being written to swap runs once more, with more time.
+        """
+        real, found = self._compared(sequence, patient=False)
+        if found and self.real.settles(sequence):
+            return self._compared(sequence, patient=True)
+        return real, found
+
+    def _compared(
+        self, sequence: tuple[Op, ...], *, patient: bool
+    ) -> tuple[list[OracleStep], Divergence | None]:
+        real = self.real.run(sequence, patient=patient)
+        return real, compare.first_divergence(sequence, real, self.model.run(sequence))
 
     def shrink(self, found: Divergence, results: list[int]) -> Divergence:
         """Return a shortest divergence of the same signature that can be found."""

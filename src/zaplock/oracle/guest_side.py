@@ -42,6 +42,7 @@ from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.program import BareProgram
+from zaplock.oracle.program_operations import SETTLING_NS
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
@@ -175,7 +176,7 @@ class GuestSide(RealSide):
             cpu=-1 if swaps else 0,  # as on the host; it has no other
             mounts=kept[1 : 1 + mounts],
             tmpfs=kept[1 + mounts :],
-            settles=swaps,
+            settling_ns=SETTLING_NS if swaps else (),
         )
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
@@ -213,18 +214,18 @@ class GuestSide(RealSide):
         """Let the guest begin with a sequence that is to run next, while others work here."""
         self._begun = (sequence, self._worker.submit(self._run_shown, sequence))
 
-    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
+    def run(self, sequence: Sequence[Op], *, patient: bool = False) -> list[OracleStep]:
         """Run a sequence, and leave out what the kernel shows in lumps only."""
         begun, self._begun = self._begun, None
         if begun is not None and begun[0] is sequence:
             return begun[1].result()
         self._begun = begun
-        return self._worker.submit(self._run_shown, sequence).result()
+        return self._worker.submit(self._run_shown, sequence, patient).result()
 
-    def _run_shown(self, sequence: Sequence[Op]) -> list[OracleStep]:
+    def _run_shown(self, sequence: Sequence[Op], patient: bool = False) -> list[OracleStep]:
         if self._facts.has_mounts:  # what a kernel loses of a mount's share goes with the mount
             self._guest_process.restart()
-        steps = super().run(sequence)
+        steps = super().run(sequence, patient=patient)
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
     def _run_in_turn(self, sequence: Sequence[Op], built: BareProgram) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from zaplock import advice
 from zaplock.oracle import ops, ring, stub
@@ -46,7 +47,21 @@ it: MADV_PAGEOUT, which empties its own CPU's batches only, would unmap such a p
 """
 
 SETTLING_NS = (200_000, 1_000_000, 4_000_000)
-"""How long a paging out waits before each of its repetitions."""
+"""How long a paging out waits before each of its repetitions, where the disk is quick."""
+PATIENCE_NS = 5_000_000_000
+"""How long the pagings out of a sequence may wait together for a disk that is slow."""
+
+
+def patient_ns(sequence: Sequence[Op]) -> tuple[int, ...]:
+    """Return how long each paging out of a sequence waits in turn for a disk that is slow.
+
+    Each wait is twice the one before; () if nothing is paged out.
+    """
+    pageouts = sum(map(is_pageout, sequence))
+    if not pageouts:
+        return ()
+    doublings = (PATIENCE_NS // pageouts // SETTLING_NS[0] + 1).bit_length() - 1
+    return tuple(SETTLING_NS[0] << number for number in range(doublings))
 
 
 def operation(
@@ -54,7 +69,7 @@ def operation(
 ) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""
     name = op.name
-    settles = names.settles and is_pageout(op)
+    settles = bool(names.settling_ns) and is_pageout(op)
     if name in _PLAIN and not settles:
         result = _plain(b, index, op, results)
         return result, _seen(b, op) if name == "mincore" else -1, -1
@@ -128,7 +143,7 @@ def _settle(b: Builder, index: int, op: Op, results: list[int], names: ProgramNa
     A page that comes back from swap before it is written there can't go there again until it is.
     """
     at = ring.RING + ring.SCRATCH
-    for wait_ns in SETTLING_NS:
+    for wait_ns in names.settling_ns:
         b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
         b.add(ring.call("nanosleep", at, 0), DRAIN_ALL)
         _one(b, index, op, results, names)

@@ -46,10 +46,10 @@ class ProgramNames(NamedTuple):
     `huge_files`: the names of those of huge pages, by slot. `mounts`: descriptors of ops.MOUNTS,
     `tmpfs`: of ops.TMPFS_MOUNTS.
     `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
-    file by which a process joins the group of `fill_group`. `cpu`: where
-    a sequence runs whose lazily free or used pages are counted, since each CPU has lists of its own
-    of pages to work off; -1: none are. `settles`: there is swap, so pages go on being written after
-    MADV_PAGEOUT has returned.
+    file by which a process joins the group of `fill_group`. `cpu`: where a sequence runs whose
+    lazily free or used pages are counted, since each CPU has lists of its own of pages to work off;
+    -1: none are. `settling_ns`: where there is swap, how long a paging out waits before each of its
+    repetitions, since pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
@@ -62,7 +62,7 @@ class ProgramNames(NamedTuple):
     mounts: tuple[int, ...] = ()
     tmpfs: tuple[int, ...] = ()
     cpu: int = -1
-    settles: bool = False
+    settling_ns: tuple[int, ...] = ()
 
 
 def begin(

@@ -29,6 +29,7 @@ from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM, MergingTurn
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
+from zaplock.oracle.program_operations import SETTLING_NS, is_pageout, patient_ns
 from zaplock.oracle.program_setup import KsmNames, ProgramNames
 from zaplock.oracle.surroundings import MachineWatch
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -124,7 +125,9 @@ class RealSide:
         if facts.swap_pages:
             _stay_on_one_cpu(self._child.pid)
         one_cpu = -1 if facts.swap_pages else max(os.sched_getaffinity(self._child.pid))
-        self._names = self._names._replace(settles=facts.swap_pages > 0, cpu=one_cpu)
+        self._names = self._names._replace(
+            settling_ns=SETTLING_NS if facts.swap_pages else (), cpu=one_cpu
+        )
         self.environment = self._explore(facts)
         self._shows_peak = True
         self._parser = Parser(
@@ -163,11 +166,21 @@ class RealSide:
             **facts._asdict(),
         )
 
-    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
-        """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
-        built = program.build(sequence, self._names)
+    def run(self, sequence: Sequence[Op], *, patient: bool = False) -> list[OracleStep]:
+        """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh.
+
+        `patient`: what is paged out has seconds to be written to swap, not milliseconds.
+        """
+        names = self._names
+        if patient and self.settles(sequence):
+            names = names._replace(settling_ns=patient_ns(sequence))
+        built = program.build(sequence, names)
         self._run_in_turn(sequence, built)
         return self._steps(sequence, built)
+
+    def settles(self, sequence: Sequence[Op]) -> bool:
+        """Tell whether a sequence waits for the disk: it pages out, and there is swap."""
+        return bool(self._names.settling_ns) and any(map(is_pageout, sequence))
 
     def surroundings(self, themes: Collection[str]) -> MachineWatch:
         """Begin to watch what others change on this machine meanwhile."""
