@@ -55,7 +55,7 @@ from zaplock.oracle.draw_neighbours import goes_on
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.modelops import OPERATIONS, apply
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
-from zaplock.oracle.observe import Parser
+from zaplock.oracle.observe import NEW_FIGURES, Parser
 from zaplock.oracle.ops import Op, OracleStep, Ref
 from zaplock.oracle.program_operations import patient_ns
 from zaplock.oracle.real import RealSide
@@ -304,9 +304,10 @@ def test_figures_that_no_known_kernel_tells_are_refused(was: str, now: str, told
         Parser().snapshot(text, bytes(16), _STATUS)
 
 
-def test_a_kernel_without_ksm_in_smaps_has_merged_nothing() -> None:
-    smaps, place = _smaps_of(ring.PAGE, False), ops.FIGURES.index("KSM")
-    for text, kb in ((smaps, 4), (smaps.replace(b"KSM: 4 kB\n", b""), 0)):
+@pytest.mark.parametrize("name", NEW_FIGURES)
+def test_a_figure_that_a_kernel_does_not_tell_is_0(name: str) -> None:
+    smaps, place = _smaps_of(ring.PAGE, False), ops.FIGURES.index(name)
+    for text, kb in ((smaps, 4), (smaps.replace(f"{name}: 4 kB\n".encode(), b""), 0)):
         (vma,) = Parser().snapshot(_changed([], [text]), bytes(16), _STATUS).vmas
         assert vma.figures[place] == kb
         assert vma.figures[ops.FIGURES.index("Hugetlb")] == 8
@@ -923,7 +924,26 @@ def test_writeback_of_a_file_on_a_disk_is_no_difference(bench: Bench) -> None:
         told = dict(zip(ops.FIGURES, figures, strict=True))
         dirt = [told[name] for name in ops.DIRT]
         assert dirt == [0, 0, 0, told["Rss"]], dirt
-        assert told["Rss"] >= 12
+        assert told["Pss_Dirty"] == told["Pss"] == told["Rss"] >= 12
+
+
+@needs_kernel
+def test_who_maps_a_page_too_takes_his_share_of_it(bench: Bench) -> None:
+    """A page of a file is mapped three times, and copied by the one who may not write to it."""
+    at, copy = WINDOW, WINDOW + 0x30000
+    pages_of_file = ((at, 4, 0x11, 0), (at + 0x10000, 2, 0x11, 1), (at + 0x20000, 1, 0x11, 1))
+    mapped = [
+        Op("mmap", (start, pages * 4096, 3, kind, 0, first * 4096))
+        for start, pages, kind, first in (*pages_of_file, (copy, 1, 0x12, 1))
+    ]
+    used = [Op("store", (place,)) for place in (at, at + 4096, copy)]
+    used += [Op("load", (start,)) for start, *_ in pages_of_file]
+    for side in (bench.real, bench.model):
+        vmas = side.run((*mapped, *used))[-1].snapshot.vmas
+        told = [dict(zip(ops.FIGURES, vma.figures, strict=True)) for vma in vmas[:4]]
+        assert [one["Rss"] for one in told] == [8, 8, 4, 4]
+        assert [one["Pss"] for one in told] == [5, 5, 1, 4]  # 4 + 4/3, 4 + 4/3, 4/3
+        assert [one["Pss_Dirty"] for one in told] == [5, 5, 1, 4]
 
 
 @needs_kernel

@@ -11,7 +11,8 @@ keeps changes of RSS and VmSwap to itself for up to 64 faults (f1a7941243c1): th
 Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too;
 and it does not tell what KSM has merged. Before 6.11 a page that was written to looks for a merged
 page with room while it still takes up its old place, so what was merged is undone before each scan.
-Where there is no mseal (before 6.10), sequences keep away from the ring.
+Figures that a kernel has no line for are left out. Where there is no mseal (before 6.10), sequences
+keep away from the ring.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from zaplock.oracle.draw_arguments import TO_WATCHED
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
 from zaplock.oracle.ksm import SETTINGS
 from zaplock.oracle.modelside import COVERED, ModelSide
-from zaplock.oracle.observe import Parser
+from zaplock.oracle.observe import NEW_FIGURES, Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.program import BareProgram
 from zaplock.oracle.program_operations import SETTLING_NS
@@ -317,7 +318,7 @@ def carries(release: str, since: str) -> bool:
 
 class Hidden(NamedTuple):
     """What a kernel does not show: pages one by one, counters of residency, the flag "lf", huge
-    pages that may not be accessed, the flag "gu".
+    pages that may not be accessed, the flag "gu", figures of smaps.
     """
 
     pages: bool
@@ -325,7 +326,7 @@ class Hidden(NamedTuple):
     onfault: bool
     closed_huge: bool
     guards: bool
-    merged: bool
+    figures: frozenset[str]
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -343,8 +344,8 @@ class Hidden(NamedTuple):
         if self.guards:
             vmas = tuple(vma._replace(flags=vma.flags.replace("gu ", "")) for vma in snapshot.vmas)
             snapshot = snapshot._replace(vmas=vmas)
-        if self.merged:
-            vmas = tuple(map(_without_merged, snapshot.vmas))
+        if self.figures:
+            vmas = tuple(map(self._without_figures, snapshot.vmas))
             snapshot = snapshot._replace(vmas=vmas)
         if self.closed_huge:
             vmas = tuple(map(_without_closed_huge, snapshot.vmas))
@@ -355,21 +356,20 @@ class Hidden(NamedTuple):
             snapshot = snapshot._replace(counters=counters)
         return snapshot
 
+    def _without_figures(self, vma: ObservedVma) -> ObservedVma:
+        pairs = zip(ops.FIGURES, vma.figures, strict=True)
+        return vma._replace(figures=tuple(0 if name in self.figures else kb for name, kb in pairs))
+
 
 _RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmSwap")
 
 
-def _without_merged(vma: ObservedVma) -> ObservedVma:
-    """Leave out how much of a VMA is merged."""
-    pairs = zip(ops.FIGURES, vma.figures, strict=True)
-    return vma._replace(figures=tuple(0 if name == "KSM" else value for name, value in pairs))
-
-
 def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
-    """Leave huge pages out of a VMA's figures if it allows no access, and all of DIRT."""
+    """Leave huge pages out of a VMA's figures if it allows no access, and all of PSS and DIRT."""
     if not vma.perms.startswith("---"):
         return vma
-    figures = dict(zip(ops.FIGURES, vma.figures, strict=True)) | dict.fromkeys(ops.DIRT, 0)
+    figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
+    figures |= dict.fromkeys((*ops.PSS, *ops.DIRT), 0)
     for kind in ("AnonHugePages", "ShmemPmdMapped"):
         huge = figures[kind]
         for name in ("Rss", "Locked", kind, *(("Anonymous",) if kind == "AnonHugePages" else ())):
@@ -382,7 +382,8 @@ def hidden_by(release: str) -> Hidden:
     old = not carries(release, "6.2")
     unnamed = carries(release, "6.13") and not carries(release, "6.18")
     before_6_6 = not carries(release, "6.6")
-    return Hidden(not carries(release, "6.7"), old, old, before_6_6, unnamed, before_6_6)
+    missing = {name for name, came in NEW_FIGURES.items() if not carries(release, came)}
+    return Hidden(not carries(release, "6.7"), old, old, before_6_6, unnamed, frozenset(missing))
 
 
 class GuestModel(ModelSide):

@@ -23,7 +23,15 @@ from zaplock.model.pagetable import ABSENT
 from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import RangeMap
 from zaplock.model.swap import swapped_pages
-from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot, dirt_of_disk
+from zaplock.oracle.ops import (
+    COUNTERS,
+    DIRT,
+    FIGURES,
+    PSS,
+    ObservedVma,
+    Snapshot,
+    dirt_of_disk,
+)
 from zaplock.oracle.ring import FILE, LONG_REGION, MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
@@ -51,7 +59,7 @@ _VMRSS = COUNTERS.index("VmRSS")
 _SPELLED: dict[int, tuple[str, str]] = {}
 _ANONYMOUS = frozenset({"anon", "thp"})
 _RESIDENT = _ANONYMOUS | {"file", "shmem", "shmem_thp"}
-_NONE_RESIDENT = (0, 0, 0, 0)
+_NONE_RESIDENT = (0,) * len((*PSS, *DIRT))
 _NO_FIGURES = {
     size >> 10: (*(0,) * (len(FIGURES) - 1), size >> 10)
     for size in (f.PAGE_SIZE, f.PMD_SIZE, f.PUD_SIZE)
@@ -290,15 +298,12 @@ class ModelView:
         return bool(vma.flags & f.VM_MAYSHARE) or (frame is not None and frame.refs > frame.maps)
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
-        rss = anonymous = huge = huge_shared = pss = swap_pss = pooled = 0
+        rss = anonymous = huge = huge_shared = swap_pss = pooled = 0
         swap = self._swapped_cache(vma, runs) if self._swaps and vma.file else 0
-        locked = vma.flags & f.VM_LOCKED
         for low, high, pte in runs:
             pages, kind = high - low, pte.kind
             if kind in _RESIDENT:
                 rss += pages
-                if locked:
-                    pss += self._pss(low, high, pte)
                 if kind == "anon":
                     anonymous += pages
                 elif kind == "thp":
@@ -319,33 +324,38 @@ class ModelView:
         if self.shows_references:
             used = self._referenced(runs)
         written = self._by_dirt(vma, runs, rss == anonymous) if rss else _NONE_RESIDENT
+        locked = written[0] if vma.flags & f.VM_LOCKED else 0
         return (
             rss * _KB, *written, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
-            swap_pss >> 22, pss >> 22, merged * _KB, lazy * _KB, used * _KB, pooled * _KB,
+            swap_pss >> 22, locked, merged * _KB, lazy * _KB, used * _KB, pooled * _KB,
             _page_kb(vma),
         )  # fmt: skip
 
     def _by_dirt(
         self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]], is_anonymous: bool
-    ) -> tuple[int, int, int, int]:
-        """Return how much is there of each of DIRT, in kB."""
-        m, counts = self._machine, [0, 0, 0, 0]
+    ) -> tuple[int, int, int, int, int, int]:
+        """Return how much is there of each of PSS and DIRT, in kB."""
+        m, counts, pss, pss_dirty = self._machine, [0, 0, 0, 0], 0, 0
         for low, high, pte in runs:
             kind, delta = pte.kind, pte.delta
             if kind not in _RESIDENT:
                 continue
             of_file = kind not in _ANONYMOUS
             for start, end, frame in m.frames.overlapping(low + delta, high + delta):
-                place = 0 if frame.maps > 1 else 2
+                place, share = 2, _PSS_PAGE
+                if frame.maps > 1:
+                    place, share = 0, _PSS_PAGE // frame.maps
                 dirty = end - start
+                pss += share * dirty
                 if pte.clean and not frame.dirty:
                     dirty = m.dirty.total(start, end) if of_file else 0
                 counts[place] += end - start - dirty
                 counts[place + 1] += dirty
-        shown = counts[0] * _KB, counts[1] * _KB, counts[2] * _KB, counts[3] * _KB
+                pss_dirty += share * dirty
+        by_dirt = counts[0] * _KB, counts[1] * _KB, counts[2] * _KB, counts[3] * _KB
         if vma.file and not is_anonymous and m.files.data[vma.file].kind == "disk":
-            return dirt_of_disk(shown)
-        return shown
+            return dirt_of_disk(pss >> 22, 0, *by_dirt)
+        return pss >> 22, pss_dirty >> 22, *by_dirt
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:
         resident = [run for run in runs if run[2].kind in _RESIDENT]
@@ -381,12 +391,6 @@ class ModelView:
         shift = first - (vma.start >> 12)
         return found - sum(
             swapped_pages(m, vma.file, low + shift, high + shift) for low, high, _ in runs
-        )
-
-    def _pss(self, low: int, high: int, pte: Pte) -> int:
-        frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
-        return sum(
-            (end - start) * (_PSS_PAGE // max(1, frame.maps)) for start, end, frame in frames
         )
 
     def _all_tags(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> bytes:

@@ -25,8 +25,8 @@ from zaplock.oracle.ops import (
     dirt_of_disk,
 )
 
-NEW_FIGURES = ("KSM",)
-"""What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
+NEW_FIGURES = {"Pss_Dirty": "6.0", "KSM": "6.6"}
+"""What older kernels than these have no line for: 0 in what is compared with them."""
 _SUMS: dict[str, tuple[str, ...]] = {"Hugetlb": HUGETLB_OF_SMAPS}
 SOFT_DIRTY = "sd"
 MARKS = ("LazyFree", "Referenced")
@@ -315,11 +315,10 @@ def _place(header: bytes) -> _Place:
 
 def _without_writeback(figures: tuple[int, ...]) -> tuple[int, ...]:
     """Take out what is dirty of a file on a disk, unless nothing but copies of it is there."""
-    rss, shared_clean, shared_dirty, private_clean, private_dirty, anonymous, *others = figures
+    rss, pss, pss_dirty, *dirt, anonymous = figures[:8]
     if rss == anonymous:
         return figures
-    told = dirt_of_disk((shared_clean, shared_dirty, private_clean, private_dirty))
-    return rss, *told, anonymous, *others
+    return rss, *dirt_of_disk(pss, pss_dirty, *dirt), anonymous, *figures[8:]
 
 
 def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:

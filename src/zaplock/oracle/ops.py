@@ -283,17 +283,28 @@ DIRT = ("Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty")
 """Figures of smaps that are Rss by who maps a page and whether it is dirty."""
 
 
-def dirt_of_disk(figures: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Return what is compared of DIRT where a file on a disk is mapped: all counts as dirty.
+def dirt_of_disk(
+    pss: int,
+    _pss_dirty: int,
+    shared_clean: int,
+    shared_dirty: int,
+    private_clean: int,
+    private_dirty: int,
+) -> tuple[int, int, int, int, int, int]:
+    """Return what is compared of PSS, DIRT where a file on a disk is mapped: all counts as dirty.
 
     When its pages are written back, and so clean, nobody controls.
     """
-    shared_clean, shared_dirty, private_clean, private_dirty = figures
-    return 0, shared_clean + shared_dirty, 0, private_clean + private_dirty
+    return pss, pss, 0, shared_clean + shared_dirty, 0, private_clean + private_dirty
+
+
+PSS = ("Pss", "Pss_Dirty")
+"""Figures of smaps that are Rss by how many map a page, and what of it is dirty."""
 
 
 FIGURES = (
     "Rss",
+    *PSS,
     *DIRT,
     "Anonymous",
     "AnonHugePages",
