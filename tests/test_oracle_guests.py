@@ -396,7 +396,7 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
         Op("ksm_unmerge"),
     ),
     "ksm_unshares": (*_zeros(PLACE, 4), Op("ksm_scan"), Op("ksm_unmerge")),
-    "folio_sharing": (
+    "free_sharing": (
         Op("mmap", (AT_HUGE, HUGE, 3, 0x32, -1, 0)),
         Op("madvise", (AT_HUGE, HUGE, 14)),
         Op("store", (AT_HUGE,)),
