@@ -301,7 +301,6 @@ CHANGES: tuple[Change, ...] = (
         "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
         "above it; before, that was ENOMEM",
         {"uffd_nothing_above": "EINVAL"},
-        doubt="that it is this commit; 6.1.192 says ENOMEM, 6.12.117 EINVAL, in guests",
     ),
     Change(
         "6.3", "07e8c82b5eff",
@@ -1020,7 +1019,6 @@ CHANGES: tuple[Change, ...] = (
         "a mount of hugetlbfs isn't charged any more for a mapping that the pool refused; what it "
         "kept may still be lost, and a fault that got no page is still charged",
         {"huge_refusal": "loses-kept"}, backported=("6.18.16", "6.19.6"),
-        doubt="6.19.6 by its review; 6.18.16 is a guess; 6.19.14 had it in a guest",
     ),
     Change(
         "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
@@ -1049,7 +1047,6 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.1", "68bcd8b6e0b1", "locking/rwsem: Fix logic error in rwsem_del_waiter()",
         "... and only when nobody else waits, which is what the list did",
-        doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
         "7.1", "f74991b4e383",
@@ -1064,17 +1061,13 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd: allow registration of ranges below mmap_min_addr",
         "userfaultfd takes ranges that begin below mmap_min_addr, too (before: EINVAL)",
         {"uffd_below_minimum": True},
-        ("6.1.175", "6.12.86", "6.18.44", "7.0.13"),
-        doubt="of 6.18 and 7.0 which release was the first to take it is not confirmed: these were "
-        "seen with it; 5.10, 5.15 and 6.6 took it, too",
+        ("5.10.258", "5.15.209", "6.1.175", "6.6.140", "6.12.86", "6.18.27", "7.0.4"),
     ),
     Change(
         "7.1", "3b041514cb6e", "memfd: deny writeable mappings when implying SEAL_WRITE",
         "F_SEAL_EXEC, which seals an executable memfd against writing, too, is refused while "
         "somebody maps it so that it could be written to (EBUSY)",
-        {"seal_exec_asks_writers": True}, ("6.12.93", "6.18.44", "7.0.13"),
-        doubt="the release is by its date, May 2026; of 6.18 and 7.0 which was the first to take "
-        "it is not confirmed: these were seen with it, 6.16.12 and 6.19.14 without",
+        {"seal_exec_asks_writers": True}, ("6.6.143", "6.12.93", "6.18.35", "7.0.12"),
     ),
     Change(
         "7.1", "bee9ef4a40a2",
