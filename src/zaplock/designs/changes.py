@@ -500,11 +500,10 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_maps_shared": True},
     ),
     Change(
-        "6.6", None, "(x86: preparations for shadow stacks)",
+        "6.6", "bb3aadf7d446", "x86/mm: Start actually marking _PAGE_SAVED_DIRTY",
         "mprotect, and a userfaultfd that protects against writes, loses the dirty bit of a huge "
         "page that may be written to",
         {"keeps_huge_dirty": False},
-        doubt="the commit was not found; 6.1.192 keeps it, 6.16.12 does not, in guests",
     ),
     Change(
         "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
@@ -957,10 +956,10 @@ CHANGES: tuple[Change, ...] = (
         {"maps_folios_around": True},
     ),
     Change(
-        "6.18", None, "(MADV_COLLAPSE of a file makes the page tables above that it needs)",
+        "6.18", "f8a01513f574",
+        "mm/khugepaged: do not fail collapse_pte_mapped_thp() on SCAN_PMD_NULL",
         "a huge page of a file is mapped at once also where no page table of the level above is",
         {"collapse_makes_tables": True},
-        doubt="its id and subject are not known: 6.17.13 does not, 6.18.44 does",
     ),
     Change(
         "6.18", "62b98015d988",
@@ -1024,8 +1023,8 @@ CHANGES: tuple[Change, ...] = (
         "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
         "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
         {"dofork_refuses_special": True},
-        doubt="the commit was not found; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests; "
-        "that other special mappings are meant, too, is read from 7.2.13's mm/madvise.c",
+        doubt="its id and subject are not known: proposed and reviewed on 5 and 6 March 2026, in a "
+        "thread on a pull for 7.0; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests",
     ),
     Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
@@ -1088,18 +1087,21 @@ CHANGES: tuple[Change, ...] = (
         {"smaps_lock": "vma"},
     ),
     Change(
-        "7.2", None, "(process_madvise looks at the advice before it looks at any range)",
+        "7.2", None,
+        "mm/madvise: reject invalid process_madvise() advice for zero-length vectors",
         "an advice that there is not is EINVAL also where nothing is to be advised; before, that "
         "was 0",
         {"process_advice_first": True},
-        doubt="its id and subject are not known: 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
+        doubt="its id is not known: it had a dozen while it was under review, in April and May 2026; "
+        "7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
     ),
     Change(
         "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
         "MADV_COLLAPSE of a range that ends before the first 2 MiB that begins in it is 0; before, "
         "EINVAL",
         {"collapses_nothing": True},
-        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
+        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not, whose "
+        "madvise_collapse returns early where no whole 2 MiB is",
     ),
     Change(
         "7.2", "b4e41050b212", "io_uring/rsrc: raise registered buffer 1GB limit",
@@ -1148,7 +1150,8 @@ CHANGES: tuple[Change, ...] = (
         "a private mapping of a file that has moved since it got anonymous pages merges only with "
         "what has moved as far",
         {"counts_anonymous_apart": True},
-        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c asks "
+        "needs_adjacent_anon_pgoff",
     ),
     Change(
         "7.4", None, "mm/hugetlb: fix subpool minimum reservation rollback",
