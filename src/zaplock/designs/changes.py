@@ -1092,8 +1092,8 @@ CHANGES: tuple[Change, ...] = (
         "an advice that there is not is EINVAL also where nothing is to be advised; before, that "
         "was 0",
         {"process_advice_first": True},
-        doubt="its id is not known: it had a dozen while it was under review, in April and May 2026; "
-        "7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
+        doubt="its id is not known: lists of April and May 2026 have it by a dozen, none by the "
+        "last; 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
     ),
     Change(
         "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
@@ -1150,15 +1150,16 @@ CHANGES: tuple[Change, ...] = (
         "a private mapping of a file that has moved since it got anonymous pages merges only with "
         "what has moved as far",
         {"counts_anonymous_apart": True},
-        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c asks "
-        "needs_adjacent_anon_pgoff",
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c "
+        "asks needs_adjacent_anon_pgoff",
     ),
     Change(
         "7.4", None, "mm/hugetlb: fix subpool minimum reservation rollback",
         "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
         {"huge_refusal": "kept"},
         backported=("7.3.4",),
-        doubt="its id is not known; Debian's changelog of 7.3.4 names it",
+        doubt="its id is not known: Debian's changelog of 7.3.4 names it, lists of September and "
+        "October 2026 have it by several ids, none by the last",
     ),
     Change(
         "7.4", None, "mm/mremap: populate calculated fields in vrm state correctly",
