@@ -396,7 +396,7 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
         Op("ksm_unmerge"),
     ),
     "ksm_unshares": (*_zeros(PLACE, 4), Op("ksm_scan"), Op("ksm_unmerge")),
-    "folio_sharing": (
+    "free_sharing": (
         Op("mmap", (AT_HUGE, HUGE, 3, 0x32, -1, 0)),
         Op("madvise", (AT_HUGE, HUGE, 14)),
         Op("store", (AT_HUGE,)),
@@ -449,6 +449,41 @@ def test_rules_between_6_1_and_6_12_are_seen_on_both_sides(
         assert getattr(mine, rule) != getattr(others, rule), rule
         model.design = replace(mine, **{rule: getattr(others, rule)})
         assert compare.first_divergence(sequence, real, model.run(sequence)) is not None, rule
+
+
+def _of_a_child_s_part(advice: int) -> tuple[Op, ...]:
+    """Give an advice for eight of the pages of a huge page that parent and child have both.
+
+    Its first page the parent has alone, and no more than 512 entries map it.
+    """
+    return (
+        Op("mmap", (AT_HUGE, HUGE, 3, 0x32, -1, 0)),
+        Op("madvise", (AT_HUGE, HUGE, 14)),
+        Op("store", (AT_HUGE,)),
+        Op("madvise", (AT_HUGE + PAGE, 299 * PAGE, 4)),
+        Op("madvise", (AT_HUGE, PAGE, 10)),
+        Op("into_child"),
+        Op("madvise", (AT_HUGE + 300 * PAGE, 8 * PAGE, advice)),
+    )
+
+
+@pytest.mark.parametrize(("rule", "advice"), [("cold_sharing", 20), ("free_sharing", 8)])
+@pytest.mark.parametrize("which", ["guest_with_ksmd", "real"])
+def test_what_others_map_is_guessed_to_6_14_and_known_since(
+    which: str, rule: str, advice: int, request: pytest.FixtureRequest
+) -> None:
+    side = request.getfixturevalue(which)
+    model: ModelSide = GuestModel(side) if which != "real" else ModelSide(side.environment)
+    mine = model.design
+    if getattr(mine, rule) not in ("guess", "address space"):
+        pytest.skip(f"{mine.kernel} neither guesses nor knows")
+    sequence = (*_of_a_child_s_part(advice), *UNMAP_ALL)
+    real = side.run(sequence)
+    agrees = compare.first_divergence(sequence, real, model.run(sequence))
+    assert agrees is None, agrees
+    others = {"guess": "address space", "address space": "guess"}[getattr(mine, rule)]
+    model.design = replace(mine, **{rule: others})
+    assert compare.first_divergence(sequence, real, model.run(sequence)) is not None
 
 
 GIVEN_UP_AND_WANTED_AGAIN = (  # the pool has 24: what was given up is somebody else's to 6.8

@@ -274,6 +274,12 @@ CHANGES: tuple[Change, ...] = (
         "a new advice: for each 2 MiB it takes the lock for read, and for write to copy",
     ),
     Change(
+        "6.1", "98b211d6415f", "madvise: convert madvise_free_pte_range() to use a folio",
+        'by mistake MADV_FREE counts "all pages" of a folio that small entries map, so that it '
+        "never is its own; before, that page",
+        {"free_sharing": "all pages"},
+    ),
+    Change(
         "6.1", "474098edac26", "mm/gup: replace FOLL_NUMA by gup_can_follow_protnone()",
         "KSM does not find a page again where nobody may access it: there what is merged is not "
         "unmerged, and who waits for an equal page is in the way of those that come",
@@ -289,14 +295,18 @@ CHANGES: tuple[Change, ...] = (
         "mm/ksm: fix KSM COW breaking with userfaultfd-wp via FAULT_FLAG_UNSHARE",
         "what KSM unmerges is clean, since no write faults it in",
         {"ksm_unshares": True},
-        doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
     ),
     Change(
         "6.3", "11a9b90274f6", "userfaultfd: use vma iterator",
         "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
         "above it; before, that was ENOMEM",
         {"uffd_nothing_above": "EINVAL"},
-        doubt="that it is this commit; 6.1.192 says ENOMEM, 6.12.117 EINVAL, in guests",
+    ),
+    Change(
+        "6.3", "07e8c82b5eff",
+        "madvise: convert madvise_cold_or_pageout_pte_range() to use folios",
+        'by mistake MADV_COLD and MADV_PAGEOUT count "all pages", too',
+        {"cold_sharing": "all pages"},
     ),
     Change(
         "6.3", "a1b92a3f1498", "mm/userfaultfd: support WP on multiple VMAs",
@@ -409,16 +419,36 @@ CHANGES: tuple[Change, ...] = (
         backported=("6.4.10",),
     ),
     Change(
+        "6.5", "0e0e9bd5f7b9",
+        "madvise:madvise_free_pte_range(): don't use mapcount() against large folio for sharing "
+        "check",
+        'MADV_FREE takes a folio for its own whose "first page" is mapped "once"',
+        {"free_sharing": "first page once"}, ("6.1.50", "6.4.13"),
+    ),
+    Change(
+        "6.5", "20b18aada185",
+        "madvise:madvise_free_huge_pmd(): don't use mapcount() against large folio for sharing "
+        "check",
+        "... also where a huge entry maps it",
+        {"free_huge_sharing": "first page once"},
+    ),
+    Change(
+        "6.5", "2f406263e3e9",
+        "madvise:madvise_cold_or_pageout_pte_range(): don't use mapcount() against large folio for "
+        "sharing check",
+        "... and so do MADV_COLD and MADV_PAGEOUT",
+        {"cold_sharing": "first page once"}, ("6.4.13",),
+    ),
+    Change(
         "6.5", "d74943a2f3cd", "mm/gup: reintroduce FOLL_NUMA as FOLL_HONOR_NUMA_FAULT",
         "KSM finds pages again that nobody may access",
         {"ksm_finds_closed": True}, ("6.4.13",),
     ),
     Change(
-        "6.5", None, "memfd: Pass argument of memfd_fcntl as int",
+        "6.5", "f7b8f70ba44f", "memfd: pass argument of memfd_fcntl as int",
         "the seals that fcntl adds are an int: what a register has above its 32 bits is nothing; "
         "before, it was EINVAL",
         {"seals_are_ints": True},
-        doubt="its id was not looked up; 6.1.192 refuses, 6.12.117 doesn't, in guests",
     ),
     Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
@@ -431,11 +461,10 @@ CHANGES: tuple[Change, ...] = (
         {"vma_lock_faults": "most"},
     ),
     Change(
-        "6.6", None, "x86/mm: Introduce MAP_ABOVE4G",
+        "6.6", "29f890d1050f", "x86/mm: Introduce MAP_ABOVE4G",
         "MAP_ABOVE4G is a flag that there is (MAP_SHARED_VALIDATE takes it), and a gap that is "
         "looked for from the top is not in the lowest 4 GiB",
         {"maps_above_4g": True},
-        doubt="its id was not looked up; 6.1.192 refuses the flag, 6.12.117 takes it, in guests",
     ),
     Change(
         "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",
@@ -471,11 +500,10 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_maps_shared": True},
     ),
     Change(
-        "6.6", None, "(x86: preparations for shadow stacks)",
+        "6.6", "bb3aadf7d446", "x86/mm: Start actually marking _PAGE_SAVED_DIRTY",
         "mprotect, and a userfaultfd that protects against writes, loses the dirty bit of a huge "
         "page that may be written to",
         {"keeps_huge_dirty": False},
-        doubt="the commit was not found; 6.1.192 keeps it, 6.16.12 does not, in guests",
     ),
     Change(
         "6.6", "79271476b336", "ksm: support unsharing KSM-placed zero pages",
@@ -554,23 +582,32 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.9", "ebb34f78d72c", "mm: convert folio_estimated_sharers() to "
         "folio_likely_mapped_shared()",
-        'MADV_COLD tells by a folio\'s "first page" whether others map it, and goes on behind one '
-        "that they do; before, by each page, and a page of theirs ended it for a page table",
-        {"cold_sharing": "first page"},
-        doubt="which releases between 6.1 and 6.12 do what was not tried",
+        "MADV_FREE, MADV_COLD and MADV_PAGEOUT let a folio be only when its first page is mapped "
+        'more than once ("first page twice"), no longer when that is not mapped at all',
+        {
+            "cold_sharing": "first page twice", "free_sharing": "first page twice",
+            "free_huge_sharing": "first page twice",
+        },
     ),
     Change(
         "6.10", "3931b871c493", "mm: madvise: avoid split during MADV_PAGEOUT and MADV_COLD",
-        "MADV_COLD lets folios be that small entries map and its range covers; before, it split "
-        "every one in a page table",
-        {"cold_splits_whole": False},
+        "they let folios be that small entries map and their range covers, and go on behind one "
+        "that others map; before, they split every one in a page table, and ended there at one of "
+        "others",
+        {"advice_splits_whole": False},
     ),
     Change(
-        "6.10", None, "(mm: folio_likely_mapped_shared() counts all pages; MADV_FREE by batches)",
-        "advice takes a huge page that small entries map for a shared one by the counts of all its "
-        "pages, no longer of the first alone, and MADV_FREE splits none that it covers as a whole",
-        {"folio_sharing": "guess"},
-        doubt="the commits were not found; 6.1.192 asks the first page, 6.12.117 all, in guests",
+        "6.10", "dce7d10be4bb",
+        "mm/madvise: optimize lazyfreeing with mTHP in madvise_free",
+        "... and so does MADV_FREE",
+        {"advice_splits_whole": False},
+    ),
+    Change(
+        "6.10", "eefb9b2725e3",
+        "mm: improve folio_likely_mapped_shared() using the mapcount of large folios",
+        "advice takes a folio for a shared one by the counts of all its pages, too, no longer of "
+        'the first alone: a "guess"',
+        {"cold_sharing": "guess", "free_sharing": "guess", "free_huge_sharing": "guess"},
     ),
     Change(
         "6.10", "133d04b1eee9",
@@ -636,11 +673,10 @@ CHANGES: tuple[Change, ...] = (
         "munmap gathers, clears the tree, completes",
     ),
     Change(
-        "6.12", None, "mm: shmem: move shmem_huge_global_enabled() into "
+        "6.12", "6beeab870e70", "mm: shmem: move shmem_huge_global_enabled() into "
         "shmem_allowable_huge_orders()",
         "a fault makes a huge page of a file in memory only where its mapping has room for one",
-        {"folios_need_room": True},
-        doubt="its id is not known",
+        {"folios_need_room": True}, ("6.11.6",),
     ),
     Change(
         "6.12", "2b0f922323cc",
@@ -708,11 +744,14 @@ CHANGES: tuple[Change, ...] = (
         {"replaces_huge_zero": True},
     ),
     Change(
-        "6.14", None, "io_uring: memory regions",
+        "6.14", "8078486e1d53", "io_uring: use region api for SQ",
         "the pages of an io_uring itself count for RLIMIT_MEMLOCK, as its fixed buffers do",
         {"rings_are_locked": True},
-        doubt="its id and subject were not looked up: 6.12.117's source has no such count, 6.18.44 "
-        "counts two pages for the smallest ring",
+    ),
+    Change(
+        "6.14", "81a4058e0cd0", "io_uring: use region api for CQ",
+        "... those of either ring",
+        {"rings_are_locked": True},
     ),
     Change(
         "6.14", "72d8f72631d2", "mm/hugetlb: drop vma_has_reserves()",
@@ -736,12 +775,6 @@ CHANGES: tuple[Change, ...] = (
         "a write to a file of tmpfs with huge= makes a folio as large as itself (\"by write\"); "
         "before, a huge one or none",
         {"shmem_folios": "by write"},
-    ),
-    Change(
-        "6.15", None, "(mm: large folios know who maps them)",
-        "advice knows whether others map a part of a huge page that small entries map",
-        {"folio_sharing": "exact"},
-        doubt="the commit was not found; 6.12.117 guesses, 6.18.44 does not, in guests",
     ),
     Change(
         "6.15", "a833a693a490", "mm: hugetlb: fix incorrect fallback for subpool",
@@ -787,8 +820,12 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.15", "003fde4492c8",
         "mm: convert folio_likely_mapped_shared() to folio_maybe_mapped_shared()",
-        'MADV_COLD tells by "address space" whether others map a folio',
-        {"cold_sharing": "address space"},
+        'advice knows by "address space" whether others map a folio, so that one which a process '
+        "maps twice is its own",
+        {
+            "cold_sharing": "address space", "free_sharing": "address space",
+            "free_huge_sharing": "address space",
+        },
     ),
     Change(
         "6.15", "7460b470a131", "mm/truncate: use folio_split() in truncate operation",
@@ -872,10 +909,10 @@ CHANGES: tuple[Change, ...] = (
         {"memory_merge": "early"},
     ),
     Change(
-        "6.17", None, "mm: fault in complete folios instead of individual pages for tmpfs",
+        "6.17", "e89d5bf3a4f9",
+        "mm: fault in complete folios instead of individual pages for tmpfs",
         '... and of "all" files in memory',
         {"maps_whole_folios": "all"},
-        doubt="its id is not known",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -919,10 +956,10 @@ CHANGES: tuple[Change, ...] = (
         {"maps_folios_around": True},
     ),
     Change(
-        "6.18", None, "(MADV_COLLAPSE of a file makes the page tables above that it needs)",
+        "6.18", "f8a01513f574",
+        "mm/khugepaged: do not fail collapse_pte_mapped_thp() on SCAN_PMD_NULL",
         "a huge page of a file is mapped at once also where no page table of the level above is",
         {"collapse_makes_tables": True},
-        doubt="its id and subject are not known: 6.17.13 does not, 6.18.44 does",
     ),
     Change(
         "6.18", "62b98015d988",
@@ -932,18 +969,16 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_needs_writable": False},
     ),
     Change(
-        "6.19", None,
+        "6.19", "8826f09616b4",
         "mm: shmem: allow fallback to smaller large orders for tmpfs mmap() access",
         "... and so does a fault of a file that has a name",
         {"shmem_folios": "any size"},
-        doubt="its id is not known: 6.18.44 makes huge pages only, 6.19.14 any size",
     ),
     Change(
-        "6.19", None, "(mm: /dev/zero maps by mmap_prepare)",
+        "6.19", "ab04945f91bc", "mm: update mem char driver to use mmap_prepare",
         "a private mapping of /dev/zero under PR_SET_MEMORY_MERGE is mergeable before a neighbour "
         'is looked for, too: "always early"',
         {"memory_merge": "always early"},
-        doubt="the commit was not looked up: 6.18.44 does not, 6.19.14 to 7.3.4 do, in guests",
     ),
     Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
@@ -969,8 +1004,8 @@ CHANGES: tuple[Change, ...] = (
         "6.19", "6707915e030a", "mm: propagate VM_SOFTDIRTY on merge",
         "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
         "flags were written last, or the neighbour that took it over",
-        {"merges_keep_mark": True},
-        doubt="a backport to 6.18.y was sent in April 2026; whether it was taken is not known",
+        {"merges_keep_mark": True}, ("6.18.37",),
+        doubt="6.18.37 by its review alone (25 June 2026, 40 of 60): no guest has that series",
     ),
     Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
@@ -983,14 +1018,13 @@ CHANGES: tuple[Change, ...] = (
         "a mount of hugetlbfs isn't charged any more for a mapping that the pool refused; what it "
         "kept may still be lost, and a fault that got no page is still charged",
         {"huge_refusal": "loses-kept"}, backported=("6.18.16", "6.19.6"),
-        doubt="6.19.6 by its review; 6.18.16 is a guess; 6.19.14 had it in a guest",
     ),
     Change(
         "7.0", None, "(madvise: MADV_DOFORK of special mappings)",
         "MADV_DOFORK is EINVAL where a mapping is huge pages (hugetlb), as where it is a device's",
         {"dofork_refuses_special": True},
-        doubt="the commit was not found; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests; "
-        "that other special mappings are meant, too, is read from 7.2.13's mm/madvise.c",
+        doubt="its id and subject are not known: proposed and reviewed on 5 and 6 March 2026, in a "
+        "thread on a pull for 7.0; 6.19.14 still takes it, 7.0.13 to 7.3.4 don't, in guests",
     ),
     Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
@@ -1012,7 +1046,6 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.1", "68bcd8b6e0b1", "locking/rwsem: Fix logic error in rwsem_del_waiter()",
         "... and only when nobody else waits, which is what the list did",
-        doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
         "7.1", "f74991b4e383",
@@ -1027,17 +1060,13 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd: allow registration of ranges below mmap_min_addr",
         "userfaultfd takes ranges that begin below mmap_min_addr, too (before: EINVAL)",
         {"uffd_below_minimum": True},
-        ("6.1.175", "6.12.86", "6.18.44", "7.0.13"),
-        doubt="of 6.18 and 7.0 which release was the first to take it is not confirmed: these were "
-        "seen with it; 5.10, 5.15 and 6.6 took it, too",
+        ("5.10.258", "5.15.209", "6.1.175", "6.6.140", "6.12.86", "6.18.27", "7.0.4"),
     ),
     Change(
         "7.1", "3b041514cb6e", "memfd: deny writeable mappings when implying SEAL_WRITE",
         "F_SEAL_EXEC, which seals an executable memfd against writing, too, is refused while "
         "somebody maps it so that it could be written to (EBUSY)",
-        {"seal_exec_asks_writers": True}, ("6.12.93", "6.18.44", "7.0.13"),
-        doubt="the release is by its date, May 2026; of 6.18 and 7.0 which was the first to take "
-        "it is not confirmed: these were seen with it, 6.16.12 and 6.19.14 without",
+        {"seal_exec_asks_writers": True}, ("6.6.143", "6.12.93", "6.18.35", "7.0.12"),
     ),
     Change(
         "7.1", "bee9ef4a40a2",
@@ -1058,18 +1087,21 @@ CHANGES: tuple[Change, ...] = (
         {"smaps_lock": "vma"},
     ),
     Change(
-        "7.2", None, "(process_madvise looks at the advice before it looks at any range)",
+        "7.2", None,
+        "mm/madvise: reject invalid process_madvise() advice for zero-length vectors",
         "an advice that there is not is EINVAL also where nothing is to be advised; before, that "
         "was 0",
         {"process_advice_first": True},
-        doubt="its id and subject are not known: 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
+        doubt="its id is not known: lists of April and May 2026 have it by a dozen, none by the "
+        "last; 7.1.13 returns 0, 7.2.13 and 7.3.4 EINVAL",
     ),
     Change(
         "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
         "MADV_COLLAPSE of a range that ends before the first 2 MiB that begins in it is 0; before, "
         "EINVAL",
         {"collapses_nothing": True},
-        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
+        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not, whose "
+        "madvise_collapse returns early where no whole 2 MiB is",
     ),
     Change(
         "7.2", "b4e41050b212", "io_uring/rsrc: raise registered buffer 1GB limit",
@@ -1118,14 +1150,16 @@ CHANGES: tuple[Change, ...] = (
         "a private mapping of a file that has moved since it got anonymous pages merges only with "
         "what has moved as far",
         {"counts_anonymous_apart": True},
-        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c "
+        "asks needs_adjacent_anon_pgoff",
     ),
     Change(
         "7.4", None, "mm/hugetlb: fix subpool minimum reservation rollback",
         "what a mount of hugetlbfs keeps stays its own where the pool refuses a mapping",
         {"huge_refusal": "kept"},
         backported=("7.3.4",),
-        doubt="its id is not known; Debian's changelog of 7.3.4 names it",
+        doubt="its id is not known: Debian's changelog of 7.3.4 names it, lists of September and "
+        "October 2026 have it by several ids, none by the last",
     ),
     Change(
         "7.4", None, "mm/mremap: populate calculated fields in vrm state correctly",

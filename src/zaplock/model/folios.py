@@ -13,7 +13,7 @@ Not covered: folios of other sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zaplock.model.dirty import follows_dirty
 from zaplock.model.files import split_folio as split_folio_of_file
@@ -32,25 +32,44 @@ if TYPE_CHECKING:
     from zaplock.model.mm import Mm
 
 
-Sharing = Literal["first", "guess", "exact"]
-"""How advice finds out whether others map a huge page that small entries map: by the count of the
-first page, which must be one ("first"; MADV_FREE then splits each such page, and goes no further in
-a page table where it may not), by the counts of all pages and of the first ("guess", which misses
-those of which others map a part without that), or by who maps it ("exact")."""
+Sharing = Literal[
+    "page", "all pages", "first page once", "first page twice", "guess", "address space"
+]
+"""By what an advice finds out whether others map a folio, too, and lets it be then.
+
+"page": whether the page that it came to is mapped once. "all pages": whether all of them together
+are (a huge entry counts once, so what small entries map is never one's own). "first page once":
+whether the folio's first page is mapped once, "first page twice": whether that is mapped no more
+than once. "guess": whether neither the first page is mapped twice nor the folio more often than it
+has pages. "address space": whether no other address space maps any of it.
+"""
+
+
+class SharedFolios(NamedTuple):
+    """What an advice does about folios that others map, too.
+
+    small: by what it finds them where small entries map them. huge: where a huge entry does.
+    splits_whole: it splits also those that small entries map as a whole, and ends at the first that
+    others map for that page table; else it splits what its range covers in part, and goes on.
+    """
+
+    small: Sharing
+    huge: Sharing
+    splits_whole: bool
 
 
 @step
-def split_partly_covered(
+def split_anonymous(
     m: Machine,
     task: Task,
     mm: int,
     low: int,
     high: int,
     finds_zeros: bool,
-    frees: bool = False,
-    sharing: Sharing = "exact",
+    shared: SharedFolios,
+    frees: bool,
 ) -> None:
-    """Split the folios that [low, high) does not cover as a whole, but for shared ones.
+    """Split the huge pages of anonymous memory in [low, high) that an advice splits.
 
     They are split in the order of their addresses: that decides which peak the later ones find.
 
@@ -60,13 +79,11 @@ def split_partly_covered(
     if frees:
         note_peak(m, space)
     for first, last in by_page_table(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        heads = partly_covered(m, space, first, last)
-        if sharing == "first":
-            heads = dict.fromkeys(sorted(heads | _mapped_small(m, space, first, last)))
-        for head in heads:
-            if not looks_shared(m, head, sharing):
+        for head, (page, huge) in to_split(m, space, first, last, shared.splits_whole).items():
+            sharing = shared.huge if huge else shared.small
+            if not is_shared(m, space, head, PAGES_PER_PMD, page, sharing):
                 split_folio(m, task, space, head, finds_zeros)
-            elif sharing == "first":
+            elif shared.splits_whole:
                 break
 
 
@@ -78,54 +95,66 @@ def by_page_table(first: int, last: int) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def looks_shared(m: Machine, head: int, sharing: Sharing) -> bool:
-    """Return whether the huge page whose first frame is `head` counts as mapped by others, too."""
-    runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
-    if sharing == "exact":
-        return any(frame.maps > 1 for _, _, frame in runs)
-    of_first = runs[0][2].maps
-    if sharing == "first":
-        return of_first != 1
-    return of_first > 1 or sum((end - at) * frame.maps for at, end, frame in runs) > PAGES_PER_PMD
+def is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing: Sharing) -> bool:
+    """Return whether others map the folio of frames [head, head + pages), as a kernel tells that.
+
+    page: the frame of it that the kernel came to.
+    """
+    runs = m.frames.overlapping(head, head + pages)
+    first = runs[0][2].maps
+    maps = sum((end - at) * frame.maps for at, end, frame in runs)
+    match sharing:
+        case "page":
+            return any(frame.maps != 1 for at, end, frame in runs if at <= page < end)
+        case "all pages":
+            return maps - (pages - 1) * _huge_entries(m, head, pages) != 1
+        case "first page once":
+            return first != 1
+        case "first page twice":
+            return first > 1
+        case "guess":
+            return first > 1 or maps > pages
+        case "address space":
+            return any(
+                start + pte.delta < head + pages and head < end + pte.delta
+                for other in m.mms.values()
+                if other.mm != space.mm
+                for start, (end, pte) in other.ptes.data.items()
+                if pte.kind in _OF_FOLIOS
+            )
 
 
-def _mapped_small(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
-    """Return the first frames of the folios that small entries of a range map."""
-    return {
-        head: None
-        for low, high, pte in space.ptes.overlapping(first, last)
-        if pte.kind == "anon"
-        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta)
-        if frame.kind == "thp"
-        for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD)
-    }
+_OF_FOLIOS = ("anon", "thp", *IN_MEMORY)
 
 
-ColdSharing = Literal["page", "first page", "address space"]
-"""What decides whether MADV_COLD lets a folio of a file be, as others map it, too."""
+def _huge_entries(m: Machine, head: int, pages: int) -> int:
+    """Return how many huge entries map a folio, in all address spaces."""
+    return sum(
+        pte.kind in ("thp", SHARED_HUGE)
+        and start + pte.delta <= head
+        and head + pages <= end + pte.delta
+        for space in m.mms.values()
+        for start, (end, pte) in space.ptes.data.items()
+    )
 
 
 @step
-def split_cold_cached(
-    m: Machine, task: Task, mm: int, low: int, high: int, sharing: ColdSharing, splits_whole: bool
+def split_cached(
+    m: Machine, task: Task, mm: int, low: int, high: int, shared: SharedFolios
 ) -> None:
-    """Split the folios of files in memory that are not mapped as a whole by [low, high).
-
-    sharing: by what others' folios are told. splits_whole: those, too, that small entries map as a
-    whole (to 6.9).
-    """
+    """Split the folios of files in memory in [low, high) that an advice splits."""
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for handle in overlapping(m, space, low, high):
         vma = vma_of(m, task, handle)
         while vma.file:
-            page = _first_to_split(m, vma, space, first, last, sharing, splits_whole)
+            page = _first_to_split(m, vma, space, first, last, shared)
             if page is None:
                 break
             split_folio_of_file(m, task, vma.file, page)
 
 
 def _first_to_split(
-    m: Machine, vma: Vma, space: Mm, first: int, last: int, sharing: ColdSharing, splits_whole: bool
+    m: Machine, vma: Vma, space: Mm, first: int, last: int, shared: SharedFolios
 ) -> int | None:
     """Return the first page of a file that is in a folio which is to be split."""
     low, high = max(first, vma.start >> PAGE_SHIFT), min(last, vma.end >> PAGE_SHIFT)
@@ -133,7 +162,8 @@ def _first_to_split(
     for start, end, pte in space.ptes.overlapping(low, high):
         if pte.kind not in IN_MEMORY:
             continue
-        splits_small = splits_whole and pte.kind != SHARED_HUGE
+        huge = pte.kind == SHARED_HUGE
+        sharing = shared.huge if huge else shared.small
         for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
             pages = 1 << frame.order
             for head in range(at & -pages, stop, pages) if frame.order else ():
@@ -143,66 +173,41 @@ def _first_to_split(
                 whole = low <= here and here + pages <= high
                 mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
                 count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
-                if whole and count == pages and not splits_small:
+                if whole and count == pages and (huge or not shared.splits_whole):
                     continue
                 page = max(here, start, at - pte.delta)
-                if not _is_shared(m, space, head, pages, page + pte.delta, sharing):
+                if not is_shared(m, space, head, pages, page + pte.delta, sharing):
                     return vma.pgoff_of(max(here, start) << PAGE_SHIFT)
-                if sharing == "page":
+                if shared.splits_whole:
                     ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
     return None
 
 
-def _is_shared(
-    m: Machine, space: Mm, head: int, pages: int, page: int, sharing: ColdSharing
-) -> bool:
-    """Return whether others map a folio, as a kernel tells that.
+def to_split(
+    m: Machine, space: Mm, first: int, last: int, splits_whole: bool
+) -> dict[int, tuple[int, bool]]:
+    """Return the huge pages that an advice for virtual pages [first, last) splits, if they may be.
 
-    By how often a page of it is mapped; by its first page, but where a huge entry or more entries
-    than it has pages map it (folio_likely_mapped_shared); or by who does that
-    (folio_maybe_mapped_shared).
+    They come in the order of their addresses, by their first frames; with each the first frame of
+    it there, and whether a huge entry maps it. The range is one of one page table. splits_whole:
+    see `SharedFolios`.
     """
-    runs = m.frames.overlapping(head, head + pages)
-    if sharing == "page":
-        return any(frame.maps != 1 for low, high, frame in runs if low <= page < high)
-    if sharing == "first page":
-        entire = sum(
-            pte.kind == SHARED_HUGE and start + pte.delta == head
-            for other in m.mms.values()
-            for start, (_, pte) in other.ptes.data.items()
-        )
-        count = sum((high - low) * (frame.maps - entire) for low, high, frame in runs) + entire
-        if count <= 1 or entire or count > pages:
-            return count > 1
-        return runs[0][2].maps > 1
-    return any(
-        pte.kind in IN_MEMORY and start + pte.delta < head + pages and head < end + pte.delta
-        for other in m.mms.values()
-        if other.mm != space.mm
-        for start, (end, pte) in other.ptes.data.items()
-    )
-
-
-def partly_covered(m: Machine, space: Mm, first: int, last: int) -> dict[int, None]:
-    """Return the first frames of the folios with a run of pages in a range that isn't all of it.
-
-    They come in the order of their addresses. The range is one of one page table.
-    """
-    runs: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int, bool]] = []
     for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind not in ("thp", "anon"):
             continue
-        if runs and runs[-1][1:] == (low, pte.delta):
+        here = (low, pte.delta, pte.kind == "thp")
+        if runs and runs[-1][1:] == here:
             low = runs.pop()[0]
-        runs.append((low, high, pte.delta))
-    heads = dict[int, None]()
-    for low, high, delta in runs:
+        runs.append((low, high, pte.delta, here[2]))
+    found = dict[int, tuple[int, bool]]()
+    for low, high, delta, huge in runs:
         for start, end, frame in m.frames.overlapping(low + delta, high + delta):
-            if frame.kind == "thp":
-                for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD):
-                    if low + delta > head or high + delta < head + PAGES_PER_PMD:
-                        heads[head] = None
-    return heads
+            for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD):
+                whole = low + delta <= head and head + PAGES_PER_PMD <= high + delta
+                if frame.kind == "thp" and (not whole or (splits_whole and not huge)):
+                    found.setdefault(head, (max(head, low + delta), huge))
+    return found
 
 
 def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
-from zaplock.model.folios import ColdSharing, Sharing
+from zaplock.model.folios import Sharing
 from zaplock.model.huge_pool import Refusal
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
@@ -135,7 +135,10 @@ class Design:
     walks_lock_vmas: bool = False
     batches_entries: bool = False
     keeps_huge_dirty: bool = True
-    folio_sharing: Sharing = "first"
+    cold_sharing: Sharing = "page"
+    free_sharing: Sharing = "page"
+    free_huge_sharing: Sharing = "all pages"
+    advice_splits_whole: bool = True
     vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
     collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False
@@ -164,8 +167,6 @@ class Design:
     cuts_folios_in_halves: bool = False
     shmem_folios: Literal["huge", "by write", "written in any size", "any size"] = "huge"
     folios_need_room: bool = False
-    cold_sharing: ColdSharing = "page"
-    cold_splits_whole: bool = True
     maps_whole_folios: Literal["none", "unnamed", "all"] = "none"
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False

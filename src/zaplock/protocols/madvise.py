@@ -36,7 +36,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.folios import split_cold_cached, split_partly_covered
+from zaplock.model.folios import SharedFolios, split_anonymous, split_cached
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of
@@ -261,9 +261,10 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
-        finds_zeros, sharing = cx.design.finds_zeros, cx.design.folio_sharing
-        await split_partly_covered(cx.mm, low, high, finds_zeros, True, sharing)
-        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE), sharing)
+        d = cx.design
+        shared = SharedFolios(d.free_sharing, d.free_huge_sharing, d.advice_splits_whole)
+        await split_anonymous(cx.mm, low, high, d.finds_zeros, shared, True)
+        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE), shared)
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
         forbidden = VM_PFNMAP
@@ -291,11 +292,11 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT):
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL
-        finds_zeros, sharing = cx.design.finds_zeros, cx.design.folio_sharing
-        await split_partly_covered(cx.mm, low, high, finds_zeros, False, sharing)
+        d = cx.design
+        shared = SharedFolios(d.cold_sharing, d.cold_sharing, d.advice_splits_whole)
+        await split_anonymous(cx.mm, low, high, d.finds_zeros, shared, False)
         if vma.file:
-            by = (cx.design.cold_sharing, cx.design.cold_splits_whole)
-            await split_cold_cached(cx.mm, low, high, *by)
+            await split_cached(cx.mm, low, high, shared)
         if advice == f.MADV_PAGEOUT:
             await page_out(cx, vma, low, high)
         else:

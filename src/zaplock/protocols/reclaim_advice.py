@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_DROPPABLE, VM_LOCKED
-from zaplock.model.folios import Sharing, by_page_table, partly_covered
+from zaplock.model.folios import SharedFolios, by_page_table, is_shared, to_split
 from zaplock.model.frames import Frame, clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
@@ -119,8 +119,8 @@ def mark_free(
     mm: int,
     low: int,
     high: int,
-    droppable: bool = False,
-    sharing: Sharing = "exact",
+    droppable: bool,
+    shared: SharedFolios,
 ) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
@@ -135,7 +135,7 @@ def mark_free(
     looked_at = [
         part
         for part_low, part_high in by_page_table(first, last)
-        for part in not_passed_over(m, m.mm(mm), part_low, part_high, sharing)
+        for part in not_passed_over(m, m.mm(mm), part_low, part_high, shared)
     ]
     for start, end, delta, frame in looked_at:
         if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
@@ -155,15 +155,15 @@ def mark_free(
 
 
 def not_passed_over(
-    m: Machine, space: Mm, first: int, last: int, sharing: Sharing
+    m: Machine, space: Mm, first: int, last: int, shared: SharedFolios
 ) -> list[tuple[int, int, int, Frame]]:
     """List the anonymous frames of pages [first, last) of one page table that MADV_FREE looks at.
 
-    That is without huge pages which others map, too, where a huge entry maps them, or where only a
-    part of them is in the range; else they would have been split. Where the first page tells who
-    shares, it ends there (model.folios.Sharing). With each run the entries' delta.
+    With each run the entries' delta. Of huge pages there are those left that are to be marked as a
+    whole, and those that others map, too; at the first of these it may end (`SharedFolios`). Where
+    small entries map a dirty one as a whole it is passed over, too, if others map a page of it.
     """
-    parts = partly_covered(m, space, first, last)
+    kept = to_split(m, space, first, last, shared.splits_whole)
     found: list[tuple[int, int, int, Frame]] = []
     for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind not in ("anon", "thp"):
@@ -171,15 +171,23 @@ def not_passed_over(
         for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
             if frame.kind != "thp":
                 found.append((start, end, pte.delta, frame))
-            elif pte.kind == "anon" and sharing == "first":
-                return found
-            elif pte.kind == "anon" or frame.maps == 1:
-                found += [
-                    (max(start, head), min(end, head + PAGES_PER_PMD), pte.delta, frame)
-                    for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD)
-                    if head not in parts
-                ]
+                continue
+            for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD):
+                if head not in kept and not _lets_be(m, space, head, pte, shared):
+                    part = max(start, head), min(end, head + PAGES_PER_PMD)
+                    found.append((*part, pte.delta, frame))
+                elif shared.splits_whole and pte.kind == "anon":
+                    return found
     return found
+
+
+def _lets_be(m: Machine, space: Mm, head: int, pte: Pte, shared: SharedFolios) -> bool:
+    """Return whether MADV_FREE lets a huge page be that its range covers, as others map it, too."""
+    if pte.kind == "thp":
+        return is_shared(m, space, head, PAGES_PER_PMD, head, shared.huge)
+    runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
+    dirty = any(frame.dirty for _, _, frame in runs)
+    return dirty and sum((end - at) * frame.maps for at, end, frame in runs) != PAGES_PER_PMD
 
 
 def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:
