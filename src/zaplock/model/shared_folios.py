@@ -20,9 +20,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import cached_frame, charge_pages
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGEPAGE, VM_NOHUGEPAGE
-from zaplock.model.shared_huge import ORDER, new_folio
+from zaplock.model.shared_huge import ORDER, folio_around, new_folio
 from zaplock.model.step import Task
 
 if TYPE_CHECKING:
@@ -66,6 +69,24 @@ def folio_page(
     if order == ORDER:
         m.spend("fault_thp")
     return pfn + pgoff - first
+
+
+def fill_range(m: Machine, task: Task, file: int, first: int, last: int, end: int) -> None:
+    """Let a file have pages [first, last), which fallocate asks for up to byte `end` (SGP_FALLOC).
+
+    What it lacks are folios that nobody has filled with zeroes yet; all of them are dirty.
+    """
+    cache, at = m.page_cache(file), first
+    while at < last:
+        if cache.at(at) is not None:
+            pfn = cached_frame(m, task, file, at)
+        else:
+            pfn = folio_page(m, task, file, at, write_end=end)
+            begin, behind = folio_around(m, file, at)
+            for low, high, frame in m.frames.overlapping(begin - at + pfn, behind - at + pfn):
+                m.frames.set(low, high, msgspec.structs.replace(frame, fallocated=True))
+        soil_file(m, pfn, pfn + 1)
+        at = folio_around(m, file, at)[1]
 
 
 def makes_folios(m: Machine, file: int) -> bool:
