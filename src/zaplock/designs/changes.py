@@ -966,11 +966,16 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
+        "6.19", "49e14dabed7a", "mm: set the VM_MAYBE_GUARD flag on guard region install",
+        "guards give a mapping of a file or of shared memory no anon_vma any more; before, two "
+        "that had got one each stayed apart where they would have merged",
+        {"guards_need_anon_vma": False}, ("6.18.37",),
+    ),
+    Change(
         "6.19", "6707915e030a", "mm: propagate VM_SOFTDIRTY on merge",
         "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
         "flags were written last, or the neighbour that took it over",
-        {"merges_keep_mark": True},
-        doubt="a backport to 6.18.y was sent in April 2026; whether it was taken is not known",
+        {"merges_keep_mark": True}, ("6.18.37",),
     ),
     Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",

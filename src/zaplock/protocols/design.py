@@ -213,6 +213,7 @@ class Design:
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False
     guards: bool = False
+    guards_need_anon_vma: bool = True
     reclaims_tables: bool = False
     mseal: Literal["no", "range", "vma"] = "no"
     read_leaves_queue: Literal["no", "relaxed", "acquire"] = "no"
