@@ -627,6 +627,22 @@ def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
     assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
 
 
+def test_guards_in_a_file_keep_its_mappings_apart_before_6_19(real: RealSide) -> None:
+    """As guests of 6.16.12, 6.17.13 and 6.19.14 did: each had got an anon_vma of its own."""
+    guarded = (
+        Op("mmap", (PLACE, 8 * PAGE, 3, 1, 0, 0)),
+        Op("madvise", (PLACE, 4 * PAGE, 1)),
+        Op("madvise", (PLACE, PAGE, 102)),
+        Op("madvise", (PLACE + 5 * PAGE, PAGE, 102)),
+        Op("madvise", (PLACE, 4 * PAGE, 0)),
+    )
+    seen = {
+        release: len(ModelSide(real.environment, linux(release)).run(guarded)[-1].snapshot.vmas)
+        for release in ("6.16.12", "6.17.13", "6.18.36", "6.18.37", "6.19.14")
+    }
+    assert list(seen.values()) == [2, 2, 2, 1, 1]
+
+
 def test_a_collapse_of_no_whole_huge_page_is_none_from_7_2_on(real: RealSide) -> None:
     """As guests of 7.1.13, 7.2.13 and 7.3.4 did."""
     in_the_last = (

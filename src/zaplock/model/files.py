@@ -193,13 +193,17 @@ def split_folio(m: Machine, task: Task, file: int, pgoff: int) -> None:
 
 def _drop_beyond(m: Machine, task: Task, file: int, begin: int, end: int) -> None:
     """Drop what was pages [begin, end) of one folio and begins beyond the end of the file."""
-    backing = m.files[file]
-    at, size = begin, max(-(-backing.size >> PAGE_SHIFT), backing.fallocend)
+    at, size = begin, kept_pages(m.files[file])
     while at < end:
         _, behind = folio_around(m, file, at)
         if at >= max(size, begin + 1):
             forget_pages(m, task, file, at, behind)
         at = behind
+
+
+def kept_pages(backing: File) -> int:
+    """Return how many pages of a file stay where a folio is cut: to its end, or what is filled."""
+    return max(-(-backing.size >> PAGE_SHIFT), backing.fallocend)
 
 
 @step

@@ -185,10 +185,8 @@ def refused_vmas(
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
         if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
             in_memory = False  # a segment of System V shared memory
-        in_memory = in_memory and not vma.ops
+        in_memory = in_memory and (not vma.ops or bool(vma.flags & VM_HUGETLB))
         if vma.flags & VM_HUGETLB and handle == handles[0] and start % vma.huge_size:
-            return -EINVAL
-        if vma.flags & VM_HUGETLB and wanted and end <= vma.end and end % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not rules.droppable:
             return -EINVAL
@@ -197,6 +195,8 @@ def refused_vmas(
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM
+        if vma.flags & VM_HUGETLB and wanted and end <= vma.end and end % vma.huge_size:
+            return -EINVAL
         if wanted and vma.uffd not in (0, rules.context):
             return -EBUSY
         if rules.keeps_wp and wanted and vma.flags & VM_UFFD_WP and not wanted & VM_UFFD_WP:
