@@ -643,6 +643,20 @@ def test_guards_in_a_file_keep_its_mappings_apart_before_6_19(real: RealSide) ->
     assert list(seen.values()) == [2, 2, 2, 1, 1]
 
 
+def test_segments_of_huge_pages_are_watched_up_to_7_0(real: RealSide) -> None:
+    """As guests of 7.0.13, 7.1.13 and 7.2.13 did."""
+    environment = replace(real.environment, hugetlb_pages=8)
+    watched = (
+        Op("huge_shmat", (POOL_S_PLACE, 0)),
+        Op("uffd_register", (POOL_S_PLACE, HUGE, 1)),
+    )
+    given = [
+        ModelSide(environment, linux(release)).run(watched)[-1].outcome.result
+        for release in ("7.0.13", "7.1.13", "7.2.13")
+    ]
+    assert given == [0, -EINVAL, -EINVAL]
+
+
 def test_a_collapse_of_no_whole_huge_page_is_none_from_7_2_on(real: RealSide) -> None:
     """As guests of 7.1.13, 7.2.13 and 7.3.4 did."""
     in_the_last = (

@@ -1020,6 +1020,12 @@ CHANGES: tuple[Change, ...] = (
         doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
+        "7.1", "0f48947c4232", "userfaultfd: introduce vm_uffd_ops",
+        "a segment of System V shared memory can't be watched by a userfaultfd even if it is of "
+        "huge pages (EINVAL): it has operations of its own, and none for that",
+        {"watches_attached_huge": False},
+    ),
+    Change(
         "7.1", "f74991b4e383",
         "shmem, userfaultfd: implement shmem uffd operations using vm_uffd_ops",
         "UFFDIO_COPY and UFFDIO_ZEROPAGE beyond the end of a file in memory find no page (ENOMEM); "

@@ -199,6 +199,7 @@ class Design:
     uffd_continues_protected: bool = False
     uffd_prepares_first: bool = False
     uffd_sizes_devices: bool = False
+    watches_attached_huge: bool = True
     seal_exec_asks_writers: bool = False
     interleaves_by_weight: bool = False
     balances_preferred: bool = False
