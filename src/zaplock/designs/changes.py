@@ -292,6 +292,11 @@ CHANGES: tuple[Change, ...] = (
         doubt="that it is this commit; 6.1.192 makes it dirty, 6.12.117 does not, in guests",
     ),
     Change(
+        "6.3", "6fd7353829ca", "mm/memfd: add F_SEAL_EXEC",
+        "a memfd can be sealed against a change of whether it may be executed (before: EINVAL)",
+        {"seals_code": True},
+    ),
+    Change(
         "6.3", "11a9b90274f6", "userfaultfd: use vma iterator",
         "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
         "above it; before, that was ENOMEM",
@@ -634,6 +639,13 @@ CHANGES: tuple[Change, ...] = (
         "6.12", "6898c9039bc8",
         "mm/vma: extract the gathering of vmas from do_vmi_align_munmap()",
         "munmap gathers, clears the tree, completes",
+    ),
+    Change(
+        "6.12", None, "fs: sort out the fallocate mode vs flag mess",
+        "fallocate is asked for one thing at a time, and knows no others (EOPNOTSUPP); before, "
+        "what moves pages, or unshares them, was EINVAL beside another one",
+        {"fallocate_mixes": "EOPNOTSUPP"},
+        doubt="its id is not known: 6.1.192 gave EINVAL, 6.12.117 EOPNOTSUPP",
     ),
     Change(
         "6.12", None, "mm: shmem: move shmem_huge_global_enabled() into "

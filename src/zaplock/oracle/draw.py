@@ -10,6 +10,7 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.themes import (
+    BY_SETTING,
     COLLAPSING,
     NEAR_THEMES,
     OF_SHARED_HUGE,
@@ -231,7 +232,7 @@ class Draw:
 
     def huge_slot(self) -> int:
         """Choose a file that may have huge pages by faults."""
-        on_mounts = "shmem-huge" in self.scope.themes and self.theme != "shmem-advise"
+        on_mounts = "shmem-huge" in self.scope.themes and self.theme not in BY_SETTING
         return self.random.choice(tuple(ops.TMPFS_FILES) if on_mounts else (0, 0, 1))
 
     @property

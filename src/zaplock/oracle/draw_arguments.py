@@ -23,6 +23,7 @@ from zaplock.oracle.draw_ranges import (
 from zaplock.oracle.huge_makers import Maker
 from zaplock.oracle.ops import Argument, Ref
 from zaplock.oracle.scope import DROPPABLE, EXTRA_FLAGS
+from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import MOST_FILLED, PAGE, PMD, PUD
 
 _MAP_LOCKED = 0x2000
@@ -47,7 +48,7 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     anonymous = d.theme == "collapse" or d.chance(percent)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if d.theme == "collapse" else kind
-    kind = _SHARED if anonymous and d.theme == "shmem-advise" and d.chance(60) else kind
+    kind = _SHARED if anonymous and d.theme in BY_SETTING and d.chance(60) else kind
     if d.chance(3):
         kind = d.random.choice((0, _VALIDATE, DROPPABLE, 4))
     if kind == DROPPABLE and (DROPPABLE not in d.scope.mmap_flags or d.theme == "group"):
@@ -343,6 +344,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "hugetlbfs": _HUGETLBFS,
     "shmem-huge": _SHMEM_HUGE,
     "shmem-advise": _SHMEM_HUGE,
+    "shmem-sizes": _SHMEM_HUGE,
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from zaplock import advice
 from zaplock.model.flags import EHWPOISON
+from zaplock.model.shared_folios import Sizes
 from zaplock.system_calls import SYSTEM_CALLS, as_int
 
 
@@ -400,7 +401,8 @@ class Environment:
     where one is.
     shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
-    shared_huge: which shared memory gets huge pages (machine_settings.shared_huge).
+    shared_huge: which shared memory gets huge pages (machine_settings.shared_huge), and
+    shared_sizes of which sizes.
     huge_faults: which mappings get huge pages by faults (machine_settings.HUGE_FAULTS): 0 none,
     1 advised ones, 2 all.
     """
@@ -425,6 +427,7 @@ class Environment:
     has_mounts: bool
     huge_faults: int
     shared_huge: int
+    shared_sizes: Sizes
     shows_peak: bool
     has_keys: bool
     poison_code: int

@@ -17,6 +17,7 @@ from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Mm, Pte, ResourceLimits, change_limits, unmapped_base
 from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.shared_folios import set_sizes
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
@@ -91,6 +92,7 @@ class World:
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("shmem", environment.shared_huge)
+        set_sizes(self.machine, environment.shared_sizes)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("dirty_bits", 1)
         swaps = not environment.group_pages  # that group may have nothing in swap

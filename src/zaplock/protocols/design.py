@@ -185,6 +185,8 @@ class Design:
     maps_above_4g: bool = False
     rings_are_locked: bool = False
     seals_are_ints: bool = False
+    seals_code: bool = False
+    fallocate_mixes: Literal["EINVAL", "EOPNOTSUPP"] = "EINVAL"
     droppable: bool = False
     watches_droppable: bool = True
     uffd_keeps_wp: bool = False

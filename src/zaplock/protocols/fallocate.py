@@ -11,7 +11,8 @@ behind that, too (the end of what is to be unmapped is below zero then).
 
 Sources (6.18): fs/open.c vfs_fallocate; mm/shmem.c (shmem_fallocate, shmem_get_folio_gfp); of huge
 pages see protocols.huge_files. Not covered: RLIMIT_FSIZE; a signal in the middle, which ends it;
-memory that is short, where what was made is taken back; files on a disk.
+memory that is short, where what was made is taken back; FALLOC_FL_WRITE_ZEROES of a file that is
+open for reading only (6.17); files on a disk.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE = (
     1, 2, 8, 0x10, 0x20, 0x40,
 )  # fmt: skip
-_KEEPING = (0, PUNCH_HOLE, ZERO_RANGE, UNSHARE_RANGE)
-"""What may be asked for with KEEP_SIZE, a hole only so."""
-_MOVING = (COLLAPSE_RANGE, INSERT_RANGE)
+_KNOWN = PUNCH_HOLE | COLLAPSE_RANGE | ZERO_RANGE | INSERT_RANGE | UNSHARE_RANGE
 LONGEST = (1 << 63) - 1
 
 
@@ -47,8 +46,8 @@ async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> i
     mode = as_int(mode)
     if not 0 <= offset < 1 << 63 or not 0 < length < 1 << 63:
         return -EINVAL
-    if not is_possible(mode):
-        return -EOPNOTSUPP
+    if error := refused_mode(mode, EINVAL if cx.design.fallocate_mixes == "EINVAL" else EOPNOTSUPP):
+        return error
     kind, writable = await kind_of(file)
     if not writable:
         return -EBADF
@@ -71,12 +70,18 @@ async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> i
     return 0
 
 
-def is_possible(mode: int) -> bool:
-    """Return whether there is such a mode, whatever a file system makes of it."""
-    asked = mode & ~KEEP_SIZE
-    if asked in _MOVING:
-        return not mode & KEEP_SIZE
-    return asked in _KEEPING and (asked != PUNCH_HOLE or bool(mode & KEEP_SIZE))
+def refused_mode(mode: int, mixed: int) -> int:
+    """Return the errno for what no file system can be asked, 0 for the rest; `mixed`: for mixtures.
+
+    A hole is asked for with KEEP_SIZE, what moves pages without it.
+    """
+    asked, keeps = mode & ~KEEP_SIZE, bool(mode & KEEP_SIZE)
+    if asked in (0, ZERO_RANGE, UNSHARE_RANGE) or (asked == PUNCH_HOLE and keeps):
+        return 0
+    if asked in (COLLAPSE_RANGE, INSERT_RANGE) and not keeps:
+        return 0
+    holes = asked & PUNCH_HOLE and (not keeps or asked & ZERO_RANGE)
+    return -EOPNOTSUPP if asked & ~_KNOWN or holes else -mixed
 
 
 @step
