@@ -614,8 +614,8 @@ def test_files_on_mounts_with_shares_of_the_pool_agree_and_are_given_back() -> N
         kept = [corpus.load(path)[0] for path in (CORPUS_AT / "hugetlbfs").glob("*.json")]
         found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
         one_mount = (
-            Op("huge_fallocate", (7, 0, 0, 3 << 21)),
-            Op("huge_fallocate", (8, 1, 0, 2 << 21)),
+            Op("fallocate", (7, 0, 0, 3 << 21)),
+            Op("fallocate", (8, 1, 0, 2 << 21)),
             Op("huge_room", (7,)),
             Op("ftruncate", (7, 1 << 21)),
             Op("huge_room", (8,)),
@@ -627,7 +627,7 @@ def test_files_on_mounts_with_shares_of_the_pool_agree_and_are_given_back() -> N
     assert huge_pool.given_pages() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert not report.lost
-    assert any(key[:2] == ("huge_fallocate", "ENOSPC") for key in report.coverage)
+    assert any(key[:2] == ("fallocate", "ENOSPC") for key in report.coverage)
 
 
 def test_a_theme_whose_pages_no_kernel_has_is_one_line(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from zaplock.cli import main
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
@@ -64,6 +65,43 @@ def old_guest() -> Iterator[GuestSide]:
 @pytest.fixture(scope="module")
 def guest_with_mounts() -> Iterator[GuestSide]:
     yield from runs(KERNEL, "hugetlbfs")
+
+
+@pytest.fixture(scope="module")
+def guest_with_sizes() -> Iterator[GuestSide]:
+    yield from runs(KERNEL, "shmem-sizes")
+
+
+def test_shared_memory_of_the_sizes_that_a_guest_allows_agrees(guest_with_sizes: GuestSide) -> None:
+    """Of 32 kB where the file has room, of 2 MiB, 512, 64 and 16 kB where that is advised, too."""
+    side, place = guest_with_sizes, 0x4000_0000
+    sequence = (
+        Op("mmap", (place, 30 * PAGE, 3, 0x31, -1, 0)),
+        Op("store", (place,)),
+        Op("store", (place + 29 * PAGE,)),
+        Op("mmap", (place + HUGE, 200 * PAGE, 3, 0x31, -1, 0)),
+        Op("madvise", (place + HUGE, 200 * PAGE, 14)),
+        Op("store", (place + HUGE,)),
+        Op("store", (place + HUGE + 130 * PAGE,)),
+        Op("store", (place + HUGE + 194 * PAGE,)),
+        Op("mmap", (place + 2 * HUGE, HUGE, 3, 0x31, -1, 0)),
+        Op("madvise", (place + 2 * HUGE, HUGE, 14)),
+        Op("store", (place + 3 * HUGE - PAGE,)),
+        *UNMAP_ALL,
+    )
+    steps = side.run(sequence)
+    resident = [[vma.figures[0] for vma in step.snapshot.vmas] for step in steps]
+    assert [resident[k][-1] for k in (1, 2, 5, 6, 7, 10)] == [32, 36, 512, 576, 608, 2048]
+    assert compare.first_divergence(sequence, steps, GuestModel(side).run(sequence)) is None
+    scope = replace(guest_scope(side.release), themes=("shmem-sizes",))
+    report = Bench(lambda _: GuestModel(side), scope, side).slice(9, sequences=8)
+    assert report.agrees, (report.divergences, report.lost)
+
+
+def test_single_sizes_of_shared_memory_are_for_guests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle", "--theme", "shmem-sizes", "--seconds", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give it a guest of 6.11 or newer" in line
 
 
 @pytest.mark.parametrize(
@@ -660,6 +698,36 @@ def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
     huge = FIGURES.index("AnonHugePages")
     assert old.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 0
     assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
+
+
+def test_guards_in_a_file_keep_its_mappings_apart_before_6_19(real: RealSide) -> None:
+    """As guests of 6.16.12, 6.17.13 and 6.19.14 did: each had got an anon_vma of its own."""
+    guarded = (
+        Op("mmap", (PLACE, 8 * PAGE, 3, 1, 0, 0)),
+        Op("madvise", (PLACE, 4 * PAGE, 1)),
+        Op("madvise", (PLACE, PAGE, 102)),
+        Op("madvise", (PLACE + 5 * PAGE, PAGE, 102)),
+        Op("madvise", (PLACE, 4 * PAGE, 0)),
+    )
+    seen = {
+        release: len(ModelSide(real.environment, linux(release)).run(guarded)[-1].snapshot.vmas)
+        for release in ("6.16.12", "6.17.13", "6.18.36", "6.18.37", "6.19.14")
+    }
+    assert list(seen.values()) == [2, 2, 2, 1, 1]
+
+
+def test_segments_of_huge_pages_are_watched_up_to_7_0(real: RealSide) -> None:
+    """As guests of 7.0.13, 7.1.13 and 7.2.13 did."""
+    environment = replace(real.environment, hugetlb_pages=8)
+    watched = (
+        Op("huge_shmat", (POOL_S_PLACE, 0)),
+        Op("uffd_register", (POOL_S_PLACE, HUGE, 1)),
+    )
+    given = [
+        ModelSide(environment, linux(release)).run(watched)[-1].outcome.result
+        for release in ("7.0.13", "7.1.13", "7.2.13")
+    ]
+    assert given == [0, -EINVAL, -EINVAL]
 
 
 def test_a_collapse_of_no_whole_huge_page_is_none_from_7_2_on(real: RealSide) -> None:

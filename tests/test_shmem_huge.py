@@ -38,6 +38,7 @@ def test_huge_pages_of_files_on_tmpfs_agree_and_nobody_else_sees_the_mounts() ->
             with seeded_faults.inject(fault):
                 missed += [] if any(map(both.diverge, kept)) else [fault.name]
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert any(key[:2] == ("fallocate", "ok") for key in report.coverage)
     assert not found
     assert not missed
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from zaplock.errors import no_such
+from zaplock.errors import UserError, no_such
 from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
@@ -92,8 +92,16 @@ def checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
         "uring": check_io_uring,
         "ksm": check_ksm,
         "group": check_group,
+        "shmem-sizes": _only_in_guests,
     }
     return [check for theme, check in checks.items() if theme in themes]
+
+
+def _only_in_guests() -> None:
+    raise UserError(
+        "the theme shmem-sizes changes what every process's shared memory is made of: give it a "
+        "guest of 6.11 or newer, --kernel debian:6.12"
+    )
 
 
 @contextmanager

@@ -297,6 +297,11 @@ CHANGES: tuple[Change, ...] = (
         {"ksm_unshares": True},
     ),
     Change(
+        "6.3", "6fd7353829ca", "mm/memfd: add F_SEAL_EXEC",
+        "a memfd can be sealed against a change of whether it may be executed (before: EINVAL)",
+        {"seals_code": True},
+    ),
+    Change(
         "6.3", "11a9b90274f6", "userfaultfd: use vma iterator",
         "a userfaultfd is told EINVAL of a range where nothing is mapped, also where nothing is "
         "above it; before, that was ENOMEM",
@@ -673,7 +678,14 @@ CHANGES: tuple[Change, ...] = (
         "munmap gathers, clears the tree, completes",
     ),
     Change(
-        "6.12", "6beeab870e70", "mm: shmem: move shmem_huge_global_enabled() into "
+        "6.12", None, "fs: sort out the fallocate mode vs flag mess",
+            "fallocate is asked for one thing at a time, and knows no others (EOPNOTSUPP); before, "
+            "what moves pages, or unshares them, was EINVAL beside another one",
+            {"fallocate_mixes": "EOPNOTSUPP"},
+            doubt="its id is not known: 6.1.192 gave EINVAL, 6.12.117 EOPNOTSUPP",
+        ),
+        Change(
+           "6.12", "6beeab870e70", "mm: shmem: move shmem_huge_global_enabled() into "
         "shmem_allowable_huge_orders()",
         "a fault makes a huge page of a file in memory only where its mapping has room for one",
         {"folios_need_room": True}, ("6.11.6",),
@@ -1001,6 +1013,12 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
+        "6.19", "49e14dabed7a", "mm: set the VM_MAYBE_GUARD flag on guard region install",
+        "guards give a mapping of a file or of shared memory no anon_vma any more; before, two "
+        "that had got one each stayed apart where they would have merged",
+        {"guards_need_anon_vma": False}, ("6.18.37",),
+    ),
+    Change(
         "6.19", "6707915e030a", "mm: propagate VM_SOFTDIRTY on merge",
         "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
         "flags were written last, or the neighbour that took it over",
@@ -1046,6 +1064,12 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.1", "68bcd8b6e0b1", "locking/rwsem: Fix logic error in rwsem_del_waiter()",
         "... and only when nobody else waits, which is what the list did",
+    ),
+    Change(
+        "7.1", "0f48947c4232", "userfaultfd: introduce vm_uffd_ops",
+        "a segment of System V shared memory can't be watched by a userfaultfd even if it is of "
+        "huge pages (EINVAL): it has operations of its own, and none for that",
+        {"watches_attached_huge": False},
     ),
     Change(
         "7.1", "f74991b4e383",

@@ -49,7 +49,7 @@ def forget_dirty(m: Machine, space: Mm, first: int, last: int) -> None:
     (Rule `keeps_huge_dirty`; docs/findings/dirty-huge-page-forgotten.)
     """
     for low, high, pte in space.ptes.overlapping(first, last) if forgets_dirty(m) else ():
-        if pte.kind == "thp" and pte.writable and not pte.clean:
+        if pte.kind in ("thp", "shmem_thp") and pte.writable and not pte.clean:
             space.ptes.set(low, high, msgspec.structs.replace(pte, clean=True))
 
 

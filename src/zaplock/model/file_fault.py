@@ -29,7 +29,7 @@ from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.references import read_only, watches_writes
 from zaplock.model.shared_folios import folio_page, makes_folios
-from zaplock.model.shared_huge import map_huge, range_to_map, whole_folio
+from zaplock.model.shared_huge import is_fallocated, map_huge, range_to_map, whole_folio
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped
 from zaplock.model.vma import Vma
@@ -135,7 +135,7 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
         return
     for start, end, delta in cache.overlapping(table + low - shift, last):
         for pgoff in range(start, end):
-            if is_swapped(m, pgoff + delta):
+            if not _is_ready(m, pgoff + delta):
                 continue
             mapped = _read_around(m, vma, kind, delta - shift)
             near = (pgoff + shift, pgoff + shift + 1)
@@ -148,12 +148,17 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
 
 
 def _first_in_memory(m: Machine, cached: list[tuple[int, int, int]]) -> int:
-    """Return the frame of the first page that is cached and not in swap, 0 if there is none."""
+    """Return the frame of the first page that a fault may map around it, 0 if there is none."""
     for start, end, delta in cached:
         for pgoff in range(start, end):
-            if not is_swapped(m, pgoff + delta):
+            if _is_ready(m, pgoff + delta):
                 return pgoff + delta
     return 0
+
+
+def _is_ready(m: Machine, pfn: int) -> bool:
+    """Return whether a page of a file is neither in swap nor still to be filled with zeroes."""
+    return not (is_swapped(m, pfn) or is_fallocated(m, pfn))
 
 
 def _read_around(m: Machine, vma: Vma, kind: str, delta: int) -> Pte:

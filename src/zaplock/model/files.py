@@ -10,7 +10,7 @@ from zaplock.model import huge_pool
 from zaplock.model.dirty import soil_file
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, page_align
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.shared_huge import cut_at, folio_around, split_evenly
+from zaplock.model.shared_huge import cut_at, fill_with_zeroes, folio_around, split_evenly
 from zaplock.model.step import Task, step
 from zaplock.model.swap import swap_in_cached, swap_out_cached
 
@@ -41,7 +41,9 @@ class File(msgspec.Struct, frozen=True):
     for a file of no mount that has one. `secret`: of memfd_secret, whose pages nobody but their
     mappings can reach. `noexec`: where it lies nothing may be executed. `huge`: of a file on a
     mount of tmpfs, its huge= (model.shared_folios), "" on the kernel's own; `named`: it has a name
-    there.
+    there. `fallocend`: of a file in memory, the page up to which fallocate has filled it, also
+    beyond its size; `most_pages`: what a mount of tmpfs lets all its files have (size=), 0 for no
+    bound.
     """
 
     kind: str
@@ -66,6 +68,8 @@ class File(msgspec.Struct, frozen=True):
     noexec: bool = False
     huge: str = ""
     named: bool = False
+    fallocend: int = 0
+    most_pages: int = 0
 
     @property
     def is_write_sealed(self) -> bool:
@@ -90,6 +94,7 @@ def cached_frame(m: Machine, task: Task, file: int, pgoff: int) -> int:
     delta = cache.at(pgoff)
     if delta is not None:
         swap_in_cached(m, pgoff + delta)
+        fill_with_zeroes(m, pgoff + delta)
         return pgoff + delta
     return fill_cache(m, task, file, pgoff, pgoff + 1)
 
@@ -116,10 +121,48 @@ def charge_pages(m: Machine, file: int, pages: int) -> None:
         m.commit(pages)
 
 
-def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
-    """Drop pages [first, last) of a file from its page cache."""
-    cut_partly_covered(m, task, file, first, last)
-    forget_pages(m, task, file, first, last)
+def drop_range(m: Machine, task: Task, file: int, low: int, high: int) -> None:
+    """Drop bytes [low, high) of a file: whole pages leave its cache, of others a part is zeroes.
+
+    Folios that only a part of the range is in are cut (truncate_inode_partial_folio).
+    """
+    for edge in (low >> PAGE_SHIFT, high - 1 >> PAGE_SHIFT):
+        begin, end = folio_around(m, file, edge)
+        if low <= begin << PAGE_SHIFT and end << PAGE_SHIFT <= high:
+            continue
+        zero_part(m, file, edge, low, high)
+        cut_folio(m, task, file, max(begin, low >> PAGE_SHIFT))
+        if high < end << PAGE_SHIFT:
+            cut_folio(m, task, file, high >> PAGE_SHIFT)
+    forget_pages(m, task, file, -(-low >> PAGE_SHIFT), high >> PAGE_SHIFT)
+
+
+def zero_part(m: Machine, file: int, pgoff: int, low: int, high: int) -> None:
+    """Let what bytes [low, high) of a file are of one of its pages be zeroes.
+
+    The page is brought back from swap for that; in memory it is dirty then (shmem_undo_range). Its
+    tag is its first eight bytes.
+    """
+    start = pgoff << PAGE_SHIFT
+    first, last = max(low - start, 0), min(high - start, PAGE_SIZE)
+    delta = m.page_cache(file).at(pgoff)
+    if delta is None or first >= last:
+        return
+    pfn = pgoff + delta
+    swap_in_cached(m, pfn)
+    tag = m.content.at(pfn)
+    if tag and first < TAG_BYTES:
+        left = tag & ~((1 << 8 * last) - (1 << 8 * first))
+        m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
+    if m.files[file].kind == "shmem":
+        soil_file(m, pfn, pfn + 1)
+
+
+def forget_fallocated(m: Machine, file: int, low: int, high: int) -> None:
+    """Note that bytes [low, high) of a file are dropped, to which fallocate may have filled it."""
+    backing, start = m.files[file], -(-low >> PAGE_SHIFT)
+    if start < backing.fallocend <= high >> PAGE_SHIFT:
+        m.files.put(file, msgspec.structs.replace(backing, fallocend=start))
 
 
 def forget_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
@@ -131,19 +174,11 @@ def forget_pages(m: Machine, task: Task, file: int, first: int, last: int) -> No
         change_frames(m, task, low + delta, high + delta, refs=-1)
 
 
-def cut_partly_covered(m: Machine, task: Task, file: int, first: int, last: int) -> None:
-    """Cut the folios that only a part of [first, last) is in (truncate_inode_partial_folio)."""
-    for edge in (first, last - 1):
-        begin, end = folio_around(m, file, edge)
-        if first <= begin and end <= last:
-            continue
-        cut_folio(m, task, file, max(begin, first))
-        if last < end:
-            cut_folio(m, task, file, last)
-
-
 def cut_folio(m: Machine, task: Task, file: int, pgoff: int) -> None:
-    """Cut a folio around one of its pages; parts of it beyond the end of the file are dropped."""
+    """Cut a folio around one of its pages; parts of it beyond the end of the file are dropped.
+
+    What fallocate has filled beyond its end stays (shmem_fallocend).
+    """
     begin, end = folio_around(m, file, pgoff)
     cut_at(m, task, file, pgoff)
     _drop_beyond(m, task, file, begin, end)
@@ -158,12 +193,17 @@ def split_folio(m: Machine, task: Task, file: int, pgoff: int) -> None:
 
 def _drop_beyond(m: Machine, task: Task, file: int, begin: int, end: int) -> None:
     """Drop what was pages [begin, end) of one folio and begins beyond the end of the file."""
-    at, size = begin, -(-m.files[file].size >> PAGE_SHIFT)
+    at, size = begin, kept_pages(m.files[file])
     while at < end:
         _, behind = folio_around(m, file, at)
         if at >= max(size, begin + 1):
             forget_pages(m, task, file, at, behind)
         at = behind
+
+
+def kept_pages(backing: File) -> int:
+    """Return how many pages of a file stay where a folio is cut: to its end, or what is filled."""
+    return max(-(-backing.size >> PAGE_SHIFT), backing.fallocend)
 
 
 @step
@@ -172,7 +212,7 @@ def drop_clean(m: Machine, task: Task, file: int, first: int, last: int) -> None
     for low, high, delta in m.page_cache(file).overlapping(first, last):
         for page in range(low, high):
             if not m.dirty.at(page + delta):
-                drop_pages(m, task, file, page, page + 1)
+                drop_range(m, task, file, page << PAGE_SHIFT, page + 1 << PAGE_SHIFT)
 
 
 @step
@@ -182,6 +222,8 @@ def write_to_swap(m: Machine, _task: Task, file: int, first: int, last: int) -> 
 
 
 TAG_BYTES = 8
+END_OF_FILES = 1 << 64
+"""Bytes that no file has, in the last place."""
 
 
 def disk_tag(file: int, pgoff: int) -> int:
@@ -191,10 +233,10 @@ def disk_tag(file: int, pgoff: int) -> int:
 
 @step
 def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
-    """Drop the pages of a file from `size` on out of its page cache."""
-    if size % PAGE_SIZE:
-        cut_folio(m, task, file, size >> PAGE_SHIFT)
-    drop_pages(m, task, file, (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT, 1 << 52)
+    """Drop what a file has from byte `size` on out of its page cache."""
+    if m.page_cache(file).data:
+        forget_fallocated(m, file, size, END_OF_FILES)
+        drop_range(m, task, file, size, END_OF_FILES)
     if m.files[file].promised:
         unreserve(m, file, size)
 
@@ -216,24 +258,12 @@ class FileCut(NamedTuple):
 
 
 @step
-def set_file_size(m: Machine, task: Task, file: int, size: int) -> FileCut:
+def set_file_size(m: Machine, _task: Task, file: int, size: int) -> FileCut:
     """Change i_size: from now on accesses beyond it raise SIGBUS. Returns what is to be cut off.
 
     That is nothing where a file in memory becomes longer; where its last page stays the same, what
     a folio has beyond that is cut off, but nothing unmapped before (shmem_setattr).
-
-    A page that is cut in its middle is brought back from swap for that, and zeroes are what is
-    beyond, which in memory makes it dirty (shmem_undo_range); its tag is its first eight bytes.
     """
-    cut, kept = size >> PAGE_SHIFT, size % PAGE_SIZE
-    if kept and size < m.files[file].size and m.page_cache(file).at(cut) is not None:
-        pfn = cached_frame(m, task, file, cut)
-        tag = m.content.at(pfn)
-        if tag and kept < TAG_BYTES:
-            left = tag & (1 << 8 * kept) - 1
-            m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
-        if m.files[file].kind == "shmem":
-            soil_file(m, pfn, pfn + 1)
     before = m.files[file]
     m.files.put(file, msgspec.structs.replace(before, size=size))
     in_memory = before.kind == "shmem"

@@ -49,7 +49,9 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     one's own (its own number where nobody else does, but it is clean and in the swap cache); of
     what is in swap, the page that has come back so (the swap cache). `subpool`: of which mount's
     share it is given back to, as a huge page (model.huge_pool). `order`: of a file in memory, that
-    it is one of 2 ** order pages which are one folio (model.shared_huge).
+    it is one of 2 ** order pages which are one folio (model.shared_huge). `fallocated`: and that
+    fallocate has made that folio and nobody has used it yet, so that it is still to be filled with
+    zeroes (no PG_uptodate).
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     slot: int = 0
     subpool: int = 0
     order: int = 0
+    fallocated: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -109,6 +112,7 @@ def change_frames(
             new = frame_of(
                 frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.forked,
                 frame.dirty, frame.unbacked, frame.slot, frame.subpool, frame.order,
+                frame.fallocated,
             )  # fmt: skip
             m.frames.set(low, high, new)
         else:

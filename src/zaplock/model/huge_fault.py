@@ -15,7 +15,16 @@ from __future__ import annotations
 from signal import SIGBUS
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE, VM_SHARED, VM_WRITE
+from zaplock.model.fault_results import ask_monitor
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    PMD_SIZE,
+    VM_MAYSHARE,
+    VM_SHARED,
+    VM_UFFD_MINOR,
+    VM_UFFD_MISSING,
+    VM_WRITE,
+)
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.huge_pool import KIND_OF, has_page, promise, take
 from zaplock.model.mm import Pte
@@ -33,9 +42,11 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
     low = vpn - vpn % pages
     m.spend("fault_hugetlb", vma.huge_size // PMD_SIZE)
     pfn = huge_page_of_file(m, vma, low)
-    own = pfn < 0 and not (vma.file and vma.flags & VM_SHARED)
+    own = pfn < 0 and not gives_to_file(vma)
     if pfn < 0 and is_beyond_file(m, vma, low):
         return -SIGBUS
+    if is_waited_for(vma, pfn >= 0):
+        return ask_monitor(m, vma)
     if pfn < 0 and own:
         share = subpool_of(m, vma)
         if not take(m, vma.huge_size, is_promised(vma, low), share, vma.reserves):
@@ -54,6 +65,19 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
     if write and not writable:
         return write_huge_page(m, task, vma, vpn, pte)
     return 0
+
+
+def gives_to_file(vma: Vma) -> bool:
+    """Return whether what a mapping's file lacks is made for the file.
+
+    So it is also where a segment was attached for reading only, which nobody may write to.
+    """
+    return bool(vma.file and vma.flags & (VM_SHARED | VM_MAYSHARE))
+
+
+def is_waited_for(vma: Vma, is_there: bool) -> bool:
+    """Return whether a userfaultfd watches for huge pages that a file lacks, or has."""
+    return bool(vma.flags & (VM_UFFD_MINOR if is_there else VM_UFFD_MISSING))
 
 
 def write_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, pte: Pte) -> int:
@@ -130,6 +154,8 @@ def own_huge_page(
     it (an anon_vma) comes first, unless `page_first` (to 6.8).
     """
     low = (address & -vma.huge_size) >> PAGE_SHIFT
+    if gives_to_file(vma) or is_waited_for(vma, huge_page_of_file(m, vma, low) >= 0):
+        return False
     if huge_page_of_file(m, vma, low) < 0:
         if is_beyond_file(m, vma, low) or not page_first:
             return not is_beyond_file(m, vma, low)

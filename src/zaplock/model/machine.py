@@ -38,6 +38,9 @@ Figure = Literal[
     "maps_single",  # of which folios a fault maps one page (model.shared_huge.MAPPED)
     "shmem",  # shmem_enabled (model.shared_folios.POLICIES)
     "shmem_folios",  # which folios faults and writes make there
+    "shmem_advised",  # shmem_enabled of single sizes (model.shared_folios.Sizes)
+    "shmem_within",
+    "shmem_inherits",
     "shmem_anywhere",  # whether they are made also where a mapping has no room for them
     "peaks",  # whether the peak of resident memory is kept wherever pages are gathered
     "dirty_bits",  # whether dirty bits of all entries are followed (model.dirty)

@@ -11,18 +11,24 @@ as itself, from 6.18 on a huge page or the largest folio for which there is room
 kernels have that for faults, too ("any size"), but of files without a name. Before 6.12 faults made
 a huge page also where the mapping has no room for it.
 
+From 6.11 on each size has a shmem_enabled of its own (hugepages-*kB), for what maps files that have
+no name: "inherit" (as the mount or the setting for all says), "advise", and "within_size".
+
 Sources: mm/shmem.c (shmem_huge_global_enabled, shmem_allowable_huge_orders, shmem_suitable_orders,
-shmem_alloc_and_add_folio; 6.1 shmem_is_huge). Not covered: shmem_enabled of single sizes
-(hugepages-*kB) other than "inherit" for 2 MiB and "never" for the others; memory that is short.
+shmem_alloc_and_add_folio, shmem_get_orders_within_size; 6.1 shmem_is_huge). Not covered: "always"
+of single sizes; memory that is short.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
+from zaplock.model.dirty import soil_file
 from zaplock.model.files import cached_frame, charge_pages
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGEPAGE, VM_NOHUGEPAGE
-from zaplock.model.shared_huge import ORDER, new_folio
+from zaplock.model.shared_huge import ORDER, folio_around, new_folio
 from zaplock.model.step import Task
 
 if TYPE_CHECKING:
@@ -35,6 +41,24 @@ POLICIES = ("never", "always", "within_size", "advise", "deny", "force")
 FOLIOS = ("any size", "written in any size", "by write", "huge")
 """Which folios there are, by their number in the machine's figure "shmem_folios"."""
 ANY_SIZE, WRITTEN_IN_ANY_SIZE, BY_WRITE, HUGE_ONLY = range(4)
+
+
+class Sizes(NamedTuple):
+    """Which orders have "advise", "within_size" and "inherit" as their own shmem_enabled.
+
+    Of each a sum of 1 << order; these are the machine's figures.
+    """
+
+    shmem_advised: int = 0
+    shmem_within: int = 0
+    shmem_inherits: int = 1 << ORDER
+
+
+def set_sizes(m: Machine, sizes: Sizes) -> None:
+    """Let a machine have the shmem_enabled of single sizes."""
+    m.globals.put("shmem_advised", sizes.shmem_advised)
+    m.globals.put("shmem_within", sizes.shmem_within)
+    m.globals.put("shmem_inherits", sizes.shmem_inherits)
 
 
 def policy_of(m: Machine, backing: File | None) -> str:
@@ -68,10 +92,29 @@ def folio_page(
     return pfn + pgoff - first
 
 
+def fill_range(m: Machine, task: Task, file: int, first: int, last: int, end: int) -> None:
+    """Let a file have pages [first, last), which fallocate asks for up to byte `end` (SGP_FALLOC).
+
+    What it lacks are folios that nobody has filled with zeroes yet; all of them are dirty.
+    """
+    cache, at = m.page_cache(file), first
+    while at < last:
+        if cache.at(at) is not None:
+            pfn = cached_frame(m, task, file, at)
+        else:
+            pfn = folio_page(m, task, file, at, write_end=end)
+            begin, behind = folio_around(m, file, at)
+            for low, high, frame in m.frames.overlapping(begin - at + pfn, behind - at + pfn):
+                m.frames.set(low, high, msgspec.structs.replace(frame, fallocated=True))
+        soil_file(m, pfn, pfn + 1)
+        at = folio_around(m, file, at)[1]
+
+
 def makes_folios(m: Machine, file: int) -> bool:
     """Return whether faults of a file may make larger folios than a page."""
     backing = m.files[file]
-    return backing.kind == "shmem" and policy_of(m, backing) != "never"
+    by_size = m.globals.get("shmem_advised", 0) | m.globals.get("shmem_within", 0)
+    return backing.kind == "shmem" and bool(policy_of(m, backing) != "never" or by_size)
 
 
 def new_order(m: Machine, file: int, pgoff: int, vma: Vma | None, write_end: int) -> int:
@@ -98,8 +141,34 @@ def _allowed(
     if vma is not None and _is_disabled(m, vma):
         return ()
     orders = _of_policy(m, backing, pgoff, vma, write_end)
-    unnamed = vma is not None and not backing.named and not backing.counts_mappings
-    return (ORDER,) if orders and unnamed else orders
+    if vma is None or backing.named or backing.counts_mappings:
+        return orders
+    return _of_sizes(m, backing, pgoff, vma, bool(orders))
+
+
+def _of_sizes(m: Machine, backing: File, pgoff: int, vma: Vma, by_policy: bool) -> tuple[int, ...]:
+    """Return the orders that their own shmem_enabled allow, where there is no name.
+
+    by_policy: the mount, or the setting for all, allows huge pages (what "inherit" asks).
+    """
+    of_machine = POLICIES[m.globals.get("shmem", 0)]
+    if of_machine == "deny":
+        return ()
+    allowed = m.globals.get("shmem_inherits", 1 << ORDER) if by_policy else 0
+    if of_machine != "force":
+        allowed |= m.globals.get("shmem_advised", 0) if vma.flags & VM_HUGEPAGE else 0
+        allowed |= _that_fit(backing, pgoff, m.globals.get("shmem_within", 0))
+    return tuple(order for order in range(ORDER, 0, -1) if allowed >> order & 1)
+
+
+def _that_fit(backing: File, pgoff: int, orders: int) -> int:
+    """Return those of some orders (a sum of 1 << order) whose folio ends before the file does."""
+    size = -(-backing.size >> PAGE_SHIFT)
+    return sum(
+        1 << order
+        for order in range(1, ORDER + 1)
+        if orders >> order & 1 and _end(pgoff, order) <= size
+    )
 
 
 def _is_disabled(m: Machine, vma: Vma) -> bool:

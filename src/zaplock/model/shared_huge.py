@@ -11,8 +11,8 @@ with that.
 
 Sources (6.18): mm/memory.c (do_set_pmd, finish_fault), mm/filemap.c (filemap_map_pmd),
 mm/huge_memory.c (__split_huge_pmd_locked, __folio_split), mm/truncate.c
-(truncate_inode_partial_folio). Not covered: fallocate, whose pages no fault maps around until
-they are touched; what reclaim notes of their use; swap of a folio as a whole.
+(truncate_inode_partial_folio). Not covered: what reclaim notes of their use; swap of a folio as a
+whole.
 """
 
 from __future__ import annotations
@@ -57,6 +57,20 @@ def new_folio(m: Machine, task: Task, order: int = ORDER) -> int:
     first = alloc_frames(m, task, "shmem", pages, align=pages)
     m.frames.set(first, first + pages, Frame("shmem", 1, 0, order=order))
     return first
+
+
+def is_fallocated(m: Machine, pfn: int) -> bool:
+    """Return whether a page of a file is in a folio that fallocate made and nobody has used yet."""
+    frame = m.frames.at(pfn)
+    return frame is not None and frame.fallocated
+
+
+def fill_with_zeroes(m: Machine, pfn: int) -> None:
+    """Let the folio of a frame be used: what fallocate has made is zeroes from now on."""
+    if is_fallocated(m, pfn):
+        first = pfn & -1 << order_at(m, pfn)
+        for low, high, frame in m.frames.overlapping(first, first + (1 << order_at(m, pfn))):
+            m.frames.set(low, high, msgspec.structs.replace(frame, fallocated=False))
 
 
 def order_at(m: Machine, pfn: int) -> int:

@@ -376,9 +376,17 @@ def zero_name(file: int) -> str:
     return f"zero:{file}"
 
 
+_ATTACHED = "shm:"
+
+
 def opened_as(attached: int) -> str:
     """Return whose the mapping is that an shmat has made, the `attached`-th one."""
-    return f"shm:{attached}"
+    return f"{_ATTACHED}{attached}"
+
+
+def is_attached(vma: Vma) -> bool:
+    """Return whether a mapping is of a segment of System V shared memory, or a part of one."""
+    return vma.ops.startswith(_ATTACHED)
 
 
 def device_of(name: str) -> str:

@@ -6,6 +6,7 @@ from zaplock import advice
 from zaplock.oracle import ops
 from zaplock.oracle.draw import Draw
 from zaplock.oracle.ops import Op
+from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import (
     HUGE_SOURCE,
     HUGE_WINDOW,
@@ -69,8 +70,8 @@ def _huge_of_file(d: Draw) -> tuple[Op, ...]:
 def _huge_by_faults(d: Draw) -> tuple[Op, ...]:
     """Map a file that may have huge pages, mostly where they fit, and use a page or two of it."""
     slot, flags = d.huge_slot(), d.random.choice((0x11, 0x11, 0x11, 0x12))
-    advises = d.chance(80 if d.theme == "shmem-advise" else 40)
-    if d.theme == "shmem-advise" and d.chance(60):
+    advises = d.chance(80 if d.theme in BY_SETTING else 40)
+    if d.theme in BY_SETTING and d.chance(60):
         slot, flags = ops.NO_FILE, 0x31
     at = HUGE_WINDOW + PAGE * d.random.choice((0, 0, 0, 0, 1, 16, 500))
     where = HUGE_WINDOW + PMD * d.random.randrange(3) + PAGE * d.random.choice((0, 1, 20, 511))

@@ -68,6 +68,6 @@ def told(changes: Sequence[int]) -> str:
 def maps_huge_pages(op: Op) -> bool:
     """Return whether an operation takes huge pages of the pool, or reserves some."""
     if op.name != "mmap":
-        return op.name == "huge_fallocate"
+        return op.name == "huge_shmat" or (op.name == "fallocate" and op.args[0] in HUGE_FILES)
     anyway = isinstance(op.args[3], int) and bool(op.args[3] & MAP_HUGETLB)
     return anyway or op.args[4] in HUGE_FILES

@@ -171,7 +171,7 @@ def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) ->
     return result
 
 
-def _huge_fallocate(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+def _fallocate(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     return b.add(ring.call("fallocate", *arguments))
 
 
@@ -228,25 +228,26 @@ def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
 
 
 def _shmat(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    return _of_segment(b, Op("shmat", (0, *op.args)), _SHMAT, results)
+    return _of_segment(b, op.name, Op("shmat", (0, *op.args)), _SHMAT, results)
 
 
 def _shmdt(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     return with_refs(b, op, ring.call("shmdt", *arguments), results)
 
 
-def _of_segment(b: Builder, op: Op, number: int, results: list[int]) -> int:
-    """Append a system call whose first argument is the segment's id, not known before."""
+def _of_segment(b: Builder, segment: str, op: Op, number: int, results: list[int]) -> int:
+    """Append a system call whose first argument is a segment's id, not known before."""
     refs = sum(isinstance(value, Ref) for value in op.args)
     target = address(b.here + (1 + refs) * _E + 8)
-    b.add(stub.entry(stub.PATCH, target, address(b.segment + stub.RESULT), 0))
+    b.add(stub.entry(stub.PATCH, target, address(b.segments[segment] + stub.RESULT), 0))
     told = [value & WORD_MASK if isinstance(value, int) else 0 for value in op.args]
     return with_refs(b, op, stub.syscall(number, *told), results)
 
 
-def remove_segment(b: Builder) -> None:
-    """Append the end of the segment of System V shared memory: it outlives who has made it."""
-    _of_segment(b, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, [])
+def remove_segments(b: Builder) -> None:
+    """Append the end of the segments of System V shared memory: they outlive who has made them."""
+    for segment in b.segments:
+        _of_segment(b, segment, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, [])
 
 
 COMPOSED = {
@@ -262,7 +263,7 @@ COMPOSED = {
     "set_memory_merge": _prctl,
     "clear_refs": _clear_refs,
     "fill_memory": fill_memory,
-    "huge_fallocate": _huge_fallocate,
+    "fallocate": _fallocate,
     "huge_room": _huge_room,
     "ksm_scan": _ksm_scan,
     "ksm_unmerge": _ksm_unmerge,
@@ -274,6 +275,7 @@ COMPOSED = {
     "uffd_move": _fill_userfault,
     **dict.fromkeys(_FILLS, _fill_userfault),
     "shmat": _shmat,
+    "huge_shmat": _shmat,
     "shmdt": _shmdt,
 }
 """By operation, what appends it; "crowd" is not among them, nor what forks and goes on."""

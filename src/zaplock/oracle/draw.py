@@ -10,6 +10,7 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.themes import (
+    BY_SETTING,
     COLLAPSING,
     NEAR_THEMES,
     OF_SHARED_HUGE,
@@ -52,7 +53,8 @@ class Draw:
 
     `random` and `scope` are those of the generator. `watches`: a userfaultfd does, and `protects`
     against writes; `moves`, `forks`: mappings may move, there may be children; `removes`: holes are
-    punched; `huge_too`: huge pages in a theme that is not about them; `merges`: a theme's of KSM.
+    punched; `huge_too`: huge pages in a theme that is not about them; `merges`: a theme's of KSM;
+    `allocates`: fallocate makes huge pages, which then nothing collapses (docs/fidelity.md).
     `chosen`: operations whose result may be an address; `fixed`: start and pages of mappings whose
     address was given.
     """
@@ -68,6 +70,7 @@ class Draw:
     huge_too: bool = field(init=False)
     protects: bool = field(init=False)
     removes: bool = field(init=False)
+    allocates: bool = field(init=False)
     made: list[Op] = field(init=False, default_factory=list)
     chosen: list[int] = field(init=False, default_factory=list)
     fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
@@ -84,6 +87,7 @@ class Draw:
         self.huge_too = self.theme in ("references", "dirty") and self.chance(30)
         self.protects = self.watches and self.chance(60)
         self.removes = self.chance(40)  # holes are punched into files in memory only
+        self.allocates = self.theme == "shmem-huge" and self.chance(50)
 
     def _choose_windows(self) -> tuple[int, ...]:
         """Choose where a sequence works: mostly in one place."""
@@ -131,7 +135,7 @@ class Draw:
 
     def add(self, op: Op) -> None:
         """Append an operation to the sequence."""
-        if op.name in ("mmap", "mremap", "brk", "shmat"):
+        if op.name in ("mmap", "mremap", "brk", "shmat", "huge_shmat"):
             self._remember(op)
         self.made.append(op)
 
@@ -228,7 +232,7 @@ class Draw:
 
     def huge_slot(self) -> int:
         """Choose a file that may have huge pages by faults."""
-        on_mounts = "shmem-huge" in self.scope.themes and self.theme != "shmem-advise"
+        on_mounts = "shmem-huge" in self.scope.themes and self.theme not in BY_SETTING
         return self.random.choice(tuple(ops.TMPFS_FILES) if on_mounts else (0, 0, 1))
 
     @property

@@ -15,6 +15,8 @@ def madvise(d: Draw) -> tuple[Argument, ...]:
     if d.is_huge and d.chance(20):
         address, length = HUGE_WINDOW + PMD * d.random.randrange(3), PMD * d.random.randint(1, 2)
         chosen = d.random.choice((4, 4, 22, 24, chosen))
+    if d.allocates and chosen == advice.MADV_COLLAPSE:
+        chosen = advice.MADV_POPULATE_READ
     most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(chosen, 1 << 64)
     length = off_ring(d, address, length, most)
     return address, length, d.word(chosen)

@@ -23,6 +23,7 @@ from zaplock.oracle.draw_ranges import (
 from zaplock.oracle.huge_makers import Maker
 from zaplock.oracle.ops import Argument, Ref
 from zaplock.oracle.scope import DROPPABLE, EXTRA_FLAGS
+from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import MOST_FILLED, PAGE, PMD, PUD
 
 _MAP_LOCKED = 0x2000
@@ -31,6 +32,8 @@ _ON_THEIR_OWN = ("hugetlb", "gigantic", "hugetlbfs", "collapse-file", "group", "
 _FILLING = _MAP_LOCKED | 0x8000  # and MAP_POPULATE
 _FIXED, _ANON = 0x10, 0x20
 _SHARED, _PRIVATE, _VALIDATE = 1, 2, 3
+_NO_MODES = (2, 4, 8, 9, 0x10, 0x11, 0x20, 0x40, 0x100)
+"""Of fallocate, which files in memory don't know; a hole alone is none either."""
 _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
 
 
@@ -45,7 +48,7 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     anonymous = d.theme == "collapse" or d.chance(percent)
     kind = d.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if d.theme == "collapse" else kind
-    kind = _SHARED if anonymous and d.theme == "shmem-advise" and d.chance(60) else kind
+    kind = _SHARED if anonymous and d.theme in BY_SETTING and d.chance(60) else kind
     if d.chance(3):
         kind = d.random.choice((0, _VALIDATE, DROPPABLE, 4))
     if kind == DROPPABLE and (DROPPABLE not in d.scope.mmap_flags or d.theme == "group"):
@@ -143,6 +146,28 @@ def _ftruncate(d: Draw) -> tuple[Argument, ...]:
     return slot, PAGE * d.random.randrange(20) + part
 
 
+def _fallocate(d: Draw) -> tuple[Argument, ...]:
+    """Fill a file in memory or punch a hole: in pages, whole huge ones, or beside both."""
+    slot = d.random.choice((0, 0, 0, 1, 1, ops.READ_ONLY_SLOT, ops.ZERO_SLOT, ops.BAD_FILE))
+    if d.makes_shared_huge and d.chance(90):
+        slot = d.huge_slot()
+    mode = d.flags_of((0, 0, 0, 1, 1, 3, 3, 3, 3) if d.removes else (0, 0, 1), _NO_MODES)
+    offset, length = d.offset(), PAGE * d.random.choice((1, 1, 2, 3, 5, 8, 16))
+    if d.is_huge and d.chance(70):
+        length = PMD * d.random.choice((1, 1, 2, 3)) + PAGE * d.random.choice((0, 0, 0, 1, -1, 37))
+    if d.chance(20):
+        offset, length = offset + d.random.choice((1, 5, 8, 0x800)), d.random.randint(1, 3 * PAGE)
+    if d.chance(3):
+        wrong = (0, -PAGE, 1 << 63, *((1 << 40,) if slot in ops.TMPFS_FILES else ()))
+        length = d.random.choice(wrong)
+    return slot, d.word(mode), offset, length
+
+
+def _shmat(d: Draw) -> tuple[Argument, ...]:
+    flags = d.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP))
+    return 0 if d.chance(30) else d.address(), d.word(flags)
+
+
 def _setrlimit(d: Draw) -> tuple[Argument, ...]:
     resource = d.random.choice((ops.RLIMIT_AS, ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK,
                                 ops.RLIMIT_DATA, ops.RLIMIT_STACK))  # fmt: skip
@@ -177,6 +202,7 @@ MAKERS: dict[str, Maker] = {
     ),
     "mseal": lambda d: (*any_range(d), d.random.choice((0, 0, 0, 0, 1))),
     "ftruncate": _ftruncate,
+    "fallocate": _fallocate,
     "set_mdwe": lambda d: (d.random.choice((0, 1, 1, 1, 3, 2, 4)),),
     "set_thp_disable": lambda d: (
         d.random.choice((0, 0, 1, 1, 1, 7)), d.flags_of((0, 0, 2), (1, 3, 4, 1 << 32)),
@@ -208,12 +234,8 @@ MAKERS: dict[str, Maker] = {
     "uffd_unregister": watched,
     "uffd_copy": lambda d: (watched(d)[0], d.random.choice((0, 0, 0, 1, 4))),
     "uffd_zeropage": lambda d: (*watched(d), d.random.choice((0, 0, 0, 1, 2))),
-    "shmat": lambda d: (
-        0 if d.chance(30) else d.address(),
-        d.word(
-            d.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP))
-        ),
-    ),
+    "shmat": _shmat,
+    "huge_shmat": _shmat,
     "shmdt": lambda d: (d.address(),),
     "mbind": _mbind,
     "set_mempolicy_home_node": lambda d: (
@@ -245,13 +267,14 @@ _GIGANTIC = {
 }  # fmt: skip
 _HUGETLBFS = {
     "mmap": 26, "munmap": 8, "mprotect": 5, "load": 7, "store": 14, "mremap": 6,
-    "madvise": 14, "ftruncate": 5, "huge_fallocate": 9, "huge_room": 6, "mlock": 1,
+    "madvise": 14, "ftruncate": 5, "fallocate": 9, "huge_room": 6, "mlock": 1,
     "munlock": 1, "mincore": 1, "fork": 3, "into_child": 2, "msync": 1,
     "mseal": 1,
 }  # fmt: skip
 _SHMEM_HUGE = {
     **_COMMON, "madvise": 30, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1, "ftruncate": 6,
-    "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1, "msync": 1, **_WATCHING,
+    "fallocate": 10, "pread": 2, "pwrite": 8, "process_vm_writev": 2, "set_thp_disable": 1,
+    "msync": 1, **_WATCHING,
 }  # fmt: skip
 WEIGHTS: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
@@ -271,8 +294,9 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "process": {**_COMMON, "set_mdwe": 3, "set_thp_disable": 5, "set_memory_merge": 5,
                 "madvise": 16, "mprotect": 24, "brk": 2, "fork": 4, "mremap": 4, "mlock": 1},
-    "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
-              "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
+    "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "fallocate": 8, "pwrite": 8, "pread": 3,
+              "madvise": 12, "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1,
+              "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 4, "uffd_unregister": 2, "uffd_copy": 10,
              "uffd_zeropage": 6, "uffd_continue": 8, "uffd_poison": 6, "uffd_writeprotect": 12,
              "mremap": 6, "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
@@ -310,15 +334,17 @@ WEIGHTS: dict[str, dict[str, int]] = {
              **_WATCHING},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "collapse-file": {**_COMMON, "madvise": 40, "mremap": 6, "fork": 3, "mlock": 2, "munlock": 1,
-                      "ftruncate": 4, "pread": 2, "pwrite": 3, "process_vm_writev": 2,
-                      **_WATCHING},
+                      "ftruncate": 4, "fallocate": 4, "pread": 2, "pwrite": 3,
+                      "process_vm_writev": 2, **_WATCHING},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1,
-                "remap_file_pages": 2},
+                "remap_file_pages": 2, "huge_shmat": 6, "shmdt": 3, "uffd_register": 3,
+                "uffd_unregister": 1},
     "gigantic": _GIGANTIC,
     "hugetlbfs": _HUGETLBFS,
     "shmem-huge": _SHMEM_HUGE,
     "shmem-advise": _SHMEM_HUGE,
+    "shmem-sizes": _SHMEM_HUGE,
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,

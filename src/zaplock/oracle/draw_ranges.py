@@ -76,7 +76,9 @@ def to_register(d: Draw) -> tuple[Argument, int]:
 
 def watched(d: Draw) -> tuple[Argument, int]:
     """Choose a range for a userfaultfd: mostly where one watches from the beginning on."""
-    if d.chance(20) or d.makes_shared_huge or d.theme in ("uffd-huge", "collapse-file"):
+    if d.chance(20) or d.makes_shared_huge or d.theme in (
+        "uffd-huge", "collapse-file", "hugetlb",
+    ):  # fmt: skip
         return any_range(d)
     return WINDOW + PAGE * d.random.randrange(WATCHED_PAGES), PAGE * d.random.choice((1, 1, 2, 4))
 

@@ -32,7 +32,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
-from zaplock.model.shared_folios import POLICIES
+from zaplock.model.shared_folios import POLICIES, Sizes
 from zaplock.oracle import memory_group, ops, ring, shmem_setting, stub, swap_file
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
@@ -47,6 +47,7 @@ from zaplock.oracle.program_operations import SETTLING_NS
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
+from zaplock.oracle.themes import BY_SETTING
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
@@ -199,8 +200,9 @@ class GuestSide(RealSide):
             has_mounts=mounts > 0,
             huge_faults=1,  # as guest_driver.c sets it
             shared_huge=POLICIES.index(
-                shmem_setting.VALUE if "shmem-advise" in themes else "never"
+                shmem_setting.VALUE if set(BY_SETTING) & set(themes) else "never"
             ),
+            shared_sizes=shmem_setting.SIZES if "shmem-sizes" in themes else Sizes(),
             shows_peak=False,
             has_keys=facts["has_keys"] == "1",
         )
@@ -259,7 +261,7 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     For some `themes` it has a pool of huge pages, for "hugetlbfs" also mounts with shares of it,
     for "ksm" a ksmd that is quick when a sequence asks for it, for "group" a memory cgroup, for
     "swap" a disk to swap to, for "shmem-huge" mounts of tmpfs with huge=, and for "shmem-advise"
-    shmem_enabled set.
+    shmem_enabled set, for "shmem-sizes" also those of single sizes.
     """
     check_machine()
     mounts = ops.MOUNTS if "hugetlbfs" in themes else ()
@@ -282,7 +284,8 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     files: dict[str, Mapping[str, Mapping[str, object]]] = {
         "ksm": {"ksm": SETTINGS},
         "group": memory_group.IN_GUESTS,
-        "shmem-advise": {"thp": {shmem_setting.SETTING.name: shmem_setting.VALUE}},
+        "shmem-advise": shmem_setting.IN_GUESTS,
+        "shmem-sizes": shmem_setting.SIZES_IN_GUESTS,
     }
     for theme in files.keys() & set(themes):
         for prefix, settings in files[theme].items():

@@ -113,7 +113,7 @@ MAKERS: dict[str, Maker] = {
     "mmap": _mmap,
     "madvise": _madvise,
     "ftruncate": _truncate,
-    "huge_fallocate": _fallocate,
+    "fallocate": _fallocate,
     "huge_room": lambda d: (d.random.choice(_bound(d)),),
     "mincore": lambda d: (_address(d), d.random.choice((PAGE, 64 * PAGE, PMD))),
 }

@@ -21,6 +21,7 @@ from zaplock.oracle.composed_calls import MOST_COPIED
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome, returned
 from zaplock.oracle.world import (
+    HUGE_SEGMENT_FILE,
     MM,
     RLIMITS,
     SEGMENT_FILE,
@@ -32,6 +33,7 @@ from zaplock.oracle.world import (
 from zaplock.protocols import (
     clear_refs,
     exit,
+    fallocate,
     fork,
     huge_files,
     kernel_access,
@@ -189,6 +191,12 @@ def _shmat(w: World, calls: Any, address: int, flags: int) -> CallOutcome:
     return w.syscall(shm.shmat(w.cx, SEGMENT_FILE, address, as_int(flags)), calls)
 
 
+def _huge_shmat(w: World, calls: Any, address: int, flags: int) -> CallOutcome:
+    if HUGE_SEGMENT_FILE not in w.machine.files:
+        return returned(-EINVAL)  # it could not be made, so its id is an errno
+    return w.syscall(shm.shmat(w.cx, HUGE_SEGMENT_FILE, address, as_int(flags)), calls)
+
+
 def _shmdt(w: World, calls: Any, address: int) -> CallOutcome:
     return w.syscall(shm.shmdt(w.cx, address), calls)
 
@@ -297,10 +305,12 @@ async def _huge_room(cx: Cx, file: int) -> int:
     return await huge_files.room_left(file + 1)
 
 
-async def _huge_fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
-    if file not in ops.HUGE_FILES:
-        raise ValueError(f"file {file} has no huge pages: give one that has, {min(ops.HUGE_FILES)}")
-    return await huge_files.fallocate(cx, file + 1, mode, offset, length)
+async def _start_fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
+    if file == ops.DISK_SLOT:
+        raise ValueError(f"file {file} is on a disk, which may refuse: give one in memory, as 0")
+    if not ops.is_slot(file):
+        return -EBADF
+    return await fallocate.fallocate(cx, file + 1, mode, offset, length)
 
 
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
@@ -375,7 +385,7 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "mmap": _start_mmap,
     "munmap": _start_munmap,
     "ftruncate": _start_truncate,
-    "huge_fallocate": _huge_fallocate,
+    "fallocate": _start_fallocate,
     "huge_room": _huge_room,
     "set_mdwe": prctl.prctl_set_mdwe,
     "set_thp_disable": prctl.prctl_set_thp_disable,
@@ -413,6 +423,7 @@ OPERATIONS: dict[str, Operation] = {
     "clear_refs": _clear_refs,
     "uring_register": _uring_register,
     "shmat": _shmat,
+    "huge_shmat": _huge_shmat,
     "shmdt": _shmdt,
     "mbind": _mbind,
     "set_mempolicy_home_node": _set_home_node,

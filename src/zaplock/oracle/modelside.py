@@ -79,7 +79,8 @@ class ModelSide:
             world = self._world = World(self.environment, self.design)
         untouched = ops.shows_references(sequence)
         references = self.environment.shows_references and untouched
-        world.begin(slots_used(sequence), references)
+        huge_segment = "huge_shmat" in ops.segments_used(sequence)
+        world.begin(slots_used(sequence), references, huge_segment)
         if self.environment.shows_peak:
             world.machine.globals.put("peaks", 1)
         if self.environment.shows_soft_dirty and untouched:

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from zaplock import advice
 from zaplock.model.flags import EHWPOISON
+from zaplock.model.shared_folios import Sizes
 from zaplock.system_calls import SYSTEM_CALLS, as_int
 
 
@@ -77,7 +78,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
     "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
-    "huge_fallocate": ("file", "mode", "offset", "length"),  # of HUGE_FILES
+    "fallocate": ("file", "mode", "offset", "length"),
     "huge_room": ("file",),  # how many pages more a mount lets its files have, by fstatfs
     "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "fill_group": ("size",),  # in a group of its own, beside a member: how both have ended
@@ -97,6 +98,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "uffd_move": ("addr", "length", "source", "mode"),
     "uring_register": ("addr", "length"),  # a fixed buffer, given back at once
     "shmat": ("addr", "flags"),  # of the sequence's one segment of System V shared memory
+    "huge_shmat": ("addr", "flags"),  # of its one segment of huge pages (SHM_HUGETLB)
     "shmdt": ("addr",),
 }
 
@@ -159,7 +161,14 @@ TMPFS_MOUNTS = ("always", "within_size", "advise")
 TMPFS_SIZE = 1 << 30
 """What the files of a mount may have, in bytes: more than a sequence uses."""
 DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
-SEGMENT_PAGES = 4
+SEGMENT_PAGES, HUGE_SEGMENT_PAGES = 4, 3
+"""Of the segments of System V shared memory: small pages, and huge ones of 2 MiB."""
+_SHM_HUGETLB, _SHM_HUGE_2MB = 0o4000, 21 << 26
+SEGMENTS = {
+    "shmat": (SEGMENT_PAGES << 12, 0o700),
+    "huge_shmat": (HUGE_SEGMENT_PAGES << 21, 0o700 | _SHM_HUGETLB | _SHM_HUGE_2MB),
+}
+"""By the operation that attaches a segment: its bytes, and how shmget makes it."""
 NO_FILE, BAD_FILE = -1, 40
 
 RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9
@@ -183,6 +192,11 @@ def slots_used(sequence: Many[Op]) -> frozenset[int]:
     """Return the slots of the files that operations name: of what can be mapped, and no others."""
     named = (op.args[TAKES_FILE[op.name]] for op in sequence if op.name in TAKES_FILE)
     return frozenset(slot for slot in named if isinstance(slot, int) and is_slot(slot))
+
+
+def segments_used(sequence: Many[Op]) -> frozenset[str]:
+    """Return by which operations a sequence attaches segments of System V shared memory."""
+    return frozenset(map(_NAME, sequence)) & SEGMENTS.keys()
 
 
 def written_pages(slot: int) -> list[int]:
@@ -398,7 +412,8 @@ class Environment:
     where one is.
     shows_peak: is the peak of a snapshot compared?
     has_mounts: are MOUNTS there? What they keep of the pool is not in hugetlb_pages.
-    shared_huge: which shared memory gets huge pages (machine_settings.shared_huge).
+    shared_huge: which shared memory gets huge pages (machine_settings.shared_huge), and
+    shared_sizes of which sizes.
     huge_faults: which mappings get huge pages by faults (machine_settings.HUGE_FAULTS): 0 none,
     1 advised ones, 2 all.
     """
@@ -423,6 +438,7 @@ class Environment:
     has_mounts: bool
     huge_faults: int
     shared_huge: int
+    shared_sizes: Sizes
     shows_peak: bool
     has_keys: bool
     poison_code: int

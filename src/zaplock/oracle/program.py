@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from zaplock import advice
 from zaplock.oracle import ops, ring, stub
-from zaplock.oracle.composed_calls import remove_segment
+from zaplock.oracle.composed_calls import remove_segments
 from zaplock.oracle.ops import Op
 from zaplock.oracle.program_builder import SCANS_OF_HUGE, Builder
 from zaplock.oracle.program_operations import operation
@@ -98,8 +98,7 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
         places.append(_new(Place, (result, seen, child, build_into.here + drained)))
         build_into.parts.append(after)
         build_into.here += len(after)
-    if build_into.segment >= 0:
-        remove_segment(build_into)
+    remove_segments(build_into)
     if not used.isdisjoint(ops.KSM_WRITES):
         begin_ksm(build_into)
     build_into.add(ring.EXIT)

@@ -21,7 +21,7 @@ class Builder:
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.here = 0
-        self.segment = -1  # the entry that has made System V shared memory, if one has
+        self.segments: dict[str, int] = {}  # by what attaches it: the entry that has made it
         self.observes = ring.OBSERVE  # how a forked child looks at itself
         self.scans = SCANS  # of ksmd's, in each operation
         self.has_pidfd = False

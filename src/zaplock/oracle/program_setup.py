@@ -86,9 +86,9 @@ def begin(
         _open_huge(build_into, slot, names)
     for slot in sorted(filled & ops.TMPFS_FILES.keys()):
         _open_on_tmpfs(build_into, slot, names)
-    if used & {"shmat", "shmdt"}:
-        size = ops.SEGMENT_PAGES * ring.PAGE
-        build_into.segment = build_into.add(ring.call("shmget", _IPC_PRIVATE, size, 0o700))
+    for name in sorted(ops.segments_used(sequence)):
+        made = ring.call("shmget", _IPC_PRIVATE, *ops.SEGMENTS[name])
+        build_into.segments[name] = build_into.add(made)
     if meminfo:
         _open_as(build_into, MEMINFO_FD, names.meminfo, 0)
     if used & OF_KSM:

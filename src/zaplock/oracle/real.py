@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
+from zaplock.model.shared_folios import Sizes
 from zaplock.oracle import (
     huge_mounts,
     machine_settings,
@@ -54,6 +55,7 @@ class ProcessFacts(NamedTuple):
     has_mounts: bool
     huge_faults: int
     shared_huge: int
+    shared_sizes: Sizes
     shows_peak: bool
     has_keys: bool
 
@@ -119,6 +121,7 @@ class RealSide:
             has_mounts=self._mounts is not None,
             huge_faults=machine_settings.huge_faults(),
             shared_huge=machine_settings.shared_huge(),
+            shared_sizes=Sizes(),  # as check_settings wants it
             shows_peak=True,
             has_keys=_has_keys(),
         )

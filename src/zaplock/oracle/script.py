@@ -193,9 +193,10 @@ def _body(sequence: Sequence[Op]) -> list[str]:
         lines += _tmpfs_files()
     if any(op.name == "uring_register" for op in sequence):
         lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
-    if any(op.name in ("shmat", "shmdt") for op in sequence):
-        lines.append(f"segment = call(29, 0, {ops.SEGMENT_PAGES * 4096}, 0o700)")
-        lines.append("__import__('atexit').register(call, 31, segment, 0, 0)")
+    for name in sorted(ops.segments_used(sequence)):
+        size, flags = ops.SEGMENTS[name]
+        lines.append(f"{name} = call(29, 0, {size:#x}, {flags:#o})")
+        lines.append(f"__import__('atexit').register(call, 31, {name}, 0, 0)")
     return lines + [_line(k, op) for k, op in enumerate(sequence)]
 
 
@@ -321,12 +322,12 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         packed = f"struct.pack_into('<Q', vector, 0, {nodes})"
         inside = f"{start}, {length}, {mode}, ctypes.addressof(vector), 64, {flags}"
         return f"{packed} or call(237, {inside})"
-    if op.name == "huge_fallocate":
+    if op.name == "fallocate":
         return f"call(285, {inside})"
     if op.name == "huge_room":
         return f"room({inside})"
-    if op.name == "shmat":
-        return f"call(30, segment, {inside})"
+    if op.name in ops.SEGMENTS:
+        return f"call(30, {op.name}, {inside})"
     if op.name == "shmdt":
         return f"call(67, {inside})"
     if op.name == "add_seals":

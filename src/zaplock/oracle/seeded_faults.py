@@ -23,6 +23,7 @@ from zaplock.model import (
     page_fault,
     pagetable,
     shared_folios,
+    shared_huge,
     vma,
 )
 from zaplock.model import flags as f
@@ -286,6 +287,10 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               _always(0)),
         Fault("placed-anywhere", "what may have huge pages lies where they fit", placement,
               "shared_huge_area", lambda _original: lambda *given: given[-1]),
+        Fault("filled-is-there", "what fallocate makes is not there until somebody uses it",
+              shared_huge, "is_fallocated", _always(False)),
+        Fault("nothing-beyond-the-end", "a cut spares what fallocate has filled beyond the end",
+              files, "kept_pages", lambda _original: lambda backing: -(-backing.size >> 12)),
         Fault("watched-writes-pass", "what a userfaultfd watches is read as read-only", file_fault,
               "stays_writable", _always(True)),
     ),

@@ -17,6 +17,7 @@ from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Mm, Pte, ResourceLimits, change_limits, unmapped_base
 from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.shared_folios import set_sizes
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
@@ -27,7 +28,7 @@ from zaplock.protocols.fault import access_error
 from zaplock.protocols.mempolicy import Policies
 
 MM = 1
-RING_FILE, SEGMENT_FILE = 99, 98
+RING_FILE, SEGMENT_FILE, HUGE_SEGMENT_FILE = 99, 98, 97
 UFFD = 1
 _CANONICAL = 1 << 47
 
@@ -91,6 +92,7 @@ class World:
                 huge_pool.mount(self.machine, number, f.PMD_SIZE, of_mount)
         self.machine.globals.put("thp", environment.huge_faults)
         self.machine.globals.put("shmem", environment.shared_huge)
+        set_sizes(self.machine, environment.shared_sizes)
         self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("dirty_bits", 1)
         swaps = not environment.group_pages  # that group may have nothing in swap
@@ -104,7 +106,12 @@ class World:
         self._view.set_baseline()
         self._kept = self.machine.store.keep()
 
-    def begin(self, slots: Iterable[int], follows_references: bool = False) -> None:
+    def begin(
+        self,
+        slots: Iterable[int],
+        follows_references: bool = False,
+        has_huge_segment: bool = False,
+    ) -> None:
         """Have the files of these slots and else what there was at first; forget all views."""
         self.machine.store.begin_again(self._kept)
         self.machine.limits = self._limits
@@ -114,6 +121,8 @@ class World:
             self.machine.globals.put("references", 1)
         for slot in sorted(slots):
             self._file(slot)
+        if has_huge_segment:
+            self._huge_segment()
         self.view = self._view.afresh()
 
     def _process(self) -> None:
@@ -134,7 +143,7 @@ class World:
         if slot in ops.TMPFS_FILES:
             made = ops.TMPFS_FILES[slot]
             more = {"huge": made.huge, "named": made.named, "seals": SEAL_SEAL}
-            more |= {"charged_by_page": True}
+            more |= {"charged_by_page": True, "most_pages": ops.TMPFS_SIZE >> f.PAGE_SHIFT}
             new_file(self.machine, slot + 1, "shmem", made.size, made.name, **more)
             return
         name = ops.FILES[slot]
@@ -154,6 +163,18 @@ class World:
             self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
         soil_file(self.machine, first + written[0], first + written[-1] + 1)
         references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
+
+    def _huge_segment(self) -> None:
+        """Make a segment of huge pages, which are reserved at once; none where the pool lacks them.
+
+        (hugetlb_file_setup)
+        """
+        pages = ops.HUGE_SEGMENT_PAGES
+        if huge_pool.reserve(self.machine, f.PMD_SIZE, 0, pages):
+            new_file(
+                self.machine, HUGE_SEGMENT_FILE, "hugetlb", pages * f.PMD_SIZE, "SYSV00000000",
+                counts_mappings=True, promised=tuple(range(pages)),
+            )  # fmt: skip
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""

@@ -42,7 +42,9 @@ from zaplock.model.shared_huge import (
     KIND,
     ORDER,
     collapsed_entry,
+    fill_with_zeroes,
     fits,
+    is_fallocated,
     map_huge,
     new_folio,
     order_at,
@@ -144,10 +146,16 @@ def replace_by_huge_page(m: Machine, task: Task, file: int, first: int) -> int:
                 return PINNED
     if not cached:
         return FAILED
+    size = -(-m.files[file].size >> PAGE_SHIFT)
     for low, high, delta in cached:
-        for pfn in range(low + delta, high + delta):
-            if is_swapped(m, pfn):
-                swap_in_cached(m, pfn)
+        for pgoff in range(low, high):
+            if is_swapped(m, pgoff + delta):
+                swap_in_cached(m, pgoff + delta)
+            if is_fallocated(m, pgoff + delta):
+                if pgoff >= size:  # that far nobody is given it
+                    unmap_pages(m, task, file, first, pgoff)
+                    return FAILED
+                fill_with_zeroes(m, pgoff + delta)
     unmap_pages(m, task, file, first, last)
     missing = PAGES_PER_PMD - sum(high - low for low, high, _ in cached)
     if missing and is_waited_for(m, task, file, first, last):

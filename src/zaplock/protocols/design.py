@@ -186,6 +186,8 @@ class Design:
     maps_above_4g: bool = False
     rings_are_locked: bool = False
     seals_are_ints: bool = False
+    seals_code: bool = False
+    fallocate_mixes: Literal["EINVAL", "EOPNOTSUPP"] = "EINVAL"
     droppable: bool = False
     watches_droppable: bool = True
     uffd_keeps_wp: bool = False
@@ -200,6 +202,7 @@ class Design:
     uffd_continues_protected: bool = False
     uffd_prepares_first: bool = False
     uffd_sizes_devices: bool = False
+    watches_attached_huge: bool = True
     seal_exec_asks_writers: bool = False
     interleaves_by_weight: bool = False
     balances_preferred: bool = False
@@ -214,6 +217,7 @@ class Design:
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False
     guards: bool = False
+    guards_need_anon_vma: bool = True
     reclaims_tables: bool = False
     mseal: Literal["no", "range", "vma"] = "no"
     read_leaves_queue: Literal["no", "relaxed", "acquire"] = "no"

@@ -28,6 +28,7 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_READ,
     VM_SHARED,
+    VM_UFFD_MISSING,
     VM_WRITE,
 )
 from zaplock.model.frames import change_frames
@@ -192,7 +193,9 @@ async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: boo
     if vma.flags & VM_HUGETLB:
         if cx.design.huge_fault_takes_page_first:
             return await makes_huge_page(handle, address, write, True)
-        return not vma.file or await makes_huge_page(handle, address, write)
+        if not vma.file:
+            return not vma.flags & VM_UFFD_MISSING
+        return await makes_huge_page(handle, address, write)
     if not write and (vma.file or not await fits_huge_page(handle, address)):
         return False
     return not await guarded(cx, vma, address)

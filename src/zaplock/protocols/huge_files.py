@@ -1,12 +1,11 @@
 """Files of huge pages: what fallocate does to them, and what their mount has left.
 
 Sources (6.18): fs/hugetlbfs/inode.c (hugetlbfs_fallocate, hugetlbfs_punch_hole, hugetlbfs_statfs).
-Not covered: RLIMIT_FSIZE; a signal in the middle, which ends it.
 """
 
 from __future__ import annotations
 
-from errno import EFBIG, EINVAL, ENOSPC, EOPNOTSUPP, EPERM
+from errno import ENOSPC, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import SEAL_GROW
@@ -15,31 +14,10 @@ from zaplock.model.huge_fault import add_to_file
 from zaplock.model.step import Task, step
 from zaplock.model.vma import change
 from zaplock.protocols.rmap import punch_hole
-from zaplock.protocols.seals import sealed_against
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
-
-KEEP_SIZE, PUNCH_HOLE = 1, 2
-_LONGEST = (1 << 63) - 1
-
-
-async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
-    """Give a file all its pages in a range, or punch a hole: 0 or a negative errno."""
-    if not 0 <= offset < 1 << 63 or not 0 < length < 1 << 63:
-        return -EINVAL
-    if mode & ~(KEEP_SIZE | PUNCH_HOLE) or mode == PUNCH_HOLE:
-        return -EOPNOTSUPP
-    end = offset + length
-    if end > _LONGEST:
-        return -EFBIG
-    if not mode & PUNCH_HOLE:
-        return await fill(file, offset, end, bool(mode & KEEP_SIZE))
-    if await sealed_against(file, 0):
-        return -EPERM
-    await punch_huge_hole(cx, file, await huge_size_of_file(file), offset, end)
-    return 0
 
 
 @step
@@ -49,7 +27,7 @@ def huge_size_of_file(m: Machine, _task: Task, file: int) -> int:
 
 
 @step
-def fill(m: Machine, task: Task, file: int, offset: int, end: int, keeps_size: bool) -> int:
+def fill_huge(m: Machine, task: Task, file: int, offset: int, end: int, keeps_size: bool) -> int:
     """Give a file what it lacks of a range; what it got stays where there is no more (-ENOSPC)."""
     backing = m.files[file]
     if backing.seals & SEAL_GROW and end > backing.size:

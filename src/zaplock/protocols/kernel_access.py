@@ -36,7 +36,7 @@ from zaplock.model.frames import soil, write_frame
 from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
-from zaplock.model.shared_huge import order_at
+from zaplock.model.shared_huge import is_fallocated, order_at
 from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
@@ -86,8 +86,14 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
 def look_at_page(m: Machine, task: Task, file: int, offset: int) -> None:
     """Get the page that a read begins with, which is done before anybody asks how much is read."""
     pgoff = offset >> PAGE_SHIFT
-    if offset < m.files[file].size and m.page_cache(file).at(pgoff) is not None:
+    if offset < m.files[file].size and has_content(m, file, pgoff):
         use_cached(m, task, file, pgoff)
+
+
+def has_content(m: Machine, file: int, pgoff: int) -> bool:
+    """Return whether a file has a page, and not one that is still to be filled with zeroes."""
+    delta = m.page_cache(file).at(pgoff)
+    return delta is not None and not is_fallocated(m, pgoff + delta)
 
 
 def use_cached(m: Machine, task: Task, file: int, pgoff: int) -> int:
@@ -107,7 +113,7 @@ def bytes_from(m: Machine, _task: Task, file: int, length: int, offset: int) -> 
 @step
 def file_tag_at(m: Machine, task: Task, file: int, pgoff: int) -> int:
     """Return what a page of a file holds; a hole is not filled by reading it."""
-    if m.page_cache(file).at(pgoff) is None:
+    if not has_content(m, file, pgoff):
         return 0
     return m.content.at(use_cached(m, task, file, pgoff)) or 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_HUGETLB, VM_SHARED, VM_WRITE
 from zaplock.model.pagetable import ABSENT
+from zaplock.model.shared_huge import is_fallocated
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
@@ -146,4 +147,5 @@ def is_at_hand(m: Machine, vma: Vma, vpn: int, index: int) -> bool:
         or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED)
     ):
         return False
-    return m.page_cache(vma.file).at(index) is not None
+    delta = m.page_cache(vma.file).at(index)
+    return delta is not None and not is_fallocated(m, index + delta)

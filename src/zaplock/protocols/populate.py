@@ -29,6 +29,7 @@ from zaplock.model.flags import (
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
+    VM_UFFD_MISSING,
     VM_WRITE,
 )
 from zaplock.model.frames import mark_forked, soil
@@ -98,6 +99,11 @@ _ERRNO = {-SIGBUS: -EFAULT, -SIGSEGV: -EFAULT, -EHWPOISON: -EHWPOISON}
 """What populating calls say of a fault's outcome; of others -ENOMEM."""
 
 
+def asks_pages(vma: Vma) -> bool:
+    """Return whether it hangs on its pages what a fault in a mapping of huge pages makes."""
+    return bool(vma.flags & VM_HUGETLB and (vma.file or vma.flags & VM_UFFD_MISSING))
+
+
 async def populate_pages(
     cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool, pinned_from: int = NOT_PINNED
 ) -> tuple[int, int]:
@@ -112,7 +118,7 @@ async def populate_pages(
     late: tuple[bool, ...] = ()
     if vma.flags & VM_HUGETLB and cx.design.huge_fault_takes_page_first:
         late = (True,)
-    looks_first = vma.flags & VM_HUGETLB and (vma.file or late)  # if it comes to that (fault_range)
+    looks_first = asks_pages(vma) or (vma.flags & VM_HUGETLB and late)  # and then in fault_range
     needs = write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first
     if needs and not await guarded(cx, vma, low):
         await anon_vma_prepare(handle)
@@ -199,7 +205,7 @@ def fault_range(
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high
     private = not vma.flags & VM_SHARED and not vma.anon_vma
-    if vma.flags & VM_HUGETLB and (vma.file or page_first):
+    if asks_pages(vma) or (vma.flags & VM_HUGETLB and page_first):
         needs = private and reaches_own_page(m, vma, low, high, write, page_first)
     else:
         needs = private and not vma.file and not write

@@ -11,8 +11,14 @@ from __future__ import annotations
 from errno import EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import drop_pages, i_mmap_lock, set_file_size, truncate_pagecache
-from zaplock.model.flags import PAGE_SHIFT, VM_UFFD_WP, page_align
+from zaplock.model.files import (
+    drop_range,
+    forget_fallocated,
+    i_mmap_lock,
+    set_file_size,
+    truncate_pagecache,
+)
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, VM_UFFD_WP, page_align
 from zaplock.model.pagetable import REARM
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
@@ -41,27 +47,36 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
         return -EPERM
     cut = await set_file_size(file, size)
     if cut.unmaps:
-        await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+        await unmap_mapping_range(cx, file, page_align(size), ENDLESS)
     if cut.drops:
         await truncate_pagecache(file, size)
     if cut.unmaps:
-        await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+        await unmap_mapping_range(cx, file, page_align(size), ENDLESS)
     return 0
 
 
 async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
-    """Take bytes [first, last) out of a file in memory; private copies of them stay."""
-    await unmap_mapping_range(cx, file, first, last, (*MARKERS, "poison", "anon", "thp", "swap"))
+    """Take bytes [first, last) out of a file in memory; private copies of them stay.
+
+    What is in it whole is unmapped; where that ends in the first page, all behind it (see
+    protocols.fallocate).
+    """
+    low, high = page_align(first), last & PAGE_MASK or ENDLESS
+    if low < high:
+        await unmap_mapping_range(cx, file, low, high, (*MARKERS, "poison", "anon", "thp", "swap"))
     await drop_cached(file, first, last)
 
 
 @step
 def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> None:
-    """Drop pages of a file from its page cache."""
-    drop_pages(m, task, file, first >> PAGE_SHIFT, last >> PAGE_SHIFT)
+    """Drop bytes [first, last) of a file from its page cache."""
+    forget_fallocated(m, file, first, last)
+    drop_range(m, task, file, first, last)
 
 
 MARKERS = ("guard",)
+ENDLESS = 1 << 63
+"""Where a range ends that has no end, in bytes."""
 
 
 def watched_kinds(vma: Vma) -> tuple[str, ...]:

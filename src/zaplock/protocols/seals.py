@@ -46,6 +46,8 @@ def any_sealed(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
 
 
 ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC
+UNKNOWN_SEAL = ALL_SEALS + 1
+"""What no kernel knows."""
 OF_CODE = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
 """What SEAL_EXEC brings along for a file that may be executed."""
 
@@ -55,6 +57,8 @@ async def add_seals(cx: Cx, file: int, seals: int) -> int:
     if not file:
         return -EBADF
     seals = as_int(seals) if cx.design.seals_are_ints else seals
+    if seals & SEAL_EXEC and not cx.design.seals_code:
+        seals |= UNKNOWN_SEAL
     return await seal_file(file, seals, cx.design.seal_exec_asks_writers)
 
 

@@ -26,7 +26,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import change, lookup, opened_as, overlapping, vma_of
+from zaplock.model.vma import change, is_attached, lookup, opened_as, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mmap import do_mmap
 from zaplock.protocols.placement import huge_flags
@@ -126,22 +126,23 @@ def attached_at(m: Machine, task: Task, mm: int, address: int) -> tuple[tuple[in
     """List the mappings of one segment that stand where attaching it at `address` put them.
 
     The first of them decides which segment is meant, wherever it lies above the address, and goes
-    whole, though it may be longer than that.
+    whole, though it may be longer than that. Of the others those are meant that the same shmat has
+    made: each opens the segment anew.
     """
     space = m.mm(mm)
     parts: list[tuple[int, int]] = []
-    file, limit = 0, 1 << 63
+    opened, limit = "", 1 << 63
     for handle in overlapping(m, space, address, limit):
         vma = vma_of(m, task, handle)
         if vma.start >= limit:
             break
-        if not vma.file or not m.files[vma.file].counts_mappings:
+        if not is_attached(vma):
             continue
         if vma.start - address >> PAGE_SHIFT != vma.pgoff or vma.start < address:
             continue
-        is_first = not file
+        is_first = not opened
         if is_first:
-            file, limit = vma.file, address + page_align(m.files[vma.file].size)
-        if is_first or (vma.file == file and vma.end <= limit):
+            opened, limit = vma.ops, address + page_align(m.files[vma.file].size)
+        if is_first or (vma.ops == opened and vma.end <= limit):
             parts.append((vma.start, vma.end))
     return tuple(parts)

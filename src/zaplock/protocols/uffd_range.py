@@ -65,7 +65,9 @@ async def register(
         flags = vma.flags & ~VM_UFFD_FLAGS | wanted
         return await watch(cx, handle, low, high, flags, context)
 
-    rules = ToWatch(wanted, context, any_kind, cx.design.watches_droppable, cx.design.uffd_keeps_wp)
+    design = cx.design
+    kinds = any_kind, design.watches_droppable, design.watches_attached_huge
+    rules = ToWatch(wanted, context, *kinds, design.uffd_keeps_wp)
     error = await refused(cx, start, start + length, rules)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
@@ -88,7 +90,8 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
         flags = vma.flags & ~VM_UFFD_FLAGS
         return await watch(cx, handle, low, high, flags, 0)
 
-    rules = ToWatch(0, 0, watches_any, cx.design.watches_droppable)
+    design = cx.design
+    rules = ToWatch(0, 0, watches_any, design.watches_droppable, design.watches_attached_huge)
     error = await refused(cx, start, start + length, rules)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
@@ -151,13 +154,15 @@ class ToWatch(NamedTuple):
     """What is to be watched, and by which rules of a kernel's.
 
     wanted: VM_UFFD_*, 0 for no longer. context: who watches. any_kind: of memory will do. droppable
-    mappings can be watched. keeps_wp: what is watched for writes is so for good.
+    mappings can be watched. attached_huge: so can segments of huge pages. keeps_wp: what is watched
+    for writes is so for good.
     """
 
     wanted: int
     context: int
     any_kind: bool
     droppable: bool
+    attached_huge: bool
     keeps_wp: bool = False
 
 
@@ -185,10 +190,9 @@ def refused_vmas(
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
         if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
             in_memory = False  # a segment of System V shared memory
-        in_memory = in_memory and not vma.ops
+        attached_huge = rules.attached_huge and vma.flags & VM_HUGETLB
+        in_memory = in_memory and bool(not vma.ops or attached_huge)
         if vma.flags & VM_HUGETLB and handle == handles[0] and start % vma.huge_size:
-            return -EINVAL
-        if vma.flags & VM_HUGETLB and wanted and end <= vma.end and end % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not rules.droppable:
             return -EINVAL
@@ -197,6 +201,8 @@ def refused_vmas(
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM
+        if vma.flags & VM_HUGETLB and wanted and end <= vma.end and end % vma.huge_size:
+            return -EINVAL
         if wanted and vma.uffd not in (0, rules.context):
             return -EBUSY
         if rules.keeps_wp and wanted and vma.flags & VM_UFFD_WP and not wanted & VM_UFFD_WP:

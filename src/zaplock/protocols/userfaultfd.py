@@ -260,9 +260,9 @@ def _continue_page(
         return -EINVAL if fill.finds_end else -EFAULT
     if m.page_cache(vma.file).at(pgoff) is None:
         return -EFAULT
+    pfn = cached_frame(m, task, vma.file, pgoff)
     if taken:
         return -EEXIST
-    pfn = cached_frame(m, task, vma.file, pgoff)
     change_frames(m, task, pfn, pfn + 1, refs=1)
     note_written(m, pfn, pfn + 1)  # so reclaim writes it (mfill_atomic_install_pte)
     writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
