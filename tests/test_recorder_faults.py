@@ -159,7 +159,10 @@ def wait_until(condition: Callable[[], bool], deadline: float) -> None:
 
 
 def a_poller(name: str, seconds: float) -> subprocess.Popen[bytes]:
-    """Start a monitor that reads every file of an instance, again and again."""
+    """Start a monitor that reads every file of our instances, again and again.
+
+    Not of others: opening free_buffer and closing it takes away what a buffer has.
+    """
     with opened() as tracefs:
         script = (
             "import os, sys, time\n"
@@ -167,7 +170,7 @@ def a_poller(name: str, seconds: float) -> subprocess.Popen[bytes]:
             "print('on', flush=True)\n"
             "while time.monotonic() < end:\n"
             "    for root, _, names in os.walk(sys.argv[1]):\n"
-            "        if 'zaplock-' in root and '/events' not in root:\n"
+            f"        if 'zaplock-' in root and '-{ME}-' in root and '/events' not in root:\n"
             "            for name in names:\n"
             "                try:\n"
             "                    f = os.open(f'{root}/{name}', os.O_RDONLY | os.O_NONBLOCK)\n"
