@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,3 +39,17 @@ def waits_with(pid: int, signal: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     (pending,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
     return bool(int(pending, 16) >> (signal - 1) & 1)
+
+
+@contextmanager
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process that does nothing any more: it has begun, and sleeps."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            deadline = time.monotonic() + 250
+            while "(sleep) S" not in Path(f"/proc/{process.pid}/stat").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()

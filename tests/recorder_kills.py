@@ -37,7 +37,7 @@ SIGNALS: tuple[tuple[signal.Signals, ...], ...] = (
 )
 ENDS = {0, 2, 129, 130, 143, -signal.SIGKILL}
 """Done, refused, interrupted; or killed."""
-LONGEST_S = 60
+LONGEST_S = 200
 ARGUMENTS = (
     ["-d", "700ms"],
     ["-d", "700ms", "-p", str(os.getpid())],

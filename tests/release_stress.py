@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import mmap
 import os
 import random
 import signal
@@ -337,8 +336,8 @@ def footprint() -> tuple[int, int]:
     ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps for itself is no leak
     with open("/proc/self/maps") as maps:
         nr_maps = sum(1 for _ in maps)
-    with open("/proc/self/statm") as statm:
-        return nr_maps, int(statm.read().split()[1]) * mmap.PAGESIZE
+    with open("/proc/self/smaps_rollup") as rollup:  # statm lacks what each CPU has yet to add
+        return nr_maps, int(rollup.read().split("Rss:")[1].split()[0]) << 10
 
 
 def stress(

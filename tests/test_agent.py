@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,7 +99,7 @@ def victim() -> Iterator[Victim]:
 @contextlib.contextmanager
 def agent(folder: Path, pid: int, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run an agent, which ends in good order; give it and the port of its figures."""
-    port = 20_000 + os.getpid() % 20_000
+    port = free_port()
     command = [sys.executable, "-m", "zaplock", "agent", "-p", str(pid), "--after", "100ms"]
     command += ["--store", str(folder / "store"), "--spool", str(folder / "spool"), *more]
     command += ["--listen", f"127.0.0.1:{port}", "--host", "here"]
@@ -111,12 +113,22 @@ def agent(folder: Path, pid: int, *more: str) -> Iterator[tuple[subprocess.Popen
             process.kill()
 
 
+def free_port() -> int:
+    """Find a port that nobody has, and that the kernel gives to nobody who doesn't ask for it."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in range(given - 1 - os.getpid() % 1000, 1024, -1):
+        with contextlib.suppress(OSError), socket.socket() as asks:
+            asks.bind(("127.0.0.1", port))
+            return port
+    pytest.skip("no port is free here")
+
+
 def figures(port: int) -> dict[str, float]:
     """Read the agent's figures; {} while there are none."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return {}
     return {
         name: float(value)
@@ -157,17 +169,17 @@ def test_a_stall_is_in_the_log_the_figures_and_the_store(victim: Victim, tmp_pat
             return any(line.get("culprit_operation") == "munmap" for line in log_of(tmp_path))
 
         until(found)
-        until(hook.exists)
-        seen = figures(port)
+        told = [line for line in log_of(tmp_path) if line["event"] == "trouble"]
+        trouble = next(line for line in told if line["culprit_operation"] == "munmap")
+        until(lambda: hook.exists() and trouble["recording"] in hook.read_text())
+        seen = dict[str, float]()
+        until(lambda: seen.update(figures(port)) or seen)
         resident = Path(f"/proc/{process.pid}/status").read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
-    told = [line for line in log_of(tmp_path) if line["event"] == "trouble"]
-    trouble = next(line for line in told if line["culprit_operation"] == "munmap")
     assert trouble["culprit_process"] == trouble["process"]
     assert LIMIT_NS <= trouble["wait_ns"] <= 2 * max(lasted)
     assert log_of(tmp_path)[-1]["event"] == "ended"
-    assert trouble["recording"] in hook.read_text()
     waits = {name: value for name, value in seen.items() if name.startswith("zaplock_wait_sec")}
     assert any('culprit_operation="munmap"' in name and "_count" in name for name in waits)
     assert seen["zaplock_buffer_bytes"] < 16 << 20
@@ -239,9 +251,10 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
     assert not list((tmp_path / "spool").iterdir())
 
 
-NAMED = """
+LATE = f"late-{os.getpid()}"
+NAMED = f"""
 import time
-open("/proc/self/comm", "w").write("zaplock-late")
+open("/proc/self/comm", "w").write("{LATE}")
 time.sleep(600)
 """
 
@@ -250,7 +263,7 @@ time.sleep(600)
 def test_a_process_that_comes_later_is_watched_until_it_ends(
     victim: Victim, tmp_path: Path
 ) -> None:
-    with agent(tmp_path, victim.pid, "--comm", "zaplock-late", "--rescan", "1s") as (process, port):
+    with agent(tmp_path, victim.pid, "--comm", LATE, "--rescan", "1s") as (process, port):
 
         def watches(count: int) -> bool:
             return figures(port).get("zaplock_watched_processes") == count

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from release_scenes import is_there, marked
 
 import zaplock
 from zaplock.buffers import (
@@ -38,10 +39,6 @@ def resident(array: np.ndarray[Any, Any]) -> int:
     return int(((entries >> np.uint64(62)) != 0).sum()) * PAGE
 
 
-def mapped(start: int) -> bool:
-    return bool(vmas_in(start, start + PAGE))
-
-
 @pytest.mark.parametrize("shape", [(), 7, (3, 4), (0,), (5, 0), (1 << 20,)])
 @pytest.mark.parametrize("dtype", ["f8", "u1", "M8[ns]", "S5", [("a", "i4"), ("b", "f2")]])
 def test_an_array_like_any_other(shape: Any, dtype: Any) -> None:
@@ -56,39 +53,39 @@ def test_an_array_like_any_other(shape: Any, dtype: Any) -> None:
 
 def test_views_keep_it_alive_and_the_last_one_ends_it() -> None:
     array = empty(4 * MIB, np.uint8, populate=True)
-    start = array.ctypes.data
+    start = marked(array)
     view = array[MIB : 2 * MIB].reshape(-1, 16)
     window = memoryview(view)
     del array, view
     gc.collect()
-    assert mapped(start)
+    assert is_there(start, 4 * MIB)
     del window
-    assert not mapped(start)
+    assert not is_there(start, 4 * MIB)
 
 
 def test_the_pages_go_before_the_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The unmap at the last reference must find nothing left to free."""
     array = empty(8 * MIB, np.uint8, populate=True)
-    start, zapped = array.ctypes.data, []
+    start, zapped = marked(array), list[tuple[int, int]]()
     real = syscalls.madvise
 
     def madvise(address: int, length: int, advice: int) -> int:
-        assert mapped(start)
+        assert is_there(start, 8 * MIB)
         zapped.append((address, length))
         return real(address, length, advice)
 
     monkeypatch.setattr(syscalls, "madvise", madvise)
     del array
     assert sum(length for _, length in zapped) == 8 * MIB
-    assert not mapped(start)
+    assert not is_there(start, 8 * MIB)
 
 
 def test_the_background_worker_ends_it_as_well() -> None:
     array = empty(8 * MIB, np.uint8, populate=True, background=True)
-    start = array.ctypes.data
+    start = marked(array)
     del array
     flush()
-    assert not mapped(start)
+    assert not is_there(start, 8 * MIB)
 
 
 def test_finalizers_and_pickles_are_as_ever() -> None:
@@ -161,9 +158,9 @@ def test_a_block_borrows() -> None:
         array[:] = 1
         view = array[5:]
     assert not view.any()
-    start = view.ctypes.data
+    start = marked(array)
     del array, view
-    assert not mapped(start)
+    assert not is_there(start, 8 * MIB)
     with pytest.raises(ZeroDivisionError), borrowed(10) as array:
         array[0] = 1 / 0
 

@@ -54,7 +54,7 @@ def threads_of(session: int) -> int:
     return sum(len(list(Path(f"/proc/{pid}/task").glob("*"))) for pid in processes_of(session))
 
 
-def wait_for(condition: object, seconds: float = 60.0) -> bool:
+def wait_for(condition: object, seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():  # type: ignore[operator]

@@ -318,7 +318,7 @@ def test_an_image_that_does_not_boot_is_named(tmp_path: Path) -> None:
 
 def test_a_guest_without_enough_memory_says_so() -> None:
     needs("debian:6.1")
-    plan = GuestPlan(128 * MIB, memory=128 * MIB, timeout_s=60, exact=True)
+    plan = GuestPlan(128 * MIB, memory=128 * MIB, timeout_s=240, exact=True)
     with pytest.raises(UserError, match=r"failed in phase populate.*--guest-memory"):
         run(plan)
 

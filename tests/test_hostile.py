@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,20 +90,23 @@ work()
 
 
 @pytest.fixture
-def lair(tmp_path: Path) -> Path:
-    """Make the user's directory: his modules, his links, and files that are root's alone."""
-    for parent in tmp_path.parents:
-        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    (tmp_path / "precious").write_text("root's")
-    (tmp_path / "precious").chmod(0o600)
-    place = tmp_path / "lair"
+def lair() -> Iterator[Path]:
+    """Make the user's directory: his modules, his links, and files that are root's alone.
+
+    It is in a folder that stays open to him: any run of pytest may close pytest's own.
+    """
+    with tempfile.TemporaryDirectory(prefix="zaplock-lair-") as name:
+        yield made_in(Path(name))
+
+
+def made_in(folder: Path) -> Path:
+    folder.chmod(0o755)
+    (folder / "precious").write_text("root's")
+    (folder / "precious").chmod(0o600)
+    place = folder / "lair"
     place.mkdir()
     for module in SHADOWED:
-        trap = (
-            f"open({str(tmp_path / 'sprung')!r}, 'a').write('uid %d' % __import__('os').getuid())"
-        )
+        trap = f"open({str(folder / 'sprung')!r}, 'a').write('uid %d' % __import__('os').getuid())"
         (place / f"{module}.py").write_text(trap)
     for name in ("page.html", "out.pftrace", "out.svg", "trace.txt"):
         (place / name).symlink_to("../precious")
@@ -179,6 +183,7 @@ def test_maps_of_functions_that_would_hang_or_lead_elsewhere(lair: Path) -> None
         pids = [stack.enter_context(the_process_of(b"jit")) for _ in range(3)]
         maps = [Path(f"/tmp/perf-{pid}.map") for pid in pids]
         for one in maps:
+            one.unlink(missing_ok=True)  # of whoever had this number before
             stack.callback(one.unlink, missing_ok=True)
         os.mkfifo(maps[0])
         with maps[1].open("wb") as sparse:

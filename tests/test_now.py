@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import sleeper
 from scenes import GIB, MM, MS
 
 from zaplock.cli import main
@@ -151,11 +152,8 @@ while not select.select([0], [], [], 0)[0]:  # until the tester says so, or is g
 def test_why_of_several_processes_speaks_of_no_one_lock(
     busy: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with subprocess.Popen(["sleep", "60"]) as other:
-        try:
-            assert main(["why", "-p", str(busy), "-p", str(other.pid), "-d", "300ms"]) == 0
-        finally:
-            other.kill()
+    with sleeper() as other:
+        assert main(["why", "-p", str(busy), "-p", str(other.pid), "-d", "300ms"]) == 0
     said = capsys.readouterr().out
     assert "an mmap_lock" in said.partition("In these")[0]
     assert "this lock" not in said

@@ -222,7 +222,7 @@ def test_the_first_difference_is_named() -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fault_is_found_and_taken_out_again(bench: Bench, name: str) -> None:
     fault = next(fault for fault in seeded_faults.FAULTS if fault.name == name)
-    found = seeded_faults.hunt(bench, fault, seed=2, limit_s=30)
+    found = seeded_faults.hunt(bench, fault, seed=2, limit_s=240)
     assert found.signature, f"{name} ({fault.rule}) was not found"
     assert bench.slice(seed=4, sequences=4).agrees
 

@@ -34,7 +34,7 @@ PAGE = mmap.PAGESIZE
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 LENGTH = 4 * PAGE
 ROOMS = tuple(str(Path(zaplock.__file__).parent / room) + "/" for room in ("release", "buffers"))
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 class Struck(BaseException):

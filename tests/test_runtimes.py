@@ -55,7 +55,7 @@ def test_this_process_is_python_and_a_shell_has_glibcs_malloc() -> None:
     own = recognise(os.getpid(), Path("/proc/self/comm").read_text().rstrip("\n"))
     assert own is not None
     assert own.name in ("Python", "jemalloc", "tcmalloc", "mimalloc")
-    with subprocess.Popen(["sleep", "30"]) as sleeper:
+    with subprocess.Popen(["sleep", "600"]) as sleeper:
         try:
             until_called(sleeper.pid, "sleep")
             found = recognise(sleeper.pid, "sleep")
@@ -71,7 +71,7 @@ def test_go_is_recognised_by_the_build_information_in_its_file(tmp_path: Path) -
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     with program.open("ab") as file:
         file.write(b"\xff Go buildinf:\x08\x02")
-    with subprocess.Popen([program, "30"]) as gopher:
+    with subprocess.Popen([program, "600"]) as gopher:
         try:
             until_called(gopher.pid, "gopher")
             assert recognise(gopher.pid, "gopher") is GO

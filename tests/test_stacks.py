@@ -53,8 +53,9 @@ template <class T> __attribute__((noinline)) int purge(char *p, size_t n) {
 }
 }
 static const size_t N = 200UL << 20;
+static int endless;
 static void *freer(void *) {
-  for (int i = 0; i < 5; i++) {
+  for (int i = 0; i < (endless ? 1 << 30 : 5); i++) {
     char *p = (char *)mmap(0, N, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     madvise(p, N, MADV_NOHUGEPAGE);
     memset(p, 1, N);
@@ -70,7 +71,8 @@ __attribute__((noinline)) void grow() {
   usleep(500);
 }
 int main(int count, char **) {
-  if (count > 1 && fork()) { wait(0); return 0; }
+  endless = count > 2;
+  if (count == 2 && fork()) { wait(0); return 0; }
   pthread_t thread;
   pthread_create(&thread, 0, freer, 0);
   for (;;) grow();
@@ -241,10 +243,12 @@ def test_a_runtimes_own_map_names_its_functions(
 def test_why_says_where_the_holder_is(
     program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with subprocess.Popen([str(program)]) as process:
+    with subprocess.Popen([str(program), "and", "on"]) as process:
         command = ["why", "-p", str(process.pid), "-d", "500ms", "--stacks", "--json"]
-        assert main([*command, "--folded", str(tmp_path / "folded")]) == 0
-        process.kill()
+        try:
+            assert main([*command, "--folded", str(tmp_path / "folded")]) == 0
+        finally:
+            process.kill()
     said = json.loads(capsys.readouterr().out)
     stacks = [hold["stack"] for hold in said["holds"] if "stack" in hold]
     assert any(stack["kernel"] for stack in stacks)

@@ -17,10 +17,13 @@ from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.recorder.in_memory import record_mm
 
-SLEEP = (
-    "import ctypes, time; ctypes.CDLL(None).prctl(15, b'{name}'); print(flush=True); time.sleep(60)"
-)
-NAME = "zl-target-test"
+SLEEP = """
+import ctypes, time
+ctypes.CDLL(None).prctl(15, b"{name}")
+print(flush=True)
+time.sleep(600)
+"""
+NAME = f"zl-aim-{os.getpid()}"
 
 
 @contextmanager
@@ -53,8 +56,11 @@ def test_two_processes_of_one_name_are_recorded_and_others_are_not(
         file = tmp_path / "two.zaplock"
         poke = subprocess.Popen(
             [sys.executable, "-c", POKE, *map(str, (one, other, third))],
+            stdout=subprocess.PIPE,
         )
         try:
+            assert poke.stdout
+            assert poke.stdout.readline() == b"\n"
             assert main(["record", "--comm", NAME, "-d", "1s", "-o", str(file)]) == 0
         finally:
             poke.kill()
@@ -72,6 +78,7 @@ import sys, time
 while True:
     for pid in sys.argv[1:]:
         open(f"/proc/{pid}/smaps_rollup").read()
+    print(flush=True)
     time.sleep(0.02)
 """
 

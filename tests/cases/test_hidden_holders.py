@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import name_of
 from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 
@@ -153,7 +154,7 @@ def test_who_serves_the_file_system_that_a_holder_waits_for_is_told(
             (server,) = (
                 int(one.name)
                 for one in Path("/proc").glob("[0-9]*")
-                if (one / "comm").read_text() == "slow_files\n"
+                if name_of(int(one.name)) == "slow_files"
                 and f"\nPPid:\t{os.getpid()}\n" in (one / "status").read_text()
             )
             os.kill(server, signal.SIGSTOP)
