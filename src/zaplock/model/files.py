@@ -41,7 +41,9 @@ class File(msgspec.Struct, frozen=True):
     for a file of no mount that has one. `secret`: of memfd_secret, whose pages nobody but their
     mappings can reach. `noexec`: where it lies nothing may be executed. `huge`: of a file on a
     mount of tmpfs, its huge= (model.shared_folios), "" on the kernel's own; `named`: it has a name
-    there.
+    there. `stacked`: a file system that maps files of others (overlayfs) has it: what is mapped is
+    the file below, so that a new mapping joins no neighbour, which has that one already
+    (backing_file_mmap, since 4.19).
     """
 
     kind: str
@@ -66,6 +68,7 @@ class File(msgspec.Struct, frozen=True):
     noexec: bool = False
     huge: str = ""
     named: bool = False
+    stacked: bool = False
 
     @property
     def is_write_sealed(self) -> bool:
