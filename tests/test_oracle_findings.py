@@ -43,6 +43,9 @@ def test_the_program_compiles_and_runs(path: Path, tmp_path: Path) -> None:
         pytest.skip("it would cost this machine huge pages until it is booted")
     told = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     assert "VmLck with nothing mapped: " in told
+    assert "expected" in told
+    if RELEASE == (6, 18) and "MAP_HUGETLB" not in source.read_text():
+        assert not [line for line in told.splitlines() if ", expected " in line]
     if path.stem == "dontunmap-of-locked-memory" and (5, 7) <= RELEASE < (7, 2):
         assert "VmLck with nothing mapped: 24 kB" in told
     if path.stem == "dirty-huge-page-forgotten":
@@ -56,6 +59,36 @@ def test_what_c_can_not_say_is_one_clear_line(
     path.write_text('{"operations": [["fork"]]}')
     assert main(["oracle", "--replay", str(path), "--c", str(tmp_path / "x.c")]) == 2
     assert "fork can't be written in C" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no compiler here")
+def test_the_program_says_which_result_is_not_the_expected_one(tmp_path: Path) -> None:
+    saved, source = tmp_path / "odd.json", tmp_path / "odd.c"
+    saved.write_text(
+        '{"operations": [["mmap", 0, 8192, 3, 34, -1, 0], ["munmap", 1, 4096], '
+        '["mremap", {"op": 0}, 4096, 4096, 3, 1048576], ["madvise", 1048576, 4096, 4], '
+        '["store_value", 1048576, 7], ["load", 1048576]]}'
+    )
+    assert main(["oracle", "--replay", str(saved), "--c", str(source)]) == 0
+    text = source.read_text()
+    for wrong in ("", "wrong"):
+        if wrong:
+            text = (
+                text.replace("-EINVAL);", "0);").replace("== 7", "== 8").replace("ted 7", "ted 8")
+            )
+        source.write_text(text)
+        program = tmp_path / f"odd{wrong}"
+        subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)
+        told = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+        lines = told.splitlines()
+        assert lines[0].startswith("mmap(0, 0x2000, 3, 0x22, -1, 0) = 0x")
+        assert lines[0].endswith(", as expected")
+        verdict = "expected 0" if wrong else "as expected"
+        assert f"munmap(1, 0x1000) = -22 (Invalid argument), {verdict}" in lines
+        assert "mremap(op0+0x0, 0x1000, 0x1000, 3, 0x100000) = 0x100000, as expected" in lines
+        assert "madvise(0x100000, 0x1000, 4) = 0, as expected" in lines
+        verdict = "expected 8" if wrong else "as expected"
+        assert f"a load of 0x100000 gives 7, {verdict}" in lines
 
 
 def test_earlier_results_are_named_in_the_program(tmp_path: Path) -> None:

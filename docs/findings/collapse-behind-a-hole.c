@@ -1,10 +1,12 @@
 /* MADV_COLLAPSE ends at 2 MiB that have no page table, and goes on over 1 GiB that has none
  * cc -o reproducer reproducer.c && ./reproducer
  * written by: zaplock oracle --replay collapse-behind-a-hole.json --c reproducer.c
+ * What is expected is what Linux 6.18 gives by zaplock's model; ANYWHERE: where it chooses.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,7 @@
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
+#define ANYWHERE LONG_MAX
 
 static long field(const char *path, const char *name)
 {
@@ -30,14 +33,44 @@ static long field(const char *path, const char *name)
 	return kb;
 }
 
+static void print_result(long result)
+{
+	if (result == ANYWHERE)
+		printf("a place that the kernel chooses");
+	else if (result < 0 && result >= -4095)
+		printf("%ld (%s)", result, strerror(-result));
+	else
+		printf(result > 9 ? "%#lx" : "%ld", result);
+}
+
+static void tell(int tells, const char *call, char *got, long expected)
+{
+	long result = got == MAP_FAILED ? -errno : (long)got;
+
+	if (!tells)
+		return;
+	printf("%s = ", call);
+	print_result(result);
+	if (expected == ANYWHERE ? result > 0 : result == expected) {
+		puts(", as expected");
+	} else {
+		printf(", expected ");
+		print_result(expected);
+		puts("");
+	}
+	fflush(stdout);
+}
+
 static long sequence(int tells)
 {
 	char *r[3];
 	long before = field("/proc/self/status", "VmLck");
 
 	r[0] = (char *)(long)mmap((void *)0x40000000, 0x600000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+	tell(tells, "mmap(0x40000000, 0x600000, 3, 0x32, -1, 0)", r[0], (long)0x40000000);
 	r[1] = (char *)(long)(*(volatile char *)0x40522000 = 1);
 	r[2] = (char *)(long)madvise((void *)0x40200000, 0x400000, 0x19);
+	tell(tells, "madvise(0x40200000, 0x400000, 0x19)", r[2], -EINVAL);
 
 	if (tells)
 		printf("AnonHugePages in the end: %ld kB\n",

@@ -1,10 +1,12 @@
 /* mremap(MREMAP_DONTUNMAP) of locked memory: VmLck stays too high
  * cc -o reproducer reproducer.c && ./reproducer
  * written by: zaplock oracle --replay dontunmap-of-locked-memory.json --c reproducer.c
+ * What is expected is what Linux 6.18 gives by zaplock's model; ANYWHERE: where it chooses.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,7 @@
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
+#define ANYWHERE LONG_MAX
 
 static long field(const char *path, const char *name)
 {
@@ -30,13 +33,43 @@ static long field(const char *path, const char *name)
 	return kb;
 }
 
+static void print_result(long result)
+{
+	if (result == ANYWHERE)
+		printf("a place that the kernel chooses");
+	else if (result < 0 && result >= -4095)
+		printf("%ld (%s)", result, strerror(-result));
+	else
+		printf(result > 9 ? "%#lx" : "%ld", result);
+}
+
+static void tell(int tells, const char *call, char *got, long expected)
+{
+	long result = got == MAP_FAILED ? -errno : (long)got;
+
+	if (!tells)
+		return;
+	printf("%s = ", call);
+	print_result(result);
+	if (expected == ANYWHERE ? result > 0 : result == expected) {
+		puts(", as expected");
+	} else {
+		printf(", expected ");
+		print_result(expected);
+		puts("");
+	}
+	fflush(stdout);
+}
+
 static long sequence(int tells)
 {
 	char *r[2];
 	long before = field("/proc/self/status", "VmLck");
 
 	r[0] = (char *)(long)mmap((void *)0x10000000, 0x6000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_LOCKED, -1, 0);
+	tell(tells, "mmap(0x10000000, 0x6000, 3, 0x2032, -1, 0)", r[0], (long)0x10000000);
 	r[1] = (char *)(long)mremap((void *)0x10000000, 0x4000, 0x4000, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, (void *)0);
+	tell(tells, "mremap(0x10000000, 0x4000, 0x4000, 5, 0)", r[1], ANYWHERE);
 
 	if (tells)
 		printf("AnonHugePages in the end: %ld kB\n",

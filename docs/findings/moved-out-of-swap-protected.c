@@ -1,10 +1,12 @@
 /* UFFDIO_MOVE keeps the write protection of a page in swap and drops that of one in memory
  * cc -o reproducer reproducer.c && ./reproducer
  * written by: zaplock oracle --replay moved-out-of-swap-protected.json --c reproducer.c
+ * What is expected is what Linux 6.18 gives by zaplock's model; ANYWHERE: where it chooses.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +27,7 @@ struct uffdio_move {
 #ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
+#define ANYWHERE LONG_MAX
 
 static long field(const char *path, const char *name)
 {
@@ -38,6 +41,34 @@ static long field(const char *path, const char *name)
 	if (file)
 		fclose(file);
 	return kb;
+}
+
+static void print_result(long result)
+{
+	if (result == ANYWHERE)
+		printf("a place that the kernel chooses");
+	else if (result < 0 && result >= -4095)
+		printf("%ld (%s)", result, strerror(-result));
+	else
+		printf(result > 9 ? "%#lx" : "%ld", result);
+}
+
+static void tell(int tells, const char *call, char *got, long expected)
+{
+	long result = got == MAP_FAILED ? -errno : (long)got;
+
+	if (!tells)
+		return;
+	printf("%s = ", call);
+	print_result(result);
+	if (expected == ANYWHERE ? result > 0 : result == expected) {
+		puts(", as expected");
+	} else {
+		printf(", expected ");
+		print_result(expected);
+		puts("");
+	}
+	fflush(stdout);
 }
 
 static int uffd = -1;
@@ -88,14 +119,21 @@ static long sequence(int tells)
 	ioctl(uffd, UFFDIO_API, &api);
 
 	r[0] = (char *)(long)mmap((void *)0x10000000, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+	tell(tells, "mmap(0x10000000, 0x2000, 3, 0x32, -1, 0)", r[0], (long)0x10000000);
 	r[1] = (char *)(long)mmap((void *)0x20000000, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+	tell(tells, "mmap(0x20000000, 0x2000, 3, 0x32, -1, 0)", r[1], (long)0x20000000);
 	r[2] = (char *)(long)uffd_register((void *)0x10000000, 0x2000, 2);
+	tell(tells, "uffd_register(0x10000000, 0x2000, 2)", r[2], 0);
 	r[3] = (char *)(long)uffd_register((void *)0x20000000, 0x2000, 3);
+	tell(tells, "uffd_register(0x20000000, 0x2000, 3)", r[3], 0);
 	r[4] = (char *)(long)(*(volatile char *)0x10000000 = 1);
 	r[5] = (char *)(long)(*(volatile char *)0x10001000 = 1);
 	r[6] = (char *)(long)uffd_writeprotect((void *)0x10000000, 0x2000, 1);
+	tell(tells, "uffd_writeprotect(0x10000000, 0x2000, 1)", r[6], 0);
 	r[7] = (char *)(long)madvise((void *)0x10001000, 0x1000, 0x15);
+	tell(tells, "madvise(0x10001000, 0x1000, 0x15)", r[7], 0);
 	r[8] = (char *)(long)uffd_move((void *)0x20000000, 0x2000, 0x10000000, 0);
+	tell(tells, "uffd_move(0x20000000, 0x2000, 0x10000000, 0)", r[8], 0);
 
 	if (tells)
 		tell_moved((void *)0x20000000, 0x2000);

@@ -157,6 +157,7 @@ _CALLS = (
     _call("pread64", 17, "file addr length offset", traced=False, judged=True),
     _call("pwrite64", 18, "file addr length offset", traced=False, judged=True),
     _call("shmget", 29, "key length flags", traced=False),
+    _call("shmctl", 31, "segment command buffer", traced=False),
     _call("dup", 32, "file", traced=False),
     _call("dup2", 33, "file new", traced=False),
     _call("fcntl", 72, "file command argument", traced=False),

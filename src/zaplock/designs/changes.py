@@ -679,13 +679,13 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.12", None, "fs: sort out the fallocate mode vs flag mess",
-            "fallocate is asked for one thing at a time, and knows no others (EOPNOTSUPP); before, "
-            "what moves pages, or unshares them, was EINVAL beside another one",
-            {"fallocate_mixes": "EOPNOTSUPP"},
-            doubt="its id is not known: 6.1.192 gave EINVAL, 6.12.117 EOPNOTSUPP",
-        ),
-        Change(
-           "6.12", "6beeab870e70", "mm: shmem: move shmem_huge_global_enabled() into "
+        "fallocate is asked for one thing at a time, and knows no others (EOPNOTSUPP); before, "
+        "what moves pages, or unshares them, was EINVAL beside another one",
+        {"fallocate_mixes": "EOPNOTSUPP"},
+        doubt="its id is not known: 6.1.192 gave EINVAL, 6.12.117 EOPNOTSUPP",
+    ),
+    Change(
+        "6.12", "6beeab870e70", "mm: shmem: move shmem_huge_global_enabled() into "
         "shmem_allowable_huge_orders()",
         "a fault makes a huge page of a file in memory only where its mapping has room for one",
         {"folios_need_room": True}, ("6.11.6",),

@@ -43,7 +43,9 @@ class File(msgspec.Struct, frozen=True):
     mount of tmpfs, its huge= (model.shared_folios), "" on the kernel's own; `named`: it has a name
     there. `fallocend`: of a file in memory, the page up to which fallocate has filled it, also
     beyond its size; `most_pages`: what a mount of tmpfs lets all its files have (size=), 0 for no
-    bound.
+    bound. `stacked`: a file system that maps files of others (overlayfs) has it: what is mapped is
+    the file below, so that a new mapping joins no neighbour, which has that one already
+    (backing_file_mmap, since 4.19).
     """
 
     kind: str
@@ -70,6 +72,7 @@ class File(msgspec.Struct, frozen=True):
     named: bool = False
     fallocend: int = 0
     most_pages: int = 0
+    stacked: bool = False
 
     @property
     def is_write_sealed(self) -> bool:

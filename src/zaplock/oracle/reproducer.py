@@ -1,11 +1,13 @@
 """A sequence as a C program of a few lines, to show a kernel's own accounting to its developers.
 
 The program does the sequence in forked children, each of which unmaps everything it has mapped and
-ends. It prints what a child has in huge pages when it is through, VmLck of a child when nothing is
-mapped any more, and by how much Committed_AS of the machine has grown when all are gone (and
-HugePages_Rsvd, where it maps huge pages of the pool). All but the first would be 0. Where a
-userfaultfd moves pages, it says of each whether it is still write-protected there. A child that
-uses up a second of CPU time is killed, and is the last.
+ends. It prints what each call returns in the first of them, and whether that is what the model of
+Linux 6.18 expects (`expected`); a place that the kernel chooses may be any. Then it prints what a
+child has in huge pages when it is through, VmLck of a child when nothing is mapped any more, and by
+how much Committed_AS of the machine has grown when all are gone (and HugePages_Rsvd, where it maps
+huge pages of the pool). All but the first would be 0. Where a userfaultfd moves pages, it says of
+each whether it is still write-protected there. A child that uses up a second of CPU time is killed,
+and is the last.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 
 from zaplock.errors import UserError
 from zaplock.model import flags as f
-from zaplock.oracle import ops
+from zaplock.oracle import expected, ops
 from zaplock.oracle.ops import Argument, Op, Ref, slots_used
 
 ROUNDS = 16
@@ -32,10 +34,12 @@ _PROGRAM = """\
 /* {why}
  * cc -o reproducer reproducer.c && ./reproducer
  * written by: zaplock oracle --replay {name}.json --c reproducer.c
+ * What is expected is what Linux 6.18 gives by zaplock's model; ANYWHERE: where it chooses.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +50,7 @@ _PROGRAM = """\
 {includes}#ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
+#define ANYWHERE LONG_MAX
 
 static long field(const char *path, const char *name)
 {{
@@ -59,6 +64,34 @@ static long field(const char *path, const char *name)
 	if (file)
 		fclose(file);
 	return kb;
+}}
+
+static void print_result(long result)
+{{
+	if (result == ANYWHERE)
+		printf("a place that the kernel chooses");
+	else if (result < 0 && result >= -4095)
+		printf("%ld (%s)", result, strerror(-result));
+	else
+		printf(result > 9 ? "%#lx" : "%ld", result);
+}}
+
+static void tell(int tells, const char *call, char *got, long expected)
+{{
+	long result = got == MAP_FAILED ? -errno : (long)got;
+
+	if (!tells)
+		return;
+	printf("%s = ", call);
+	print_result(result);
+	if (expected == ANYWHERE ? result > 0 : result == expected) {{
+		puts(", as expected");
+	}} else {{
+		printf(", expected ");
+		print_result(expected);
+		puts("");
+	}}
+	fflush(stdout);
 }}
 
 {helpers}static long sequence(int tells)
@@ -182,7 +215,11 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
         strange.append("files of huge pages")
     if strange:
         raise UserError(f"{name}: {', '.join(strange)} can't be written in C; use the .py script")
-    body = "\n".join(f"\tr[{k}] = (char *)(long){_call(op)};" for k, op in enumerate(sequence))
+    found = expected.results(sequence)
+    body = "\n".join(
+        f"\tr[{k}] = (char *)(long){_call(op)};{_tell(k, op, found)}"
+        for k, op in enumerate(sequence)
+    )
     uses_file = any(op.name == "mmap" and op.args[4] != ops.NO_FILE for op in sequence)
     files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
     files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
@@ -197,7 +234,7 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
         helpers=(_UFFD_HELPERS if watches else "")
         + (_PROTECT_HELPER if protects else "")
         + (_MOVE_HELPERS if moves else ""),
-        moved="".join(map(_tell_moved, moves)) + _tell_loaded(sequence),
+        moved="".join(map(_tell_moved, moves)) + _tell_loaded(sequence, found),
         unmaps="\n".join(_unmaps(sequence)),
         before=_RESERVED_BEFORE if reserves else "",
         after=_RESERVED_AFTER if reserves else "",
@@ -228,18 +265,49 @@ def _call(op: Op) -> str:
     return f"{op.name}((void *){', '.join(a)})"
 
 
+def _tell(k: int, op: Op, found: Sequence[int]) -> str:
+    """Let a call say what it has returned; accesses return nothing that the model has too."""
+    if op.name in ("store", "store_value", "load") or k >= len(found):
+        return ""
+    return f'\n\ttell(tells, "{op}", r[{k}], {_expectation(op, found, found[k])});'
+
+
+def _expectation(op: Op, found: Sequence[int], result: int) -> str:
+    """Return a result in C: an errno, a number, a place that was asked for or any place."""
+    if result < 0:
+        return f"-{ops.ERRNO_NAMES.get(-result, -result)}"
+    if op.name not in ("mmap", "mremap"):
+        return _value(result)
+    asked = [value for value in (op.args[0], *op.args[4:5]) if not isinstance(value, int) or value]
+    for value in asked:
+        place = found[value.op] + value.delta if isinstance(value, Ref) else value
+        if place == result:
+            return f"(long){_value(value)}"
+    return "ANYWHERE"
+
+
 def _tell_moved(op: Op) -> str:
     start, length = (_value(value) for value in op.args[:2])
     return f"\tif (tells)\n\t\ttell_moved((void *){start}, {length});\n"
 
 
-def _tell_loaded(sequence: Sequence[Op]) -> str:
+def _tell_loaded(sequence: Sequence[Op], found: Sequence[int]) -> str:
     return "".join(
-        f'\tif (tells)\n\t\tprintf("a load of %p gives %ld\\n", (void *){_value(op.args[0])}, '
-        f"(long)r[{k}]);\n"
+        f'\tif (tells)\n\t\tprintf("a load of %p gives %ld%s\\n", (void *){_value(op.args[0])}, '
+        f"(long)r[{k}], {_verdict(k, found)});\n"
         for k, op in enumerate(sequence)
         if op.name == "load"
     )
+
+
+def _verdict(k: int, found: Sequence[int]) -> str:
+    """Return in C what to say of the byte that a load has found, where the model has it too."""
+    value = found[k] if k < len(found) else -1
+    if 0 <= value - ops.store_tag(0) < len(found):
+        value = 1  # what a store writes here
+    if not 0 <= value < 128:
+        return '""'
+    return f'(long)r[{k}] == {value} ? ", as expected" : ", expected {value}"'
 
 
 def _unmaps(sequence: Sequence[Op]) -> list[str]:

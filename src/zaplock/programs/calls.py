@@ -156,15 +156,21 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
     count = number(call.arguments[2])
     if number(call.arguments[4]) or count > _MOST_RANGES:
         return -errno.EINVAL
+    if len(ranges) != count and call.result == -errno.EFAULT:
+        return -errno.EFAULT  # what the recorder could not read the kernel could not either
     if len(ranges) != count:
         raise NotRecorded("not every range of its vector is in the recording")
     spans = [(number(base), int(told)) for base, told in ranges]
+    if any(length >> 63 for _, length in spans):
+        return -errno.EINVAL
     if any(start + length >= f.TASK_SIZE_4_LEVELS for start, length in spans):
         return -errno.EFAULT
     fd = descriptor(call.arguments[0])
     if (fd < 0 and fd not in _SELVES) or (fd >= 0 and world.is_closed(call.arguments[0])):
         return -errno.EBADF
     owner = pidfd_owner(world, live, call)
+    if fd >= 0 and not owner and is_no_process(file_of(call.arguments[0])):
+        return -errno.EBADF
     if owner < 0:
         return -errno.ESRCH
     if owner and owner not in live.traced.pids:
@@ -177,6 +183,11 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
             return done or result
         done += length
     return done
+
+
+def is_no_process(path: str) -> bool:
+    """Return whether a descriptor's path is told and none of a pidfd's; /proc/PID was one once."""
+    return bool(path) and not path.startswith(("pid:", "anon_inode:[pidfd]", "/proc/"))
 
 
 def pidfd_owner(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -17,7 +17,7 @@ OWN = 0
 _MODES = {"r": 0, "w": 1, "rw": 2, "none": 3}
 _FACTS = re.compile(
     r"^(\d{1,10}) (r|w|rw|none) (\d{1,10}:\d{1,20})(?: seals=([0-9a-f]{1,8}))?"
-    r"(?: huge=(\d{1,20}))?( noexec)?$"
+    r"(?: huge=(\d{1,20}))?( noexec)?( stacked)?$"
 )
 
 
@@ -26,6 +26,7 @@ class Facts(NamedTuple):
 
     `mode`: O_ACCMODE, 3 where it was opened to be named only (O_PATH). `inode`: its mount and
     number. `seals`: of a memfd, else None. `huge`: bytes of its huge pages, 0 for none.
+    `stacked`: it lies on a file system that maps files of others (overlayfs).
     """
 
     descriptor: int
@@ -34,6 +35,7 @@ class Facts(NamedTuple):
     seals: int | None = None
     huge: int = 0
     noexec: bool = False
+    stacked: bool = False
 
 
 def facts_of(text: str) -> Facts:
@@ -41,10 +43,10 @@ def facts_of(text: str) -> Facts:
     matched = _FACTS.match(text)
     if matched is None:
         raise ValueError(f"{text!r} is no descriptor, mode and inode")
-    number, mode, inode, seals, huge, noexec = matched.groups()
+    number, mode, inode, seals, huge, noexec, stacked = matched.groups()
     return Facts(
         int(number), _MODES[mode], inode, int(seals, 16) if seals else None,
-        int(huge or 0), bool(noexec),
+        int(huge or 0), bool(noexec), bool(stacked),
     )  # fmt: skip
 
 
@@ -53,7 +55,8 @@ def facts_text(facts: Facts) -> str:
     mode = next(name for name, value in _MODES.items() if value == facts.mode)
     seals = "" if facts.seals is None else f" seals={facts.seals:x}"
     huge = f" huge={facts.huge}" if facts.huge else ""
-    return f"{facts.descriptor} {mode} {facts.inode}{seals}{huge}{' noexec' * facts.noexec}"
+    flags = " noexec" * facts.noexec + " stacked" * facts.stacked
+    return f"{facts.descriptor} {mode} {facts.inode}{seals}{huge}{flags}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,15 +26,15 @@ NUMBERS = {
     245: "io_setup", 246: "io_destroy", 257: "remap_file_pages", 274: "mbind", 295: "openat",
     310: "unshare", 330: "dup3", 340: "prlimit64", 346: "setns", 354: "seccomp",
     356: "memfd_create", 358: "execveat", 374: "userfaultfd", 376: "mlock2", 380: "pkey_mprotect",
-    395: "shmget", 397: "shmat", 398: "shmdt", 425: "io_uring_setup", 435: "clone3",
+    395: "shmget", 396: "shmctl", 397: "shmat", 398: "shmdt", 425: "io_uring_setup", 435: "clone3",
     436: "close_range", 437: "openat2", 440: "process_madvise", 450: "set_mempolicy_home_node",
     453: "map_shadow_stack", 462: "mseal",
 }  # fmt: skip
-"""The calls of `spelling` by the numbers of i386; ipc is three of them."""
+"""The calls of `spelling` by the numbers of i386; ipc is four of them."""
 BY_COMMAND = (54, 55, 221)
 """ioctl, fcntl, fcntl64: which of them are recorded, their second argument tells."""
 
-_OF_IPC = {21: "shmat", 22: "shmdt", 23: "shmget"}
+_OF_IPC = {21: "shmat", 22: "shmdt", 23: "shmget", 24: "shmctl"}
 _WORD = 0xFFFF_FFFF
 
 

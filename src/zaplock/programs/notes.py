@@ -16,6 +16,7 @@ from pathlib import Path
 from zaplock.model import flags as f
 from zaplock.oracle import real
 from zaplock.programs.file_tables import Facts, facts_text
+from zaplock.programs.kernel_files import forbids_execution
 from zaplock.programs.task_status import leader
 from zaplock.programs.text import ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC
 from zaplock.untrusted_names import read_text
@@ -31,6 +32,25 @@ def maps_lines(tid: int, key: str) -> list[str]:
     """Write the maps of a thread's process as lines of a recording."""
     lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
     return [f"# {key}: {line}" for line in lines]
+
+
+def sealed_lines(tid: int) -> list[str]:
+    """Write what the kernel has sealed of a program before it begins.
+
+    That is page 0 where its personality has one (MMAP_PAGE_ZERO, since 6.14), and the kernel's own
+    mappings where it was built so (CONFIG_MSEAL_SYSTEM_MAPPINGS, since 6.16).
+    """
+    found, span = [], ""
+    for line in read_text(f"/proc/{tid}/smaps").splitlines():
+        first, *rest = line.split()
+        if _SPAN.fullmatch(first):
+            span = first
+        elif first == "VmFlags:" and "sl" in rest:
+            found.append(f"# sealed: {span}")
+    return found
+
+
+_SPAN = re.compile("[0-9a-f]+-[0-9a-f]+")
 
 
 def have_narrow_addresses(maps: list[str]) -> bool:
@@ -58,11 +78,11 @@ def file_lines(tid: int, arguments: tuple[int, ...]) -> list[str]:
         return []
     mode = 3 if flags & _O_PATH else flags & 3
     options, kind, page = _mount(tid, mount)
-    noexec = "noexec" in options
+    noexec = "noexec" in options or forbids_execution(path)
     seals, huge = None, _bytes(page) if kind == "hugetlbfs" else 0
     if path.startswith("/memfd:"):
         seals, huge = _of_memory(tid, number)
-    facts = Facts(number, mode, f"{mount}:{inode}", seals, huge, noexec)
+    facts = Facts(number, mode, f"{mount}:{inode}", seals, huge, noexec, kind == "overlay")
     return [f"# file: {facts_text(facts)}"]
 
 

@@ -204,6 +204,12 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
         amount = int(told) if amount is None else amount
         state.notes.append(Note(state.pid, number, key, (), name, amount))
+    elif key == "sealed":
+        _close_block(state, state.pid)
+        try:
+            state.notes.append(Note(state.pid, number, key, (_range(value),)))
+        except ValueError as error:
+            state.unreadable.append(f"line {number}: {error}")
     elif key == "untold":
         _close_block(state, state.pid)
         state.notes.append(Note(state.pid, number, key, (), value))

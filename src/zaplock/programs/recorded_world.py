@@ -8,6 +8,7 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ import msgspec
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
-from zaplock.model.files import SEAL_EXEC, new_file
+from zaplock.model.files import SEAL_EXEC, new_file, truncate_pagecache
 from zaplock.model.huge_pool import promise
 from zaplock.model.machine import Machine
 from zaplock.model.mm import (
@@ -32,6 +33,7 @@ from zaplock.model.vma import (
     Vma,
     account,
     anon_vma_prepare,
+    change,
     device_of,
     insert,
     lookup,
@@ -47,6 +49,7 @@ from zaplock.protocols import fork
 from zaplock.protocols.design import Cx
 from zaplock.protocols.fault import expand_stack
 from zaplock.protocols.mempolicy import Policies
+from zaplock.protocols.rmap import unmap_mapping_range
 from zaplock.protocols.seals import OF_CODE
 
 LONG = 1 << 40
@@ -136,6 +139,8 @@ class StraceWorld:
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
+        self.removed: dict[int, int] = {}
+        """In which line each segment was removed (IPC_RMID)."""
         self.drivers: set[int] = set()
         self._rings: dict[int, int] = {}
         self.filters = SeccompFilters(())
@@ -251,12 +256,17 @@ class StraceWorld:
         return self.sees_paths and "<" not in argument
 
     def set_length(self, live: LiveSpace, at: int, length: int) -> None:
-        """Note how many bytes the file has that is mapped at an address, -1 where nobody knows."""
+        """Note how many bytes the file has that is mapped at an address, -1 where nobody knows.
+
+        What was mapped beyond is not any more: the file was cut.
+        """
         for vma in self.vmas(live):
             if vma.start == at and vma.file and vma.file not in self.drivers:
                 backing = self.machine.files[vma.file]
                 size = length if length >= 0 else LONG
                 self.machine.files.put(vma.file, msgspec.structs.replace(backing, size=size))
+                if size < backing.size:
+                    self.run(live, _drop_beyond(self.cx(live), vma.file, size))
         if length < 0:
             live.known = replace(live.known, given=live.known.given | {"no lengths"})
 
@@ -278,6 +288,7 @@ class StraceWorld:
         kind, size = ("hugetlb", facts.huge) if facts.huge else (backing.kind, backing.huge_size)
         changed = msgspec.structs.replace(
             backing, kind=kind, huge_size=size, noexec=backing.noexec or facts.noexec,
+            stacked=facts.stacked,
             seals=backing.seals if facts.seals is None else facts.seals,
         )  # fmt: skip
         self.machine.files.put(file, changed)
@@ -330,6 +341,13 @@ class StraceWorld:
                 if not vma.anon_vma and not vma.flags & f.VM_SHARED:
                     anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
 
+    def seal(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
+        """Note what was sealed before a program began."""
+        for item in areas:
+            for handle in overlapping(self.machine, self.machine.mm(live.mm), item.start, item.end):
+                vma = vma_of(self.machine, Task(1, live.mm), handle)
+                self.machine.vmas.put(handle, change(vma, flags=vma.flags | f.VM_SEALED))
+
     def _grow(self, live: LiveSpace, written: Area) -> None:
         """Let stacks grow down over what was written where nothing is mapped."""
         space, task = self.machine.mm(live.mm), Task(1, live.mm)
@@ -358,6 +376,13 @@ class StraceWorld:
             offset = vma.pgoff << f.PAGE_SHIFT if vma.file or device_of(vma.name) == "zero" else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
+
+
+async def _drop_beyond(cx: Cx, file: int, size: int) -> int:
+    """Unmap and drop what a file had beyond its new end."""
+    await unmap_mapping_range(cx, file, f.page_align(size), 1 << 63)
+    await truncate_pagecache(file, size)
+    return 0
 
 
 NARROW = "its addresses have 32 bits, and this recording has 64-bit calls only: record it again"
@@ -402,9 +427,12 @@ def is_secret(path: str) -> bool:
 _NEVER_MAPPED = (
     "anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:inotify",
     "anon_inode:[signalfd]", "anon_inode:[userfaultfd]", "/dev/null", "/dev/full", "/dev/random",
-    "/dev/urandom", "/dev/tty",
+    "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/kmsg", "/dev/fuse", "/dev/kvm", "/dev/net/tun",
+    "/dev/userfaultfd", "anon_inode:[fanotify]", "anon_inode:[pidfd]",
 )  # fmt: skip
 """Files without a mmap of their own: ENODEV. The recorder writes a directory with a / behind it."""
+_NEVER_MAPPED_KINDS = re.compile(r"(?:.*/|/proc/\d+/[a-z_]+|pid:-?\d+|[a-z_]+:\[\d+\])")
+"""So are directories, what /proc has of a process, pidfds, pipes, namespaces and most sockets."""
 _IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
 _SOCKETS = ("socket:", "TCP", "UDP", "UNIX", "NETLINK", "PACKET")
 
@@ -413,10 +441,10 @@ def kind_of(path: str) -> str:
     """Tell from its path what a file is, as far as mappings differ by it."""
     if label(path) == "zero":
         return "zero"
+    if _NEVER_MAPPED_KINDS.fullmatch(path) or path.startswith(_SOCKETS) or path in _NEVER_MAPPED:
+        return "none"
     if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
         return "shmem"
-    if path.startswith(("pipe:", *_SOCKETS)) or path.endswith("/") or path in _NEVER_MAPPED:
-        return "none"
     return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
 
 

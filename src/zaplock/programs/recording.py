@@ -56,12 +56,12 @@ class Area(NamedTuple):
 class Note(NamedTuple):
     """What a recorder wrote about a process at a line.
 
-    `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
-    "length" (`name` is an address in hexadecimal, `value` below 0 where it could not be had),
-    "file" (`name` is what `file_tables.facts_of` reads), "copies files" or "shares files" (a child
-    `value` in the memory of its maker), "exit" (the process ended here), "lost" (a thread of it has
-    no lines: `name` says so), "untold" (no more lines come of it, `name` says why), "width" (from
-    here on its calls have `value` bits).
+    `kind`: "begin" or "end" (`areas`), "anon" or "sealed" (one of `areas`), "limit" or "capable"
+    (`name`, `value`), "length" (`name` is an address in hexadecimal, `value` below 0 where it could
+    not be had), "file" (`name` is what `file_tables.facts_of` reads), "copies files" or "shares
+    files" (a child `value` in the memory of its maker), "exit" (the process ended here), "lost" (a
+    thread of it has no lines: `name` says so), "untold" (no more lines come of it, `name` says
+    why), "width" (from here on its calls have `value` bits).
     """
 
     pid: int

@@ -31,6 +31,7 @@ _QUIET = frozenset(
         "close_range",
         "io_uring_setup",
         "shmget",
+        "shmctl",
         "seccomp",
         "ptrace",
         *spelling.CHANGES_PRIVILEGES,
@@ -135,7 +136,7 @@ class RecordingWriter:
         maps = notes.maps_lines(thread.tid, "begin")
         thread.is_in_narrow = notes.have_narrow_addresses(maps)
         self._note(thread.tid, maps)
-        self._write(*notes.privileges(thread.tid))
+        self._write(*notes.sealed_lines(thread.tid), *notes.privileges(thread.tid))
 
     def limits(self, pid: int) -> None:
         """Write the limits of a process that may have changed."""

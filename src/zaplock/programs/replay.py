@@ -68,6 +68,8 @@ UNMODELLED = {
 
 
 _NARROW = 32
+_IPC_64 = 0x100
+"""What 32-bit programs add to the command of shmctl: which structure it is about."""
 _RESOURCES = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
@@ -187,6 +189,11 @@ class StraceReplay:
                     key, size, flags = (number(argument) for argument in call.arguments[:3])
                     huge = huge_size_of(flags) if flags & CONSTANTS["SHM_HUGETLB"] else 0
                     told[call.result] = max(told.get(call.result, (0, 0, 0)), (size, key, huge))
+            elif call.name == "shmctl" and call.result == 0 and not call.cut:
+                with suppress(ValueError, IndexError):  # most commands have no number here
+                    segment, command = (number(argument) for argument in call.arguments[:2])
+                    if command & ~_IPC_64 == CONSTANTS["IPC_RMID"]:
+                        self.world.removed.setdefault(segment, call.end)
         for segment, (size, key, huge) in told.items():
             self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF, huge)
 
@@ -203,7 +210,8 @@ class StraceReplay:
         if guest and ruling.kind != "silent":
             live.known = replace(live.known, doubt=live.known.doubt or guest)
         ruling = ruling._replace(doubt=live.known.doubt)
-        live.joints.update(vma.start for vma in self.world.vmas(live))
+        if not self.knows_writes:
+            live.joints.update(vma.start for vma in self.world.vmas(live))
         return ruling
 
     def _note(self, live: LiveSpace, note: Note) -> None:
@@ -221,6 +229,8 @@ class StraceReplay:
         elif note.kind in TABLES:
             made = TABLES[note.kind](live.known.files, note.pid, note.value)
             live.known = replace(live.known, files=made)
+        elif note.kind == "sealed":
+            self.world.seal(live, note.areas)
         elif note.kind == "length":
             self.world.set_length(live, int(note.name, 16), note.value)
         elif note.kind == "limit" and note.name in MACHINES:

@@ -18,7 +18,7 @@ from zaplock.untrusted_names import read_text
 CHANGES_PRIVILEGES = ("setuid", "setreuid", "setresuid", "capset", "unshare", "setns")
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
-    "shmdt", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
+    "shmdt", "shmctl", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
     "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",

@@ -273,7 +273,12 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
-    """Mappings of devices, rings and sockets may not be cut, moved or protected as others are."""
+    """Mappings of devices, rings and sockets may not be cut, moved or protected as others are.
+
+    Some choose where they are mapped, too (get_unmapped_area: a bpf arena, a frame buffer).
+    """
+    if call.name == "mmap" and call.result >= 0 <= got and is_driver(file_of(call.arguments[4])):
+        return f"where the driver of {file_of(call.arguments[4])} has it mapped is its own to say"
     ranges = ranges_of(call)
     for vma in world.vmas(live):
         meets = any(low < vma.end and vma.start < high for low, high in ranges)
@@ -293,6 +298,12 @@ def _of_process(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int)
     if call.name != "process_madvise" or pidfd_owner(world, live, call):
         return ""
     return "whose memory it advises is not in the recording (pidfd_open)"
+
+
+def _of_segment(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name != "shmat" or call.result != -EINVAL or got < 0:
+        return ""
+    return "whether the segment was still there is not in the recording (shmctl)"
 
 
 def _of_size(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -326,7 +337,8 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 _RULES = (
     _of_file, _of_protection, _of_seals, _of_locking, _of_length, _of_memory, _of_pages, _of_kernel,
-    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size, _of_hint, _of_width,
+    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size, _of_hint,
+    _of_width,
 )  # fmt: skip
 
 
@@ -345,6 +357,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
         yield lambda: monitors.ioctl(world, live, call, watches_any=True)
     if call.name == "shmat" and call.result >= 0:
         yield lambda: _fills_its_hole(world, live, call)
+    if call.name == "shmat" and call.result == -EINVAL:
+        yield lambda: _of_a_removed_segment(world, live, call)
     if call.name in LOCKING and "rlimit_memlock" in live.known.given:
         yield lambda: _without_privilege(world, live, call)
 
@@ -433,6 +447,17 @@ def _fills_its_hole(world: StraceWorld, live: LiveSpace, call: TracedCall) -> in
     """A segment of unknown size that the kernel placed fills the hole up to the next mapping."""
     length = hole_above(world, live, call.result)
     return shmat_call(world, live, call, length) if length > 0 else -EINVAL
+
+
+def _of_a_removed_segment(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """A segment that was removed (IPC_RMID) goes with the last mapping of it.
+
+    Source: ipc/shm.c do_shm_rmid, shm_may_destroy.
+    """
+    segment = numbers(call, 1)[0]
+    is_removed = world.removed.get(segment, call.line) < call.line
+    mapped = {vma.file for vma in world.vmas(live)}
+    return -EINVAL if is_removed and world.segments.get(segment) not in mapped else 0
 
 
 def take_base(live: LiveSpace, call: TracedCall) -> bool:

@@ -504,7 +504,8 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
         other, before = vma_of(m, task, behind), previous(space, vma.start)
         first = can_merge(m, vma, other) and other.anon_vma and before
         apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
-    merged = merge_around(m, task, handle, apart, new=True)
+    stacked = bool(vma.file) and m.files[vma.file].stacked
+    merged = handle if stacked else merge_around(m, task, handle, apart, new=True)
     become_mergeable(m, space, merged, vma.start, vma.end)
     return merged
 
