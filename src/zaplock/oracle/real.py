@@ -240,8 +240,11 @@ class RealSide:
         words, reader = memoryview(code).cast("q"), _Reader(self._child, code, self._parser)
         reader.snapshot(built.baseline)
         results = tuple(
-            tuple(threads.shown(words[place + stub.RESULT >> 3]) for place in thread)
-            for thread in places.threads
+            tuple(
+                threads.shown(op, words[place + stub.RESULT >> 3])
+                for op, place in zip(operations, at, strict=True)
+            )
+            for operations, at in zip(threaded.threads, places.threads, strict=True)
         )
         return ThreadedOutcome(results, reader.snapshot(built.places[0].after))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zaplock.model.frames import TAG_SIZE
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Snapshot
 from zaplock.oracle.program import BareProgram, Place
@@ -65,10 +66,18 @@ def number_of(thread: int, index: int) -> int:
     return SETUP_LENGTH * (thread + 1) + index
 
 
-def shown(result: int) -> int:
-    """Reduce a result to what is compared: of a fault the signal alone."""
+def shown(op: Op, result: int) -> int:
+    """Reduce a result to what is compared: of a fault the signal alone.
+
+    Of a page that was lost while a pread copied to it (of whole pages) its tag alone, wherever in
+    it that was.
+    """
     signalled = ops.signalled(result)
-    return -(signalled[0] << 16) if signalled else result
+    if signalled:
+        return -(signalled[0] << 16)
+    if op.name == "pread" and result > 0 and result % ring.PAGE:
+        return result - result % ring.PAGE + TAG_SIZE
+    return result
 
 
 class _ThreadPlaces(NamedTuple):

@@ -92,9 +92,16 @@ def pin_entry(m: Machine, task: Task, pte: Pte | None, address: int, write: bool
     if pte.kind in ("zero", "zero_thp"):
         return ZERO_PFN
     frame = vpn + pte.delta
+    hold_page(m, task, frame)
+    return frame
+
+
+def hold_page(m: Machine, task: Task, frame: int) -> None:
+    """Take a reference on a page, whether or not it is mapped."""
+    if frame == ZERO_PFN:
+        return
     change_frames(m, task, frame, frame + 1, refs=1)
     m.pins.put(frame, m.pins.get(frame, 0) + 1)
-    return frame
 
 
 @step

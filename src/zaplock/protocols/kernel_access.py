@@ -6,6 +6,12 @@ mmap_lock, and copy when it is released; a page that can't be had ends the call 
 A fault that fails ends the copy: what was copied counts, nothing copied is -EFAULT. Contents are
 tags of whole pages, so addresses and offsets are those of pages.
 
+Nothing holds a user's page while the kernel copies to it: others may take it away, and a fault may
+bring an empty one, at any byte. Where steps are small (a grain of one page) that may happen here
+once in a page, between its tag and the rest, so a copy that ends amid a page has done TAG_SIZE
+bytes of it. A file is asked for its size before each page: who cuts it ends the read there. (A file
+on a disk is asked for some pages together, which is not covered.)
+
 A write gets the page of the file first, then reads user memory (665575cff098, 6.14); one that finds
 nothing there leaves an empty page behind, and a file that ends where it was to go on. Where a file
 may have huge pages, a write is taken in pieces as big as one (9aac777aaf94), and each is held
@@ -32,17 +38,25 @@ from zaplock.model.flags import (
     VM_SHARED,
     page_align,
 )
-from zaplock.model.frames import soil, write_frame
+from zaplock.model.frames import TAG_SIZE, ZERO_PFN, read_frame, soil, write_frame
 from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
 from zaplock.model.shared_huge import is_fallocated, order_at
 from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
-from zaplock.protocols.gup import follow_page, put_page
+from zaplock.protocols.fault import RETRY
+from zaplock.protocols.gup import follow_page, hold_page, put_page
 from zaplock.protocols.populate import NOT_PINNED, populate_up_to
 from zaplock.protocols.seals import sealed_against
-from zaplock.protocols.user_access import MUST_FAULT, load, read_memory, write_memory
+from zaplock.protocols.user_access import (
+    MUST_FAULT,
+    load,
+    read_memory,
+    store,
+    user_fault,
+    write_memory,
+)
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -69,25 +83,40 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
     """The pread system call of a file in memory, on a disk or of /dev/zero: bytes or an errno."""
     if error := refused(cx, address, length, offset):
         return error
-    length = min(length, MAX_RW_COUNT)
-    left = await bytes_from(file, length, offset)
-    if not length:
-        await look_at_page(file, offset)
-    done = 0
-    while done < left:
-        tag = await file_tag_at(file, offset + done >> PAGE_SHIFT)
-        if await write_memory(cx, address + done, tag, True, left - done) < 0:
+    length, done = min(length, MAX_RW_COUNT), 0
+    while done < length or not length:
+        part, frame = await page_to_read(file, offset + done, length - done)
+        if not part:
+            break
+        result = await copy_to_user(cx, address + done, frame, part)
+        torn = not result and cx.grain == 1 and part > TAG_SIZE
+        if torn and await write_memory(cx, address + done, 0, True, 0) < 0:
+            done, result = done + TAG_SIZE, -EFAULT
+        await put_page(frame)
+        if result < 0:
             return done or -EFAULT
-        done += min(PAGE_SIZE, left - done)
+        done += part
     return done
 
 
 @step
-def look_at_page(m: Machine, task: Task, file: int, offset: int) -> None:
-    """Get the page that a read begins with, which is done before anybody asks how much is read."""
-    pgoff = offset >> PAGE_SHIFT
-    if offset < m.files[file].size and has_content(m, file, pgoff):
-        use_cached(m, task, file, pgoff)
+def page_to_read(m: Machine, task: Task, file: int, offset: int, left: int) -> tuple[int, int]:
+    """Return how many bytes a read may take from a page of a file, and its frame, held.
+
+    A file is asked for its size at each page, and one that ends before it gives none; /dev/zero
+    never ends, and a hole is not filled by reading it. A page counts as used once it is looked
+    up, also if nothing of it is read.
+    """
+    backing, pgoff = m.files[file], offset >> PAGE_SHIFT
+    if backing.kind == "zero":
+        return min(left, PAGE_SIZE), ZERO_PFN
+    frame = ZERO_PFN
+    if offset < backing.size and has_content(m, file, pgoff):
+        frame = use_cached(m, task, file, pgoff)
+    part = max(0, min(left, PAGE_SIZE, backing.size - offset))
+    if part:
+        hold_page(m, task, frame)
+    return part, frame
 
 
 def has_content(m: Machine, file: int, pgoff: int) -> bool:
@@ -103,19 +132,19 @@ def use_cached(m: Machine, task: Task, file: int, pgoff: int) -> int:
     return frame
 
 
-@step
-def bytes_from(m: Machine, _task: Task, file: int, length: int, offset: int) -> int:
-    """Return how many bytes a file has from `offset` on; /dev/zero never ends."""
-    backing = m.files[file]
-    return length if backing.kind == "zero" else max(0, min(length, backing.size - offset))
+async def copy_to_user(cx: Cx, address: int, frame: int, count: int) -> int:
+    """Copy so many bytes of a page that the kernel has to user memory: 0 or a signal, negative."""
+    while await copied(cx.mm, address, frame, count) == MUST_FAULT:
+        result = await user_fault(cx, address, True, True)
+        if result not in (0, RETRY):
+            return result
+    return 0
 
 
 @step
-def file_tag_at(m: Machine, task: Task, file: int, pgoff: int) -> int:
-    """Return what a page of a file holds; a hole is not filled by reading it."""
-    if not has_content(m, file, pgoff):
-        return 0
-    return m.content.at(use_cached(m, task, file, pgoff)) or 0
+def copied(m: Machine, task: Task, mm: int, address: int, frame: int, count: int) -> int:
+    """Copy what a page holds now to where user memory is there: 0, or MUST_FAULT."""
+    return store.run(m, task, mm, address, read_frame(m, task, frame), count)
 
 
 async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
