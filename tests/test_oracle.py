@@ -890,8 +890,8 @@ def test_what_a_child_frees_lazily_its_parent_keeps(bench: Bench) -> None:
 def test_faults_in_which_pages_were_used_are_found(bench: Bench) -> None:
     """Each rule of accessed bits and marks shows in smaps after a write to clear_refs."""
     kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "references").glob("*.json"))]
-    assert len(kept) == 4
-    assert [bench.diverge(sequence) for sequence in kept] == [None] * 4
+    assert len(kept) >= 5
+    assert not any(map(bench.diverge, kept))
     for fault in seeded_faults.OF_THEMES["references"]:
         with seeded_faults.inject(fault):
             found = [one.signature for one in map(bench.diverge, kept) if one is not None]

@@ -16,6 +16,7 @@ from zaplock.model.flags import (
     PAGES_PER_PMD,
     VM_SHARED,
 )
+from zaplock.model.folios import is_shared
 from zaplock.model.frames import Frame, change_frames, mark_forked
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import RSS, split_entries
@@ -65,7 +66,7 @@ def copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int 
         return _write_huge(m, task, space, vpn, pte)
     pfn = vpn + pte.delta
     frame = m.frames.at(pfn)
-    if pte.kind == "anon" and frame is not None and is_own(frame):
+    if pte.kind == "anon" and frame is not None and keeps_page(m, space, pfn, frame):
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
         mark_forked(m, pfn, pfn + 1, False)
         return 0
@@ -74,8 +75,7 @@ def copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int 
 
 def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
     low = vpn - vpn % PAGES_PER_PMD
-    frame = m.frames.at(vpn + pte.delta)
-    if frame is not None and frame.maps == 1:
+    if is_whole_own(m, low + pte.delta):
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
         mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
         return 0
@@ -90,11 +90,29 @@ def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     return small
 
 
-def is_own(frame: Frame) -> bool:
+def keeps_page(m: Machine, space: Mm, pfn: int, frame: Frame) -> bool:
     """Return whether the one entry that maps an anonymous page may write to it.
 
+    Of a huge page that small entries map, what a fork has shared is kept if no other address space
+    maps any of it; not if it is all that is mapped of it: then the huge page is given up.
     (wp_can_reuse_anon_folio)
     """
+    if not is_own(frame) or frame.kind != "thp" or not frame.forked:
+        return is_own(frame)
+    head = pfn & -PAGES_PER_PMD
+    folio = m.frames.overlapping(head, head + PAGES_PER_PMD)
+    is_alone = sum((end - start) * one.maps for start, end, one in folio) == 1
+    return not (is_alone or is_shared(m, space, head, PAGES_PER_PMD, pfn, "address space"))
+
+
+def is_whole_own(m: Machine, head: int) -> bool:
+    """Return whether one huge entry, and nobody else, maps a huge page (do_huge_pmd_wp_page)."""
+    folio = m.frames.overlapping(head, head + PAGES_PER_PMD)
+    return all(frame.maps == 1 for _, _, frame in folio)
+
+
+def is_own(frame: Frame) -> bool:
+    """Return whether one entry maps a page, which isn't merged."""
     return frame.maps == 1 and frame.kind != "ksm"
 
 

@@ -23,9 +23,9 @@ ORDINARY = Environment(
     mmap_min_hint=1 << 16, limits=dict.fromkeys(ops.LIMITED, (_UNLIMITED, _UNLIMITED)),
     task_size=ring.TASK_SIZE, overcommit_pages=_PLENTY << 10, hugetlb_pages=_PLENTY,
     gigantic_pages=_PLENTY, swap_pages=_PLENTY, group_pages=0, filled_pages=0, kills_all=False,
-    has_mounts=False, huge_faults=1, shared_huge=0, shared_sizes=Sizes(), shows_peak=False, has_keys=False,
-    poison_code=4, shows_protection=False, shows_lazyfree=False, shows_references=False, shows_soft_dirty=False,
-    baseline=NOTHING,
+    has_mounts=False, huge_faults=1, shared_huge=0, shared_sizes=Sizes(), shows_peak=False,
+    has_keys=False, poison_code=4, shows_protection=False, shows_lazyfree=False,
+    shows_references=False, shows_soft_dirty=False, baseline=NOTHING,
 )  # fmt: skip
 
 

@@ -32,10 +32,17 @@ from zaplock.model.flags import (
     VM_UFFD_MISSING,
     VM_WRITE,
 )
-from zaplock.model.frames import mark_forked, soil
+from zaplock.model.frames import Frame, mark_forked, soil
 from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.mm import Mm, Pte
-from zaplock.model.page_copy import begin_copy, finish_copy, is_own, large_to_copy, split_entry
+from zaplock.model.page_copy import (
+    begin_copy,
+    finish_copy,
+    is_whole_own,
+    keeps_page,
+    large_to_copy,
+    split_entry,
+)
 from zaplock.model.page_fault import fault_page, populate_range
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.references import follows, mark_accessed, use_entry
@@ -309,7 +316,9 @@ def unshare_page(m: Machine, task: Task, vma: Vma, vpn: int, pins: Pinning) -> N
     assert frame is not None
     if frame.kind == "ksm":
         ksm.unmerge(m, task, vma, vpn, vpn + 1, closed_too=True)
-    elif frame.forked and is_own(frame) and not is_held(m, space, vpn, pte, pins):
+    elif (
+        frame.forked and not is_held(m, space, vpn, pte, pins) and _keeps(m, space, vpn, pte, frame)
+    ):
         pages = PAGES_PER_PMD if pte.kind == "thp" else 1
         head = vpn - vpn % pages + pte.delta
         if frame.slot and not kept_slot(m, frame):
@@ -319,6 +328,12 @@ def unshare_page(m: Machine, task: Task, vma: Vma, vpn: int, pins: Pinning) -> N
         if pte.kind == "thp":
             pte = split_entry(m, space, vpn, pte)
         ksm.give_copy(m, task, space, vpn, pte, False)
+
+
+def _keeps(m: Machine, space: Mm, vpn: int, pte: Pte, frame: Frame) -> bool:
+    if pte.kind == "thp":
+        return is_whole_own(m, vpn - vpn % PAGES_PER_PMD + pte.delta)
+    return keeps_page(m, space, vpn + pte.delta, frame)
 
 
 def is_held(m: Machine, space: Mm, vpn: int, pte: Pte, pins: Pinning) -> bool:
