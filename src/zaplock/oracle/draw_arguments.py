@@ -85,6 +85,15 @@ def _mmap(d: Draw) -> tuple[Argument, ...]:
     return address, length, d.prot(), flags, slot, offset
 
 
+def _to_read(d: Draw) -> int:
+    """Choose a file to read, other than /dev/zero where it is compared which pages were used.
+
+    What clears memory (`rep stosb`) marks an entry as used on some CPUs before it finds that it may
+    not write there; what copies does not.
+    """
+    return d.memory_slot() if d.theme == "references" else d.slot()
+
+
 def _mremap(d: Draw) -> tuple[Argument, ...]:
     flags = d.flags_of((0, 1, 1, 1, 3, 3, 5, 7), (2, 4, 6, 8, 1 << 31))
     if d.chance(15) and d.theme not in _ON_THEIR_OWN and (moved := beside(d)):
@@ -210,7 +219,7 @@ MAKERS: dict[str, Maker] = {
     "add_seals": lambda d: (
         d.slot(), d.word(d.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64)))
     ),
-    "pread": lambda d: (d.slot(), *page_and_length(d), d.offset() & -PAGE),
+    "pread": lambda d: (_to_read(d), *page_and_length(d), d.offset() & -PAGE),
     "pwrite": lambda d: (d.memory_slot(), *page_and_length(d), d.offset() & -PAGE),
     "process_vm_readv": remote,
     "process_vm_writev": remote,
