@@ -34,6 +34,7 @@ _FIXED, _ANON = 0x10, 0x20
 _SHARED, _PRIVATE, _VALIDATE = 1, 2, 3
 _NO_MODES = (2, 4, 8, 9, 0x10, 0x11, 0x20, 0x40, 0x100)
 """Of fallocate, which files in memory don't know; a hole alone is none either."""
+_ZERO_SLOT = ops.FILES.index("zero")
 _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
 
 
@@ -91,7 +92,8 @@ def _to_read(d: Draw) -> int:
     What clears memory (`rep stosb`) marks an entry as used on some CPUs before it finds that it may
     not write there; what copies does not.
     """
-    return d.memory_slot() if d.theme == "references" else d.slot()
+    slot = d.slot()
+    return 0 if d.theme == "references" and slot == _ZERO_SLOT else slot
 
 
 def _mremap(d: Draw) -> tuple[Argument, ...]:
