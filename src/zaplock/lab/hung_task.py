@@ -15,7 +15,9 @@ sched_show_task (kernel/sched/core.c), which changed:
 and stacks stand between "<TASK>" and "</TASK>" from 5.16 on; behind the kernel's part of them comes
 what the program's registers hold, which is left out. Functions have no addresses here, and 4.9's
 message lacks the stack's words. Where the kernel's compiler makes one function of two, the model
-can't know. Not covered: the owner's own state and stack, which follow that last line.
+can't know. Not covered: the owner's own state and stack, which follow that last line; and that a
+kernel takes for the owner whoever had the semaphore last, so that it finds none when that was a
+reader who has left (rwsem_clear_reader_owned): here it is who holds it.
 
 No kernel says who stands in the queue between the two, though that one makes a reader wait for a
 reader: `in_between` does, in zaplock's own words.
