@@ -111,6 +111,7 @@ def split_cold_cached(
 ) -> None:
     """Split the folios of files in memory that are not mapped as a whole by [low, high).
 
+    The walk looks at one page table at a time, so what lies across two is mapped in parts.
     sharing: by what others' folios are told. splits_whole: those, too, that small entries map as a
     whole (to 6.9).
     """
@@ -140,7 +141,8 @@ def _first_to_split(
                 here = head - pte.delta
                 if max(here, start, at - pte.delta) < ended:
                     continue
-                whole = low <= here and here + pages <= high
+                in_one_table = here // PAGES_PER_PMD == (here + pages - 1) // PAGES_PER_PMD
+                whole = low <= here and here + pages <= high and in_one_table
                 mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
                 count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
                 if whole and count == pages and not splits_small:
