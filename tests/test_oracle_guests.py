@@ -661,6 +661,23 @@ def test_which_kernels_forget_that_a_huge_page_is_dirty(real: RealSide) -> None:
     assert seen == [2048, 2048, 0, 0, 0, 2048, 2048]
 
 
+def test_which_kernels_forget_that_shared_huge_pages_are_dirty(real: RealSide) -> None:
+    """As 6.17.13 did in a guest, and this host's. Of the second page its entry alone knows."""
+    place = 0x2000_0000
+    written = (
+        Op("mmap", (place, 3 * HUGE, 2, 1, 12, 0)),
+        Op("pwrite", (0, place + HUGE, 1, 0)),
+        Op("madvise", (place, 2 * HUGE, 23)),
+        Op("mprotect", (place, 2 * HUGE, 0)),
+    )
+    dirty = {
+        release: ModelSide(real.environment, linux(release)).run(written)[-1].snapshot.vmas[0]
+        for release in ("6.17.13", "6.18.44")
+    }
+    at = FIGURES.index("Private_Dirty")
+    assert [vma.figures[at] for vma in dirty.values()] == [2048, 4096]
+
+
 CONTINUED_BEYOND = (
     Op("mmap", (OTHER, 4 * PAGE, 3, 0x11, 0, 14 * PAGE)),
     Op("uffd_register", (OTHER, 4 * PAGE, 4)),

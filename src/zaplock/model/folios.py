@@ -142,7 +142,10 @@ def _huge_entries(m: Machine, head: int, pages: int) -> int:
 def split_cached(
     m: Machine, task: Task, mm: int, low: int, high: int, shared: SharedFolios
 ) -> None:
-    """Split the folios of files in memory in [low, high) that an advice splits."""
+    """Split the folios of files in memory in [low, high) that an advice splits.
+
+    The walk looks at one page table at a time, so what lies across two is mapped in parts.
+    """
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for handle in overlapping(m, space, low, high):
         vma = vma_of(m, task, handle)
@@ -170,7 +173,8 @@ def _first_to_split(
                 here = head - pte.delta
                 if max(here, start, at - pte.delta) < ended:
                     continue
-                whole = low <= here and here + pages <= high
+                in_one_table = here // PAGES_PER_PMD == (here + pages - 1) // PAGES_PER_PMD
+                whole = low <= here and here + pages <= high and in_one_table
                 mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
                 count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
                 if whole and count == pages and (huge or not shared.splits_whole):
