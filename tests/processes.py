@@ -26,14 +26,19 @@ def name_of(pid: int) -> str:
         return ""
 
 
+def threads_of(pid: int) -> list[int]:
+    """List the threads of a process; none where it is gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
+    return []
+
+
 def children_of_threads(pid: int) -> list[int]:
     """List the children of all threads of a process; none where it is gone."""
     found = list[int]()
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
-                found += map(int, text.split())
+    for thread in threads_of(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import children_of_threads
+from processes import children_of_threads, threads_of
 from test_oracle import needs_kernel
 
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
@@ -164,11 +164,10 @@ def test_each_thread_has_a_cpu_of_its_own(bench: ThreadBench) -> None:
 def cpus_of_threads(pid: int) -> list[str]:
     """List where each thread of a process may run."""
     found = list[str]()
-    with contextlib.suppress(OSError):  # it has ended
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
-                found += re.findall(r"Cpus_allowed_list:\s*(\S+)", text)
+    for thread in threads_of(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+            found += re.findall(r"Cpus_allowed_list:\s*(\S+)", text)
     return found
 
 

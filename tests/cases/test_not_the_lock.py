@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import has_ended
+from processes import has_ended, threads_of
 from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 from test_hidden_holders import READ, mapping_a_slow_file, number_before_go, victim_waits
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.root
 def in_exit(pid: int) -> int:
     """Count the threads of a process that are on their way out."""
     stacks = []
-    for stack in Path(f"/proc/{pid}/task").glob("*/stack"):
+    for thread in threads_of(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            stacks.append(stack.read_text())
+            stacks.append(Path(f"/proc/{pid}/task/{thread}/stack").read_text())
     return sum("do_exit" in stack for stack in stacks)
 
 
