@@ -60,7 +60,7 @@ class Page:
             json.dumps({"id": self.number, "method": method, "params": params})
         )
         while True:
-            message = await asyncio.wait_for(self.socket.read_message(), 60)
+            message = await asyncio.wait_for(self.socket.read_message(), 250)
             assert message is not None, "the browser went away"
             answer = json.loads(message)
             if answer.get("id") == self.number:
@@ -84,7 +84,8 @@ class Page:
 
     async def until(self, expression: str) -> None:
         """Wait until an expression is true."""
-        for _ in range(1200):
+        deadline = time.monotonic() + 250
+        while time.monotonic() < deadline:
             if await self.ask(expression):
                 return
             await asyncio.sleep(0.05)
@@ -167,7 +168,8 @@ def _browser() -> tuple[subprocess.Popen[bytes], str]:
     with open(Path(profile.name, "log"), "w") as log:
         browser = subprocess.Popen(command, stderr=log, preexec_fn=die_with_parent)
     atexit.register(_end, browser, profile)
-    for _ in range(600):
+    deadline = time.monotonic() + 250
+    while time.monotonic() < deadline:
         found = re.search(r"ws://\S+", Path(profile.name, "log").read_text())
         if found:
             return browser, found[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,6 +24,22 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def threads_of(pid: int) -> list[int]:
+    """List the threads of a process; none where it is gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
+    return []
+
+
+def children_of_threads(pid: int) -> list[int]:
+    """List the children of all threads of a process; none where it is gone."""
+    found = list[int]()
+    for thread in threads_of(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
 
 
 def children_of(pid: int) -> list[int]:

@@ -85,9 +85,11 @@ def stalling(program: str = STALLS) -> Iterator[Victim]:
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        yield Victim(process)
-        process.kill()
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield Victim(process)
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import threads_of
 
 BIG = """
 summary = "too many tasks to exhaust in the time that a test has"
@@ -49,9 +50,9 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
-def threads_of(session: int) -> int:
+def threads_in(session: int) -> int:
     """Count the threads of all processes of a session."""
-    return sum(len(list(Path(f"/proc/{pid}/task").glob("*"))) for pid in processes_of(session))
+    return sum(len(threads_of(pid)) for pid in processes_of(session))
 
 
 def wait_for(condition: object, seconds: float = 120.0) -> bool:
@@ -78,7 +79,7 @@ def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     if what == scenario.name:
-        assert wait_for(lambda: threads_of(child.pid) >= 2), "no threads"
+        assert wait_for(lambda: threads_in(child.pid) >= 2), "no threads"
     else:
         assert wait_for(lambda: len(processes_of(child.pid)) >= 3), "no workers"
     time.sleep(random.Random(int(number)).random() / 2)

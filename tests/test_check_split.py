@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,9 +50,13 @@ needs_kernel = pytest.mark.skipif(not _can_judge(), reason="the oracle can't jud
 def dask() -> Iterator[Any]:
     import distributed
 
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
-    ) as cluster:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+    ):
+        patch.setattr("zaplock.executors._CONNECT_S", 120)  # it is there, however late it answers
         yield cluster
 
 
@@ -189,6 +194,28 @@ def test_own_files_are_found_from_the_workers_directories(
     assert "two places to work in" in capsys.readouterr().err
     assert main(["check", "expand", "--exact", *there]) == 2
     assert "leave --jobs, --cluster and --disk out" in capsys.readouterr().err
+
+
+def test_a_cluster_whose_workers_do_not_come_back_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import distributed
+
+    monkeypatch.setattr("zaplock.executors._REPLACED_S", 1)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, dashboard_address=":0", silence_logs=50
+        ) as small,
+        cluster_at(small.scheduler_address) as found,
+    ):
+        assert len(found.processes()) == 1
+        small.scale(0)
+        deadline = time.monotonic() + 120
+        while found._client.nthreads():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="has had no worker for 1 s: start 'dask worker'"):
+            found.processes()
 
 
 def test_the_matrix_is_the_same_from_a_cluster(cluster: Cluster) -> None:

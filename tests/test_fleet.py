@@ -290,6 +290,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_report(
 ) -> None:
     import distributed
 
+    monkeypatch.setattr("zaplock.executors._CONNECT_S", 120)  # it is there, however late it answers
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50

@@ -21,6 +21,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
+from processes import children_of_threads, has_ended
 from turns import when_its_turn_comes
 
 from zaplock import advice
@@ -762,7 +763,7 @@ def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(
             others += children_of(others[0])  # the bare process
         oracle.send_signal(how)
     deadline = time.monotonic() + 250
-    while any(is_alive(one) for one in others):
+    while not all(map(has_ended, others)):
         assert time.monotonic() < deadline, "a process outlived it"
         time.sleep(0.01)
     assert list(tmp_path.iterdir()) == []
@@ -770,21 +771,12 @@ def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(
 
 def children_of(pid: int) -> list[int]:
     """Wait until a process has children."""
-    tasks = Path(f"/proc/{pid}/task")
     deadline = time.monotonic() + 250
     while time.monotonic() < deadline:
-        lists = [one.read_text() for one in tasks.glob("*/children")]
-        if found := [int(child) for text in lists for child in text.split()]:
+        if found := children_of_threads(pid):
             return found
         time.sleep(0.01)
     raise AssertionError(f"{pid} has no children")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_every_theme_says_how_often_an_operation_comes() -> None:

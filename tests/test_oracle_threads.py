@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children_of_threads, threads_of
 from test_oracle import needs_kernel
 
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
@@ -154,31 +155,22 @@ def test_each_thread_has_a_cpu_of_its_own(bench: ThreadBench) -> None:
     try:
         apart = False  # until both have begun
         while running.is_alive() and not apart:
-            for runner in children_of(children_of(os.getpid())):
-                allowed = cpus_of_threads(runner)
-                apart = apart or (len(set(allowed)) == 2 and all(map(str.isdigit, allowed)))
+            for side in children_of_threads(os.getpid()):
+                for runner in children_of_threads(side):
+                    allowed = cpus_of_threads(runner)
+                    apart = apart or (len(set(allowed)) == 2 and all(map(str.isdigit, allowed)))
     finally:
         running.join()
     assert apart
 
 
-def children_of(pids: int | list[int]) -> list[int]:
-    """List the children of a process, or of several."""
-    parents = [pids] if isinstance(pids, int) else pids
-    told = [path for pid in parents for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    found = list[int]()
-    for path in told:
-        with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
-    return found
-
-
 def cpus_of_threads(pid: int) -> list[str]:
     """List where each thread of a process may run."""
     found = list[str]()
-    for path in Path(f"/proc/{pid}/task").glob("*/status"):
-        with contextlib.suppress(OSError):
-            found += re.findall(r"Cpus_allowed_list:\s*(\S+)", path.read_text())
+    for thread in threads_of(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            text = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+            found += re.findall(r"Cpus_allowed_list:\s*(\S+)", text)
     return found
 
 

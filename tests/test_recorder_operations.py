@@ -24,10 +24,10 @@ area = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for page in range(0, len(area), 4096):
     area[page] = 1
 for _ in range(3):
-    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 import ctypes
 print(ctypes.addressof(ctypes.c_char.from_buffer(area)), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -36,8 +36,10 @@ def target() -> subprocess.Popen[str]:
     with subprocess.Popen(
         [sys.executable, "-c", TARGET], stdout=subprocess.PIPE, text=True
     ) as made:
-        yield made
-        made.kill()
+        try:
+            yield made
+        finally:
+            made.kill()
 
 
 def operations_of(analysis: Analysis, tid: int) -> set[str]:

@@ -56,9 +56,11 @@ def running(script: str) -> Iterator[subprocess.Popen[str]]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.root
@@ -69,7 +71,7 @@ def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> 
         process.stdin.write("\n")
         process.stdin.flush()
         asked = ["record", "-p", str(process.pid), "--watch", "--stop-after-wait", "20ms"]
-        assert main([*asked, "--after", "1s", "-d", "60s", "-o", str(path)]) == 0
+        assert main([*asked, "--after", "1s", "-d", "250s", "-o", str(path)]) == 0
     recording = recording_file.read(path)
     manifest = recording.manifest
     assert "wait of" in manifest.notes[0]
@@ -121,7 +123,7 @@ while True: mmap.mmap(-1, 4096).close()
             capture.widen()
             on = {event for one in capture.instances for event in enabled(one.path)}
             assert {*MMAP_LOCK, "syscalls:sys_enter_munmap"} < on
-            drained, end = 0, time.monotonic() + 60
+            drained, end = 0, time.monotonic() + 250
             while drained <= 65536 and time.monotonic() < end:
                 time.sleep(0.05)
                 drained += sum(len(pages) for _, pages in capture.buffers.drain())

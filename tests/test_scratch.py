@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from processes import has_ended
 
 from zaplock.scratch import Scratch, sweep
 
@@ -21,7 +23,7 @@ child = os.fork()  # a worker
 if not child:
     sys.stdin.read()
     os._exit(0)
-print(made.path, flush=True)
+print(made.path, child, flush=True)
 os.waitpid(child, 0)
 """
 
@@ -33,13 +35,18 @@ def test_what_a_killed_owner_left_goes_when_its_last_worker_is_gone(tmp_path: Pa
     ) as owner:  # fmt: skip
         assert owner.stdout
         assert owner.stdin
-        left = Path(owner.stdout.readline().strip())
+        name, worker = owner.stdout.readline().split()
+        left = Path(name)
         assert sweep("states", tmp_path) == []
         owner.kill()
         owner.wait()
         assert sweep("states", tmp_path) == [], "its worker has it still"
         owner.stdin.close()  # which ends the worker
         assert owner.stdout.read() == ""
+    deadline = time.monotonic() + 250
+    while not has_ended(int(worker)):  # what it had open, it had until then
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert left.exists()
     with Scratch("states", tmp_path) as kept:
         assert not left.exists()

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _TRIES = 4
 """So many workers may die over the same work; then it is the work that kills them."""
 _CONNECT_S = 5
+_REPLACED_S = 60
+"""So long may a busy machine take to start a worker in the place of one that has died."""
 MOST = 256
 """So many processes are worth it on no machine that is known."""
 
@@ -121,8 +123,16 @@ class Cluster:
         return [future.result() for future in begun]
 
     def processes(self) -> list[str]:
-        """Name the worker processes; waits for those that are just being replaced."""
-        self._client.wait_for_workers(1, timeout=_CONNECT_S)
+        """Name the worker processes; waits for those that are just being replaced.
+
+        Raises UserError where none comes.
+        """
+        try:
+            self._client.wait_for_workers(1, timeout=_REPLACED_S)
+        except TimeoutError:
+            raise UserError(
+                f"the cluster has had no worker for {_REPLACED_S} s: start 'dask worker'"
+            ) from None
         return sorted(self._client.nthreads())
 
     def each(self, function: Callable[..., Result], *arguments: Any) -> list[Result]:

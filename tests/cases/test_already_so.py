@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from processes import threads_of
 from programs import Program, built, running
 
 from zaplock.cli import main
@@ -55,9 +56,9 @@ def stack_has(pid: int, function: str) -> Callable[[], bool]:
     """Say whether some thread of a process is in a kernel function."""
 
     def look() -> bool:
-        for stack in Path(f"/proc/{pid}/task").glob("*/stack"):
+        for thread in threads_of(pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                if function in stack.read_text():
+                if function in Path(f"/proc/{pid}/task/{thread}/stack").read_text():
                     return True
         return False
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import has_ended
+from processes import has_ended, threads_of
 from programs import Program, built, running
 from test_already_so import SLOW, blamed, found, stack_has, until, why, zaplock
 from test_hidden_holders import READ, mapping_a_slow_file, number_before_go, victim_waits
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.root
 def in_exit(pid: int) -> int:
     """Count the threads of a process that are on their way out."""
     stacks = []
-    for stack in Path(f"/proc/{pid}/task").glob("*/stack"):
+    for thread in threads_of(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            stacks.append(stack.read_text())
+            stacks.append(Path(f"/proc/{pid}/task/{thread}/stack").read_text())
     return sum("do_exit" in stack for stack in stacks)
 
 
@@ -149,6 +150,12 @@ def test_a_fault_that_has_no_memory_left_is_told(folder: Path) -> None:
     assert "Give the group more (memory.limit_in_bytes)" in said
 
 
+def has_state(pid: int, states: str) -> Callable[[], bool]:
+    """Say whether a process that nobody has waited for is in one of some states."""
+    status = Path(f"/proc/{pid}/status")
+    return lambda: re.search(rf"^State:\t{states}", status.read_text(), re.MULTILINE) is not None
+
+
 def test_a_thread_that_cannot_be_woken_is_told_with_where_it_is(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -158,10 +165,13 @@ def test_a_thread_that_cannot_be_woken_is_told_with_where_it_is(
         with mapping_a_slow_file(folder, tmp_path, "idle") as program:
             number_before_go(program, 16)
             command = "import os, sys; os.pread(os.open(sys.argv[1], 0), 4096, 0)"
-            asks = subprocess.Popen([sys.executable, "-c", command, tmp_path / "f"])
-            until(stack_has(asks.pid, "request_wait_answer"))
-            asks.kill()  # from now on it waits so that nothing wakes it
-            until(lambda: "State:\tD" in Path(f"/proc/{asks.pid}/status").read_text())
+            while not asks or has_ended(asks.pid):  # as it does if no server has its request yet
+                if asks:
+                    asks.wait()
+                asks = subprocess.Popen([sys.executable, "-c", command, tmp_path / "f"])
+                until(stack_has(asks.pid, "request_wait_answer"))
+                asks.kill()  # from now on it waits so that nothing wakes it
+                until(has_state(asks.pid, "[DZX]"))
             time.sleep(0.2)
             said = zaplock("why", asks.pid, "-d", "100ms")
     finally:
