@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from test_oracle import needs_kernel
-from test_programs import BEGIN, ONE, built, replay, ruled
+from test_programs import BEGIN, MAPPED, ONE, WRONG, built, replay, ruled
 
 from zaplock.cli import main
+from zaplock.model.flags import MAP_ABOVE4G
+from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits
 from zaplock.programs import parser
 from zaplock.programs.file_tables import facts_of, facts_text
 from zaplock.programs.kernel_files import forbids_execution
 from zaplock.programs.recorded_world import kind_of
 from zaplock.programs.replay import StraceReplay
+from zaplock.protocols.placement import lowest
 
 AT, BELOW = "0x7ffff7efe000", "0x7ffff7efc000"
 EINVAL, EPERM, EFAULT, EBADF = "-1 EINVAL (x)", "-1 EPERM (x)", "-1 EFAULT (x)", "-1 EBADF (x)"
@@ -109,6 +112,100 @@ def test_what_was_mapped_of_a_file_is_gone_when_it_was_cut(tmp_path: Path) -> No
     asks = f"100 madvise({AT}, 8192, MADV_POPULATE_WRITE) = "
     cut = f"# pid: 100\n# length: {AT[2:]} 4096\n"
     assert ruled(tmp_path, f"{mapped}{asks}0\n{cut}{asks}{EFAULT}\n") == (3, 0, 0)
+
+
+def test_a_recording_by_bpftrace_has_another_number_than_its_maps(tmp_path: Path) -> None:
+    """Its maps are of a run before; who executes what they begin with is that process."""
+    begins = '7 close(4) = 0\n7 execve("./prog", 0x5555, 0x7fff) = 0\n'
+    assert ruled(tmp_path, f"{begins}7 {ONE}\n7 {WRONG}\n") == (1, 1, 0)
+    assert ruled(tmp_path, f"7 {ONE}\n7 {WRONG}\n") == (1, 0, 1)
+
+
+def test_a_limit_that_another_process_sets_is_followed(tmp_path: Path) -> None:
+    """By strace and bpftrace, which tell the call and nothing beside it."""
+    limits = "".join(f"# limit: {name} unlimited\n" for name in ("as", "data", "memory"))
+    begin = f"{BEGIN}{limits}# limit: mappings 65530\n"
+    none = f"101 {MAPPED} = -1 ENOMEM (x)\n"
+    sets = "100 prlimit64({}, {}, {{rlim_cur=4096, rlim_max=RLIM_INFINITY}}, NULL) = 0\n"
+    for resource in ("RLIMIT_AS", "9"):
+        assert ruled(tmp_path, f"100 fork() = 101\n{sets.format(101, resource)}{none}", begin) == (
+            2,
+            0,
+            0,
+        )
+    assert ruled(tmp_path, f"100 fork() = 101\n{sets.format(0, 9)}{none}", begin)[1] == 1
+
+
+def test_the_script_for_bpftrace_tells_limits_flags_and_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["oracle", "--bpftrace"]) == 0
+    printed = capsys.readouterr().out
+    assert "prlimit64(%d, %d, {rlim_cur=%llu, rlim_max=%llu} <unfinished" in printed
+    assert "setrlimit(%d, {rlim_cur=%llu, rlim_max=%llu} <unfinished" in printed
+    assert "clone3({flags=0x%lx}, 0x%lx <unfinished" in printed
+    assert 'prctl(0x%lx, 0x%lx, 0x%lx, 0x%lx, \\"%s\\" <unfinished' in printed
+
+
+def test_what_links_by_numbers_links(tmp_path: Path) -> None:
+    """A dynamic linker asks for a limit: where it seems not to, limits are left out."""
+    library = "100 mmap(0x7ffff7000000, 4096, {}, {}, 3</lib/c>, 0) = 0x7ffff7000000\n"
+    linked = "100 brk(0x0) = 0x555555556000\n100 mprotect(0x7ffff7f00000, 4096, 0x1) = 0\n"
+    limits = "".join(f"# limit: {name} unlimited\n" for name in ("as", "data", "memory"))
+    begin = f"{BEGIN}{limits}# limit: mappings 65530\n"
+    none = f"100 {MAPPED} = -1 ENOMEM (x)\n"
+    for prot, flags in (("PROT_READ|PROT_EXEC", "MAP_PRIVATE|MAP_FIXED"), ("0x5", "0x12")):
+        text = library.format(prot, flags) + linked + none
+        assert ruled(tmp_path, text, begin) == (3, 0, 1)
+
+
+def test_a_hint_that_strace_leaves_out_is_where_it_went(tmp_path: Path) -> None:
+    moved = f"mremap({AT}, 8192, 8192, MREMAP_MAYMOVE|MREMAP_DONTUNMAP) = 0x7ffff0000000"
+    text = f"100 {ONE}\n100 {moved}\n100 munmap(0x7ffff0000000, 4096) = 0\n"
+    assert ruled(tmp_path, text) == (2, 0, 1)
+    assert ruled(tmp_path, f"{text}100 {WRONG}\n") == (2, 1, 1)
+
+
+def test_a_segment_of_a_guessed_size_makes_no_difference(tmp_path: Path) -> None:
+    text = f"100 shmat(7, NULL, 0) = {AT}\n100 shmat(7, NULL, 0) = 0x7ffff7000000\n"
+    assert ruled(tmp_path, text) == (0, 0, 2)
+
+
+def test_what_lies_where_a_stack_may_have_grown_is_not_known(tmp_path: Path) -> None:
+    seals = "100 mseal({}, 4096, 0) = 0\n"
+    assert ruled(tmp_path, f"100 {ONE}\n{seals.format('0x7ffffff00000')}") == (1, 0, 1)
+    assert ruled(tmp_path, f"100 {ONE}\n{seals.format('0x7fffff000000')}") == (1, 1, 0)
+    told = seals.format("0x7ffffff00000") + SEES_WRITES
+    assert ruled(tmp_path, f"100 {ONE}\n{told}") == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "agrees"),
+    [("0x42135000", 1), ("0x40135000", 1), ("0x42400000", 0), ("0x42335000", 0)],
+)
+def test_a_low_place_may_be_laid_for_huge_pages(tmp_path: Path, at: str, agrees: int) -> None:
+    """It begins up to 32 MiB above the second gigabyte, and is then rounded up."""
+    call = f"100 mmap(NULL, 0x400005, 0x3, MAP_PRIVATE|MAP_32BIT, 3</f>, 0x135000) = {at}\n"
+    assert ruled(tmp_path, call)[:2] == (agrees, 1 - agrees)
+
+
+def test_nothing_of_a_32_bit_program_lies_above_4_gib() -> None:
+    assert lowest(MAP_ABOVE4G, ResourceLimits()) == 1 << 32
+    assert lowest(MAP_ABOVE4G, ResourceLimits(task_size=NARROW_TASK_SIZE)) == 0
+
+
+def test_a_monitor_may_still_be_read_when_it_is_closed(tmp_path: Path) -> None:
+    thread = "100 clone(flags=CLONE_VM|CLONE_THREAD|CLONE_FILES) = 101\n101 futex(0x1) = 0\n"
+    watched = (
+        f"100 userfaultfd(0) = 3<anon_inode:[userfaultfd]>\n100 {ONE}\n"
+        f"100 ioctl(3<anon_inode:[userfaultfd]>, UFFDIO_REGISTER, {{range={{start={AT}, "
+        f"len=0x1000}}, mode=0x1}}) = 0\n"
+    )
+    close = "100 close(3<anon_inode:[userfaultfd]>) = 0\n"
+    moves = f"100 mremap({AT}, 8192, 12288, MREMAP_MAYMOVE) = {EFAULT}\n"
+    moves += SEES_WRITES
+    assert ruled(tmp_path, watched + close + moves)[1] == 1
+    assert ruled(tmp_path, thread + watched + close + moves)[1:] == (0, 1)
 
 
 @needs_kernel

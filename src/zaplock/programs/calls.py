@@ -285,7 +285,7 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     start, length = number(call.arguments[2]), number(call.arguments[3])
     told = call.arguments[4]
     name = quoted(told) if told.startswith('"') else ""
-    if not name and number(told):
+    if not told.startswith('"') and number(told):
         raise NotRecorded("the name of the mapping is not in the recording")
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 

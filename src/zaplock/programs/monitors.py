@@ -1,7 +1,8 @@
 """userfaultfd in a recording: which ranges it watches, since those merge with no others.
 
 A userfaultfd watches the address space of whoever made it, also where a child that has inherited
-it asks. Its ranges are let go when it is closed, or rather its last copy; that is not followed.
+it asks. Its ranges are let go when it is closed, or rather its last copy, and when no thread is in
+a call with it any more (a monitor that reads): that is not followed, what differs then is refused.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def release(world: StraceWorld, live: LiveSpace, file: int) -> None:
         told = "whether another process still has the userfaultfd that is closed is not recorded"
         live.known = replace(live.known, doubt=live.known.doubt or told)
         return
+    if live.traced.threads.makers and not live.known.doubt:
+        told = "whether another thread was still in a call with the userfaultfd that is closed is"
+        live.known = replace(live.known, doubt=f"{told} not recorded")
     for vma in [vma for vma in world.vmas(live) if vma.uffd == file]:
         length = vma.end - vma.start
         world.run(live, uffd_range.unregister(world.cx(live), vma.start, length, True))

@@ -282,7 +282,7 @@ class StraceReplay:
             return Ruling("silent", call)
         if self.world.sees_paths and asks_listener(call) and not live.known.doubt:
             live.known = replace(live.known, doubt=UNSEEN)
-        unseen = _unseen(call)
+        unseen = _unseen(call) or ("" if self.world.sees_paths else _grows(call))
         if unseen and not live.known.doubt:
             live.known = replace(live.known, doubt=unseen)
         if call.name == "personality":
@@ -451,6 +451,10 @@ class StraceReplay:
             told = (call.arguments[0], hex(call.result), *call.arguments[2:])
             with suppress(ValueError):  # a segment of which nothing is known
                 return CALLS["shmat"](self.world, live, call._replace(arguments=told)) >= 0
+        if call.name == "mremap" and len(call.arguments) == 4:
+            hinted = call._replace(arguments=(*call.arguments, hex(call.result)))
+            is_hinted = numbers(call, 4)[3] & f.MREMAP_DONTUNMAP
+            return bool(is_hinted) and CALLS["mremap"](self.world, live, hinted) == call.result
         if call.name != "mmap":
             return False
         return mmap_call(self.world, live, call, call.result) == call.result
@@ -521,6 +525,17 @@ def _unseen(call: TracedCall) -> str:
         of_mm = call.name == "prctl" and number(call.arguments[0]) == CONSTANTS["PR_SET_MM"]
         if of_mm and call.result == 0:
             return "the model has no PR_SET_MM, which says where the heap is"
+    return ""
+
+
+def _grows(call: TracedCall) -> str:
+    """Return why what differs behind a call may come of how its mapping has grown, "" for others.
+
+    It grows when it is touched, which is no call; zaplock's recorder tells what was written.
+    """
+    with suppress(ValueError, IndexError):
+        if call.name == "mmap" and call.result >= 0 and numbers(call, 4)[3] & f.MAP_GROWSDOWN:
+            return "how far a mapping that grows down has grown is not in the recording"
     return ""
 
 

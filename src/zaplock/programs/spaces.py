@@ -30,6 +30,7 @@ from zaplock.programs.recording import (
     TracedCall,
 )
 from zaplock.programs.text import CONSTANTS, file_of, number, quoted, without_comments
+from zaplock.programs.text import field as member
 from zaplock.system_calls import CLONES
 
 
@@ -103,6 +104,7 @@ class _Sorter:
         self.spaces: list[TracedSpace] = []
         self.at: dict[int, TracedSpace] = {}
         self.unborn: list[tuple[TracedCall, TracedSpace]] = []  # clones whose result is not known
+        self._has_own_notes = recording.knows_writes
         self._told = {call.pid for call in recording.calls} | {n.pid for n in recording.notes}
         self._makers: dict[int, list[TracedCall]] = {}
         self._placed: set[TracedCall] = set()  # calls whose child has been seen before them
@@ -151,12 +153,25 @@ class _Sorter:
                 parent.items.append(Fork(call, self._new(pid)))
             return
         first = self.at.get(self.recording.pid)
-        if first is None:
+        if first is not None and self._is_the_program(pid):
+            self._enter(pid, first)
+        elif first is None:
             self._new(pid, unknown=f"the maps of process {pid} are not in the recording")
         else:
             told = f"whether process {pid} is a thread of process {self.recording.pid} is not in"
             first.guests[pid] = f"{told} the recording: trace clone and fork, too"
             self._enter(pid, first)
+
+    def _is_the_program(self, pid: int) -> bool:
+        """Return whether a process executes what the recording begins with, which nobody else does.
+
+        Its maps are of another run then, whose number it hadn't (bpftrace's recordings).
+        """
+        if self.recording.pid in {call.pid for call in self.recording.calls}:
+            return False
+        own = (call for call in self.recording.calls if call.pid == pid)
+        first = next(filter(_works_on_memory, own), None)
+        return first is not None and first.name in EXECS and first.result == 0
 
     def _note(self, note: Note) -> None:
         if note.kind == "exit":
@@ -186,6 +201,21 @@ class _Sorter:
         elif call.name not in ("exit_group", "exit"):
             space.makes_monitors |= makes_monitor(call)
             space.items.append(call)
+            if call.name == "prlimit64" and not self._has_own_notes:
+                self._limit(call)
+
+    def _limit(self, call: TracedCall) -> None:
+        """Let a process have the limit that another one sets."""
+        with suppress(ValueError, IndexError):
+            pid, told = number(call.arguments[0].split("<")[0]), call.arguments[2]
+            kind = _LIMITS.get(number(call.arguments[1]), "")
+            soft, hard = (member(told, name) for name in ("rlim_cur", "rlim_max"))
+            if call.result or pid == call.pid or pid not in self.at or not (kind and soft):
+                return
+            items = self.at[pid].items
+            items.append(Note(pid, call.line, "limit", (), kind, number(soft)))
+            if hard:
+                items.append(Note(pid, call.line, "limit", (), f"{kind}_hard", number(hard)))
 
     def _watched(self, call: TracedCall, space: TracedSpace) -> TracedSpace:
         """Return the space that a userfaultfd works on which its user has from another process."""
@@ -251,6 +281,10 @@ class _Sorter:
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
+
+
+_LIMITS = {2: "data", 3: "stack", 8: "memlock", 9: "as"}
+"""How notes name the limits that decide about memory."""
 
 
 def makes_monitor(call: TracedCall) -> bool:

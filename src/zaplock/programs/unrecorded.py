@@ -98,8 +98,12 @@ def is_library(call: TracedCall) -> bool:
     """Return whether a call maps code of a file at a place that its caller has chosen."""
     if len(call.arguments) < 5:
         return False
-    prot, flags = call.arguments[2:4]
-    return "PROT_EXEC" in prot and "MAP_FIXED" in flags.split("|") and call.arguments[4] != "-1"
+    try:
+        prot, flags = (number(argument) for argument in call.arguments[2:4])
+        file = descriptor(call.arguments[4])
+    except ValueError:
+        return False
+    return bool(prot & f.PROT_EXEC and flags & f.MAP_FIXED) and file >= 0
 
 
 def selected(recording: StraceRecording) -> str:
@@ -288,6 +292,20 @@ def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     return ""
 
 
+def _of_stack(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """A stack grows when it is touched, which is no call."""
+    if world.sees_paths or not live.stack_end:
+        return ""
+    start = next((vma.start for vma in world.vmas(live) if vma.end == live.stack_end), 0)
+    if any(start - _FARTHEST <= low < start for low, _ in ranges_of(call)):
+        return "how far its stack has grown is not in the recording"
+    return ""
+
+
+_FARTHEST = 8 << 20
+"""How far below its beginning a stack may have grown: what most limits are (RLIMIT_STACK)."""
+
+
 def _of_filter(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     if call.result >= 0 or not world.filters.may_forbid(live.traced.pids, call.line):
         return ""
@@ -338,7 +356,7 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 _RULES = (
     _of_file, _of_protection, _of_seals, _of_locking, _of_length, _of_memory, _of_pages, _of_kernel,
     _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size, _of_hint,
-    _of_width,
+    _of_stack, _of_width,
 )  # fmt: skip
 
 
@@ -400,15 +418,27 @@ LOW, RANDOM = 1 << 30, 1 << 25
 def _anywhere_low(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """The search for a place below 2 GiB goes up from a random page, another one each time.
 
-    Source: arch/x86/kernel/sys_x86_64.c find_start_end.
+    What is laid for huge pages lies in a hole that is 2 MiB longer.
+    Source: arch/x86/kernel/sys_x86_64.c find_start_end; mm/huge_memory.c __thp_get_unmapped_area.
     """
-    length = f.page_align(numbers(call, 2)[1])
-    first = min(call.result, LOW + RANDOM - f.PAGE_SIZE)
+    length, last = f.page_align(numbers(call, 2)[1]), LOW + RANDOM - f.PAGE_SIZE
+    if _low_hole(world, live, min(call.result, last), length) == call.result:
+        return mmap_call(world, live, call, call.result)
+    offset, lowest = number(call.arguments[5]), max(LOW, call.result - f.PMD_SIZE + f.PAGE_SIZE)
+    for start in range(min(lowest, last), min(call.result, last) + 1, f.PAGE_SIZE):
+        hole = _low_hole(world, live, start, length + f.PMD_SIZE)
+        if length >= f.PMD_SIZE and hole + (offset - hole) % f.PMD_SIZE == call.result:
+            return mmap_call(world, live, call, call.result)
+    return -EINVAL
+
+
+def _low_hole(world: StraceWorld, live: LiveSpace, first: int, length: int) -> int:
+    """Return where the first hole of a length begins, from an address on."""
     for vma in world.vmas(live):
         if first + length <= vma.start:
             break
         first = max(first, vma.end)
-    return mmap_call(world, live, call, first) if first == call.result else -EINVAL
+    return first
 
 
 def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
@@ -446,7 +476,14 @@ def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) ->
 def _fills_its_hole(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """A segment of unknown size that the kernel placed fills the hole up to the next mapping."""
     length = hole_above(world, live, call.result)
-    return shmat_call(world, live, call, length) if length > 0 else -EINVAL
+    if length <= 0:
+        return -EINVAL
+    at = shmat_call(world, live, call, length)
+    live.known = replace(live.known, doubt=live.known.doubt or _NO_SIZE)
+    return at
+
+
+_NO_SIZE = "the size of the segment is not in the recording"
 
 
 def _of_a_removed_segment(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

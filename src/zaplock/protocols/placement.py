@@ -43,6 +43,7 @@ from zaplock.model.vma import (
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import ResourceLimits
 
 
 def huge_flags(size: int) -> int:
@@ -176,7 +177,7 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
         return lowest_gap(m, space, length, 0x4000_0000, top)
     if limits.bottom_up:
         return lowest_gap(m, space, length, limits.mmap_base, top)
-    found = highest_gap(m, space, length, limits.mmap_base, lowest(flags))
+    found = highest_gap(m, space, length, limits.mmap_base, lowest(flags, limits))
     if found >= 0 or not limits.legacy_base:
         return found
     return lowest_gap(m, space, length, limits.legacy_base, top)
@@ -203,7 +204,7 @@ def huge_area(
     if flags & MAP_32BIT:
         found = lowest_gap(m, space, length + padding, 0x4000_0000, top)
         return (found + padding) & -size if found >= 0 else found
-    low = 0 if rounds_down else lowest(flags)
+    low = 0 if rounds_down else lowest(flags, space.limits)
     padded = highest_gap(m, space, length + padding, space.limits.mmap_base, low)
     if padded < 0:
         return padded
@@ -264,9 +265,12 @@ def start_with_gap(space: Mm, vma: Vma) -> int:
     return vma.start
 
 
-def lowest(flags: int) -> int:
-    """Return down to which address a gap is looked for from the top."""
-    return 1 << 32 if flags & MAP_ABOVE4G else 0
+def lowest(flags: int, limits: ResourceLimits) -> int:
+    """Return down to which address a gap is looked for from the top.
+
+    32-bit calls have nothing above 4 GiB. Source: arch_get_unmapped_area_topdown.
+    """
+    return 1 << 32 if flags & MAP_ABOVE4G and not limits.is_narrow else 0
 
 
 def highest_gap(m: Machine, space: Mm, length: int, top: int, low: int = 0) -> int:
