@@ -62,6 +62,7 @@ class ThreadedGenerator:
     def __init__(self, seed: int, heap: int = WINDOW) -> None:
         """Begin with a seed; `heap`: where the process's heap begins."""
         self.random = random.Random(seed)
+        self._waits = random.Random(f"waits {seed}")  # programs don't hang on how often one ran
         self.heap = heap
         self._window = WINDOW
         self._contended = -1  # the page, counted from the window; -1 where there is none
@@ -117,7 +118,7 @@ class ThreadedGenerator:
     def delays(self, threaded: ThreadedProgram) -> list[list[int]]:
         """Choose how many turns each thread waits before each operation: none to some 10 us."""
         return [
-            [int(2 ** self.random.uniform(0, 14)) for _ in thread] for thread in threaded.threads
+            [int(2 ** self._waits.uniform(0, 14)) for _ in thread] for thread in threaded.threads
         ]
 
     def _any(self) -> Op:
@@ -199,3 +200,6 @@ _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "process_vm_writev": ThreadedGenerator._range,
     "pread": lambda g: (g.random.choice(_FILES), *g._range(), PAGE * g.random.randrange(4)),
 }  # fmt: skip
+
+DRAWN = frozenset({"mmap", "brk", *_MAKERS})
+"""What programs are made of."""
