@@ -72,7 +72,10 @@ def _read(path: Path) -> _File:
         return msgspec.json.decode(read_text(path, "a file of --save"), type=_File)
     except (msgspec.MsgspecError, RecursionError) as error:
         reason = visible(str(error))
-        raise UserError(f"{path} is not a sequence of operations: {reason}") from None
+        raise UserError(
+            f"{path} is not a sequence of operations: {reason}; a program of threads is for "
+            "--threads --replay"
+        ) from None
 
 
 def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:

@@ -42,7 +42,7 @@ _PROGRAM = """\
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define UNUSED static __attribute__((unused))
+{numbers}#define UNUSED static __attribute__((unused))
 
 enum {{ THREADS = {threads}, ROUNDS = {rounds}, MOST = 16 }};
 
@@ -222,8 +222,10 @@ def write(threaded: ThreadedProgram, why: str, name: str) -> str:
         raise UserError(f"{name}: file {others[0]} can't be written in C: files 0 and 1 can")
     addresses = [value for op in everything for value in _addresses(op)]
     numbered = range(len(threaded.threads))
+    called = sorted({op.name for op in everything} & ops.CALLS.keys())
     return _PROGRAM.format(
         why=why.replace("*/", "* /"), name=name, threads=len(threaded.threads), rounds=ROUNDS,
+        numbers="".join(map(_number_of_call, called)),
         bodies="\n".join(_body(number, threaded.threads[number]) for number in numbered),
         names=", ".join(f"thread_{number}" for number in numbered),
         files="".join(_file(slot) for slot in slots),
@@ -243,6 +245,16 @@ def _addresses(op: Op) -> Iterator[int]:
     for name, value in zip(names, op.args, strict=True):
         if name in ("addr", "new_addr") and isinstance(value, int) and value:
             yield value
+
+
+def _number_of_call(name: str) -> str:
+    """Say a call's number (x86-64) where a C library is older than the call."""
+    named = _named(name)
+    return f"#ifndef {named}\n#define {named} {ops.CALLS[name][0]}\n#endif\n"
+
+
+def _named(name: str) -> str:
+    return f"SYS_{_SYSCALLS.get(name, name)}"
 
 
 def _file(slot: int) -> str:
@@ -282,8 +294,7 @@ def _call(number: int, op: Op) -> str:
         return f"advise({inside})"
     if op.name.startswith("process_vm"):
         return f"remote(SYS_{op.name}, {inside}, {ops.store_tag(number):#x})"
-    named = f"SYS_{_SYSCALLS.get(op.name, op.name)}"
-    return f"call(syscall({', '.join([named, *arguments])}))"
+    return f"call(syscall({', '.join([_named(op.name), *arguments])}))"
 
 
 def _number(value: int) -> str:
