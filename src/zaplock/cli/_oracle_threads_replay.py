@@ -17,7 +17,7 @@ from zaplock.errors import UserError
 from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
-    from zaplock.oracle.thread_replay import Replayed
+    from zaplock.oracle.thread_replay import RunAgain
     from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 
 
@@ -59,7 +59,7 @@ def replay_threads(args: argparse.Namespace) -> int:
     return 0 if replayed.agrees else 1
 
 
-def _print(threaded: ThreadedProgram, why: str, replayed: Replayed) -> None:
+def _print(threaded: ThreadedProgram, why: str, replayed: RunAgain) -> None:
     from zaplock.oracle.thread_outcomes import outcome_text
 
     if why:
@@ -77,7 +77,7 @@ def _print(threaded: ThreadedProgram, why: str, replayed: Replayed) -> None:
     print(f"{replayed.runs:,} runs: {len(replayed.seen):,} outcomes: {told}")
 
 
-def _document(threaded: ThreadedProgram, why: str, replayed: Replayed) -> dict[str, Any]:
+def _document(threaded: ThreadedProgram, why: str, replayed: RunAgain) -> dict[str, Any]:
     from zaplock.oracle.thread_outcomes import outcome_text
 
     return {

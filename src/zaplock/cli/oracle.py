@@ -198,9 +198,11 @@ def _threads(args: argparse.Namespace) -> int:
 
     done = "replay" if args.replay else "self_test" if args.self_test else ""
     for other in ("self_test", "save"):
-        if done not in ("", other) and getattr(args, other):
+        if done not in ("", other) and (value := getattr(args, other)):
+            shown = "" if value is True else f" {value!a}"
             raise UserError(
-                f"--{_spelled(other)} is not for --threads --{_spelled(done)}: leave one away"
+                f"--{_spelled(other)}{shown} is not for --threads --{_spelled(done)}: leave one of "
+                "them away"
             )
     check_machine()
     check_overcommit()

@@ -29,7 +29,7 @@ class SeenOutcome(NamedTuple):
     differences: tuple[str, ...]
 
 
-class Replayed(NamedTuple):
+class RunAgain(NamedTuple):
     """The outcomes of a program, the most frequent first, and rules that the model broke."""
 
     runs: int
@@ -63,7 +63,7 @@ def outcomes(
 
 def judged(
     bench: ThreadBench, threaded: ThreadedProgram, seen: Counter[ThreadedOutcome]
-) -> Replayed:
+) -> RunAgain:
     """Judge the outcomes that came."""
     model = Interleavings(bench.real.environment, bench.design, threaded, bench.wrap, bench.limits)
     found, broken = [], list[Violation]()
@@ -76,4 +76,4 @@ def judged(
         forbidden = answer == "not allowed"
         told = from_nearest(outcome, model.explored()) if forbidden else ()
         found.append(SeenOutcome(outcome, times, answer, told))
-    return Replayed(seen.total(), tuple(found), (*broken, *model.violations))
+    return RunAgain(seen.total(), tuple(found), (*broken, *model.violations))
