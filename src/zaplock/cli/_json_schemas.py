@@ -776,11 +776,31 @@ class ProgramVerdictJson(TypedDict):
 
 
 class ThreadDivergenceJson(TypedDict):
-    """A program of threads whose outcome no interleaving gives."""
+    """A program of threads whose outcome no interleaving gives; beside the nearest that one has."""
 
     program: str
     told: str
     repeated: int
+    differences: list[str]
+
+
+class SeenOutcomeJson(TypedDict):
+    """An outcome of threads: in how many runs it came, and how the model allows it."""
+
+    outcome: str
+    times: int
+    answer: str
+    differences: list[str]
+
+
+class ReplayedThreadsJson(TypedDict):
+    """`zaplock oracle --threads --replay FILE --json`."""
+
+    program: str
+    why: str
+    runs: int
+    outcomes: list[SeenOutcomeJson]
+    broken_rules: list[str]
 
 
 class OracleThreadsJson(TypedDict):
@@ -894,7 +914,8 @@ DOCUMENTS: Final[dict[str, tuple[Any, ...]]] = {
               list[dict[str, Any]]),
     "import": (ImportJson,),
     "measure": (MeasureJson, RaceJson, list[DebianKernel]),
-    "oracle": (OracleJson, OracleThreadsJson, ComparedSequencesJson, ProgramVerdictJson,
+    "oracle": (OracleJson, OracleThreadsJson, ReplayedThreadsJson, ComparedSequencesJson,
+               ProgramVerdictJson,
                dict[str, dict[str, int]], list[SeededFaultJson],
                list[HuntedMutantJson]),
     "record": (RecordJson,),

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zaplock.cli._ending import next_step
+from zaplock import outputs
+from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._json_text import print_json
 from zaplock.cli._streams import while_read
+from zaplock.errors import UserError
+from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
-    from zaplock.oracle.thread_campaign import ThreadReport
+    from zaplock.oracle.thread_campaign import ThreadDivergence, ThreadReport
+    from zaplock.oracle.threaded import ThreadedProgram
 
 MOST_TOLD = 10
 
@@ -32,19 +38,80 @@ def run_threads(args: argparse.Namespace) -> int:
                 show(f"{report.programs:,} programs, {len(report.divergences)} divergences")
     finally:
         bench.close()
+    saved = _save(report, Path(args.save), aside=args.json) if args.save else []
     with while_read():
         if args.json:
             print_json(_document(report, args.seed))
         else:
             _print(report)
-        next_step(f"zaplock oracle --threads --seed {args.seed + 1} --seconds 600", aside=args.json)
+        _say_next(args, saved, bool(report.divergences or report.lost))
     return 0 if report.agrees else 1
 
 
+def _say_next(args: argparse.Namespace, saved: list[Path], found: bool) -> None:
+    if saved:
+        what = f"--replay {shell_word(str(saved[0]))}"
+    elif found:
+        what = f"--seed {args.seed} --seconds {args.seconds:g} --save out/oracle"
+    else:
+        what = f"--seed {args.seed + 1} --seconds 600"
+    next_step(f"zaplock oracle --threads {what}", aside=args.json)
+
+
+def _to_save(report: ThreadReport) -> Iterator[tuple[str, ThreadedProgram, str]]:
+    """Yield what is worth another run: the name of its file, the program, and why."""
+    for number, found in enumerate(report.divergences):
+        yield f"threads-{number}", found.threaded, _why(found)
+    for kind, told in (
+        ("lost", report.lost), ("not-repeated", report.unrepeatable), ("not-known", report.unknown),
+    ):  # fmt: skip
+        for number, one in enumerate(told):
+            yield f"threads-{kind}-{number}", one.threaded, one.why
+
+
+def _why(found: ThreadDivergence) -> str:
+    return "; ".join((found.told, *found.differences))
+
+
+def _save(report: ThreadReport, directory: Path, *, aside: bool) -> list[Path]:
+    """Write programs as JSON; return the files. Raises UserError where they can't be written."""
+    from zaplock.oracle import thread_files
+
+    saved = []
+    try:
+        with outputs.walk(directory, make=True) as folder:
+            for name, threaded, why in _to_save(report):
+                folder.write(f"{name}.json", thread_files.dump(threaded, why).encode(), 0o666)
+                saved.append(directory / f"{name}.json")
+                wrote(saved[-1], aside=aside)
+    except OSError as error:
+        raise UserError(
+            f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
+        ) from None
+    return saved
+
+
+def print_program(threaded: ThreadedProgram) -> None:
+    """Print a program whole, an operation a line."""
+    parts = {"set-up": threaded.setup}
+    parts |= {f"thread {number}": part for number, part in enumerate(threaded.threads)}
+    for name, operations in parts.items():
+        print(f"  {name}: ", end="")
+        print(*operations, sep="\n    ")
+
+
 def _print(report: ThreadReport) -> None:
+    from zaplock.oracle.thread_campaign import AGAIN
+
     for found in report.divergences[:MOST_TOLD]:
-        again = f" (again in {found.repeated} runs)" if found.outcome else ""
-        print(f"{found.threaded}\n  {found.told}{again}")
+        again = f", again in {found.repeated} of {AGAIN} more runs" if found.outcome else ""
+        print(f"DIVERGENCE{again}")
+        print_program(found.threaded)
+        print(f"  {found.told}")
+        for line in found.differences:
+            print(f"    {line}")
+    if (more := len(report.divergences) - MOST_TOLD) > 0:
+        print(f"and {more:,} divergences more")
     for title, told in (("lost", report.lost), ("not repeated", report.unrepeatable),
                         ("not known", report.unknown)):  # fmt: skip
         print(*(f"{title}: {one}" for one in told[:MOST_TOLD]), sep="\n", end="\n" if told else "")
@@ -74,10 +141,12 @@ def _document(report: ThreadReport, seed: int) -> dict[str, Any]:
         "explored": report.explored, "outcomes_of_explored": report.reached,
         "seen_of_explored": report.seen,
         "divergences": [
-            {"program": str(found.threaded), "told": found.told, "repeated": found.repeated}
+            {"program": str(found.threaded), "told": found.told, "repeated": found.repeated,
+             "differences": list(found.differences)}
             for found in report.divergences
         ],
-        "not_repeated": report.unrepeatable, "not_known": report.unknown, "lost": report.lost,
+        "not_repeated": list(map(str, report.unrepeatable)),
+        "not_known": list(map(str, report.unknown)), "lost": list(map(str, report.lost)),
     }  # fmt: skip
 
 

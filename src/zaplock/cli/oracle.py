@@ -6,7 +6,8 @@ its own. With --against-itself a second process of the real kernel is the other 
 then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
 --trace FILE -- PROGRAM records a program and runs it through the model; --strace FILE does so with
 what strace has recorded. --threads runs programs of two to four threads: every outcome must be one
-that the exhaustive engine allows. --kernel judges by another kernel, in QEMU, under its own design.
+that the exhaustive engine allows; with --replay a saved one again and again. --kernel judges by
+another kernel, in QEMU, under its own design.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script; "
-        "with --replay, the script")  # fmt: skip
-    parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
-    parser.add_argument("--c", metavar="FILE", help="write the sequence of --replay as a C program")
+        "with --replay, the script; with --threads, JSON")  # fmt: skip
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="run one saved sequence, step by step; with --threads, a program",
+    )
+    parser.add_argument("--c", metavar="FILE", help="write what --replay reads as a C program")
     parser.add_argument(
         "--strace", metavar="FILE", nargs="+", help="replay recorded programs; several make a table"
     )
@@ -97,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.strace:
         return replay_recorded(args.strace, args.json)
-    if args.replay:
+    if args.replay and not args.threads:
         if args.kernel and args.against_itself:
             raise UserError("--kernel judges the model: leave --against-itself away")
         return replay_saved(args)
@@ -141,8 +146,8 @@ _GOES_WITH: dict[str, tuple[str, ...]] = {
     "trace": ("every_call", "command", "json"),
     "bpftrace": (),
     "strace": ("json",),
+    "threads": ("seconds", "seed", "self_test", "replay", "c", "save", "json"),
     "replay": ("c", "save", "kernel", "against_itself", "theme"),
-    "threads": ("seconds", "seed", "self_test", "json"),
     "self_test": _SAMPLED,
     "locks": _SAMPLED,
     "committed": _SAMPLED,
@@ -187,10 +192,20 @@ def _check_cluster(args: argparse.Namespace) -> None:
 
 
 def _threads(args: argparse.Namespace) -> int:
-    """Run programs of threads, or with --self-test look for mutants with them."""
-    from zaplock.cli import _oracle_threads
+    """Run programs of threads, or one again, or with --self-test look for mutants with them."""
+    from zaplock.cli import _oracle_threads, _oracle_threads_replay
     from zaplock.oracle.bare_process import check_machine, check_overcommit
 
+    done = "replay" if args.replay else "self_test" if args.self_test else ""
+    for other in ("self_test", "save"):
+        if done not in ("", other) and (value := getattr(args, other)):
+            shown = "" if value is True else f" {value!a}"
+            raise UserError(
+                f"--{_spelled(other)}{shown} is not for --threads --{_spelled(done)}: leave one of "
+                "them away"
+            )
     check_machine()
     check_overcommit()
+    if args.replay:
+        return _oracle_threads_replay.replay_threads(args)
     return (_oracle_threads.hunt_mutants if args.self_test else _oracle_threads.run_threads)(args)

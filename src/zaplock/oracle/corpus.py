@@ -72,7 +72,10 @@ def _read(path: Path) -> _File:
         return msgspec.json.decode(read_text(path, "a file of --save"), type=_File)
     except (msgspec.MsgspecError, RecursionError) as error:
         reason = visible(str(error))
-        raise UserError(f"{path} is not a sequence of operations: {reason}") from None
+        raise UserError(
+            f"{path} is not a sequence of operations: {reason}; a program of threads is for "
+            "--threads --replay"
+        ) from None
 
 
 def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:
@@ -80,30 +83,36 @@ def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op
     if not isinstance(name, str) or name not in {**ops.CALLS, **ops.ACCESSES}:
         lack = no_such("operation", str(name), [*ops.CALLS, *ops.ACCESSES])
         raise UserError(f"{path}: operation {index}: {lack}")
-    wanted = ops.arguments_of(name)
+    return Op(name, arguments(str(path), line, index, ops.arguments_of(name)))
+
+
+def arguments(
+    where: str, line: Sequence[str | int | _Reference], index: int, wanted: tuple[str, ...]
+) -> tuple[Argument, ...]:
+    """Read the arguments of operation `index`, a line of a file. Raises UserError on faults."""
     if len(line) - 1 != len(wanted):
         raise UserError(
-            f"{path}: operation {index}, {name}, has {len(line) - 1} arguments "
+            f"{where}: operation {index}, {line[0]}, has {len(line) - 1} arguments "
             f"and takes {len(wanted)}: {', '.join(wanted) or 'none'}"
         )
-    return Op(name, tuple(_argument(path, value, index) for value in line[1:]))
+    return tuple(_argument(where, value, index) for value in line[1:])
 
 
-def _argument(path: Path, value: str | int | _Reference, index: int) -> Argument:
+def _argument(where: str, value: str | int | _Reference, index: int) -> Argument:
     if isinstance(value, _Reference):
         if not 0 <= value.op < index:
             raise UserError(
-                f"{path}: operation {index} refers to operation {value.op}, not an earlier one"
+                f"{where}: operation {index} refers to operation {value.op}, not an earlier one"
             )
-        _fits(path, value.delta, index)
+        _fits(where, value.delta, index)
         return Ref(value.op, value.delta)
     if isinstance(value, str):
-        raise UserError(f"{path}: operation {index} has the argument {value!r}, not a number")
-    _fits(path, value, index)
+        raise UserError(f"{where}: operation {index} has the argument {value!r}, not a number")
+    _fits(where, value, index)
     return value
 
 
-def _fits(path: Path, value: int, index: int) -> None:
+def _fits(where: str, value: int, index: int) -> None:
     """A register has 64 bits."""
     if not -(1 << 63) <= value < 1 << 64:
-        raise UserError(f"{path}: operation {index} has the argument {value}, beyond 64 bits")
+        raise UserError(f"{where}: operation {index} has the argument {value}, beyond 64 bits")

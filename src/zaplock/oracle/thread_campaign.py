@@ -24,6 +24,7 @@ from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.campaign import slice_seed
 from zaplock.oracle.interleavings import SEARCH, Interleavings, Wrap
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.thread_outcomes import from_nearest, outcome_text
 from zaplock.oracle.thread_programs import ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.protocols.design import Design
@@ -43,13 +44,25 @@ Judge = Callable[[ThreadedProgram], Interleavings]
 class ThreadDivergence(NamedTuple):
     """A program, what the kernel or the model did that must not be, and how often it came again.
 
-    `outcome` is None where the model broke a rule of its own.
+    `outcome` is None where the model broke a rule of its own; `differences`: from the nearest
+    outcome that is allowed.
     """
 
     threaded: ThreadedProgram
     outcome: ThreadedOutcome | None
     told: str
     repeated: int
+    differences: tuple[str, ...] = ()
+
+
+class Unjudged(NamedTuple):
+    """A program of which no verdict came, and why."""
+
+    threaded: ThreadedProgram
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.threaded}"
 
 
 @dataclass(slots=True)
@@ -70,9 +83,9 @@ class ThreadReport:
     reached: int = 0
     seen: int = 0
     divergences: list[ThreadDivergence] = field(default_factory=list)
-    unrepeatable: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
+    unrepeatable: list[Unjudged] = field(default_factory=list)
+    unknown: list[Unjudged] = field(default_factory=list)
+    lost: list[Unjudged] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
@@ -112,7 +125,7 @@ class ThreadBench:
         try:
             seen, runs = self._outcomes(generator, threaded)
         except Lost as error:
-            report.lost.append(f"{error}: {threaded}")
+            report.lost.append(Unjudged(threaded, str(error)))
             return
         report.programs += 1
         report.runs += runs
@@ -154,31 +167,27 @@ class ThreadBench:
         answer = model.judge(outcome)
         report.outcomes[answer] += 1
         if answer == "not known":
-            report.unknown.append(str(model.threaded))
+            why = f"a search came to a limit before it gave {outcome_text(outcome)}"
+            report.unknown.append(Unjudged(model.threaded, why))
         elif answer == "not allowed" and not model.violations:
             again = sum(
                 self.real.run_threads(model.threaded, generator.delays(model.threaded)) == outcome
                 for _ in range(AGAIN)
             )
-            told = f"no interleaving gives {_results(outcome)}"
+            told = f"no interleaving gives {outcome_text(outcome)}"
+            differences = from_nearest(outcome, model.explored())
             if not again:
-                report.unrepeatable.append(f"{model.threaded}: {told}")
+                report.unrepeatable.append(Unjudged(model.threaded, told))
                 return
-            report.divergences.append(ThreadDivergence(model.threaded, outcome, told, again))
+            report.divergences.append(
+                ThreadDivergence(model.threaded, outcome, told, again, differences)
+            )
 
     def _broken(
         self, threaded: ThreadedProgram, violation: Violation, report: ThreadReport
     ) -> None:
         told = f"broke the model: {violation.invariant.name}: {violation.message}"
         report.divergences.append(ThreadDivergence(threaded, None, told, 0))
-
-
-def _results(outcome: ThreadedOutcome) -> str:
-    from zaplock.oracle.compare import result_text, vma_text
-
-    shown = " | ".join(", ".join(map(result_text, thread)) for thread in outcome.results)
-    maps = "; ".join(map(vma_text, outcome.after.vmas))
-    return f"{shown} and leaves [{maps}], counters {outcome.after.counters}"
 
 
 def run(bench: ThreadBench, *, seconds: float, seed: int) -> Iterator[ThreadReport]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from zaplock.advice import MADV_DONTNEED, MADV_GUARD_INSTALL
 from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Op
 from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram
@@ -62,6 +63,7 @@ class ThreadedGenerator:
     def __init__(self, seed: int, heap: int = WINDOW) -> None:
         """Begin with a seed; `heap`: where the process's heap begins."""
         self.random = random.Random(seed)
+        self._waits = random.Random(f"waits {seed}")  # programs don't hang on how often one ran
         self.heap = heap
         self._window = WINDOW
         self._contended = -1  # the page, counted from the window; -1 where there is none
@@ -117,7 +119,7 @@ class ThreadedGenerator:
     def delays(self, threaded: ThreadedProgram) -> list[list[int]]:
         """Choose how many turns each thread waits before each operation: none to some 10 us."""
         return [
-            [int(2 ** self.random.uniform(0, 14)) for _ in thread] for thread in threaded.threads
+            [int(2 ** self._waits.uniform(0, 14)) for _ in thread] for thread in threaded.threads
         ]
 
     def _any(self) -> Op:
@@ -170,12 +172,21 @@ def _brk(g: ThreadedGenerator) -> Op:
     return Op("brk", (g.heap + PAGE * g.random.randrange(HEAP_PAGES),))
 
 
+def _advice(g: ThreadedGenerator) -> int:
+    """Choose an advice; guards where a userfaultfd write-protects a file never end on kernels.
+
+    (docs/findings/guard-of-protected-pages.md)
+    """
+    given = g.random.choice(_ADVICE)
+    return MADV_DONTNEED if g.kind == "watched" and given == MADV_GUARD_INSTALL else given
+
+
 _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "load": lambda g: (g._page(),),
     "store": lambda g: (g._page(),),
     "munmap": ThreadedGenerator._range,
     "mprotect": lambda g: (*g._range(), g.random.choice((0, 1, 3, 3))),
-    "madvise": lambda g: (*g._range(), g.random.choice(_ADVICE)),
+    "madvise": lambda g: (*g._range(), _advice(g)),
     "mremap": _mremap,
     "mlock": ThreadedGenerator._range,
     "mlock2": lambda g: (*g._range(), 1),
@@ -186,7 +197,7 @@ _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "mlockall": lambda g: (g.random.choice((2, 2, 4 | 2)),),
     "munlockall": lambda g: (),
     "remap_file_pages": lambda g: (*g._range(), 0, g.random.randrange(3), 0),
-    "process_madvise": lambda g: (*g._range(), g.random.choice(_ADVICE)),
+    "process_madvise": lambda g: (*g._range(), _advice(g)),
     FORK_LOAD: lambda g: (g._page(),),
     "uffd_register": lambda g: (*g._range(), g.random.choice(_UFFD_MODES)),
     "uffd_unregister": ThreadedGenerator._range,
@@ -199,3 +210,6 @@ _MAKERS: dict[str, Callable[[ThreadedGenerator], tuple[int, ...]]] = {
     "process_vm_writev": ThreadedGenerator._range,
     "pread": lambda g: (g.random.choice(_FILES), *g._range(), PAGE * g.random.randrange(4)),
 }  # fmt: skip
+
+DRAWN = frozenset({"mmap", "brk", *_MAKERS})
+"""What programs are made of."""

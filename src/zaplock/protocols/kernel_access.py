@@ -47,7 +47,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
 from zaplock.protocols.fault import RETRY
 from zaplock.protocols.gup import follow_page, hold_page, put_page
-from zaplock.protocols.populate import NOT_PINNED, populate_up_to
+from zaplock.protocols.populate import NOT_PINNED, let_go_for_once, populate_in_hold
 from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.user_access import (
     MUST_FAULT,
@@ -360,16 +360,26 @@ def first_not_to_be_pinned(m: Machine, task: Task, mm: int, start: int, end: int
 async def pin_pages(cx: Cx, first: int, start: int, end: int, write: bool) -> list[int]:
     """Pin the pages of a range up to the first that can't be had, under the caller's hold.
 
-    `first`: where what the same call has pinned begins.
+    `first`: where what the same call has pinned begins. Each page is pinned as soon as it is there,
+    and stays so where the hold is let go for another one; one that was taken away before that is
+    faulted in again (__get_user_pages).
     """
     pinned_from = first if write or cx.design.pins_unshare else NOT_PINNED
-    walked = await populate_up_to(cx, start, end, write, pinned_from)
+    step_length = (cx.grain << PAGE_SHIFT) or end - start
     frames: list[int] = []
-    for page in range(start, walked.at, PAGE_SIZE):
-        frame = await follow_page(cx.mm, page, write)
-        if not frame:
+    at = start
+    while at < end:
+        until = min(end, at + step_length)
+        walked = await populate_in_hold(cx, at, until, write, pinned_from)
+        if walked.error and cx.grain:
             break
-        frames.append(frame)
+        while at < walked.at and (frame := await follow_page(cx.mm, at, write)):
+            frames.append(frame)
+            at += PAGE_SIZE
+        if walked.error or (at < walked.at and not cx.grain):
+            break
+        if walked.let_go:
+            await let_go_for_once(cx)
     return frames
 
 

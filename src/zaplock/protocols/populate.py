@@ -117,8 +117,8 @@ async def populate_pages(
     """Fault in [low, high) of a VMA in steps of the grain; `pinned_from`: see `make_own`.
 
     Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
-    write has made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take
-    long (`dirty_fault_lets_go`). The VMA may be another one then.
+    write has made dirty, after which the mmap_lock is to be let go, since balance_dirty_pages may
+    take long (`dirty_fault_lets_go`).
     """
     if vma.ops == "secret":
         return -EFAULT, low
@@ -148,7 +148,6 @@ async def populate_pages(
         if error:
             return _ERRNO.get(error, -ENOMEM), came_to
         if came_to < until:
-            await let_go_for_once(cx)
             return 0, came_to
     return 0, high
 
@@ -401,7 +400,7 @@ def soil_huge_entry(m: Machine, space: Mm, vpn: int) -> bool:
 
 
 class Walked(NamedTuple):
-    """How far a walk came and with which error; whether it has let the lock go on its way.
+    """How far a walk came, with which error, and whether the lock was let go, or is to be.
 
     `at`: the end of the range, or of the part of it that is in the VMA in which a fault failed, or
     where the VMA begins that can't be had at all (`refused`).
@@ -421,28 +420,39 @@ def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
         soil_file(m, page + delta, page + delta + 1)
 
 
-async def populate_up_to(
+async def populate_in_hold(
     cx: Cx, start: int, end: int, write: bool, pinned_from: int = NOT_PINNED
 ) -> Walked:
-    """Fault in [start, end) under a hold that the caller has; stop at the first error.
+    """Fault in [start, end) up to the first error, or to where the hold is to be let go once.
 
     `pinned_from`: pages are pinned, from this address on in all.
-
-    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
     """
-    at, error, let_go, refused = start, 0, False, False
-    while at < end and not error:
+    at = start
+    while at < end:
         handle = await find_vma(cx.mm, at)
         vma = await read_vma(handle) if handle else None
         if vma is None or vma.start > at:
-            error, refused = -ENOMEM, True
-        elif vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
-            error, refused = -EINVAL, True
-        else:
-            high = min(end, vma.end)
-            error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from)
-            let_go = let_go or (at < high and not error)
-    return Walked(error, at, let_go, refused)
+            return Walked(-ENOMEM, at, False, True)
+        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
+            return Walked(-EINVAL, at, False, True)
+        high = min(end, vma.end)
+        error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from)
+        if error or at < high:
+            return Walked(error, at, not error, False)
+    return Walked(0, at, False, False)
+
+
+async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
+    """Fault in [start, end) under a hold that the caller has; stop at the first error.
+
+    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
+    """
+    walked = await populate_in_hold(cx, start, end, write)
+    let_go = walked.let_go
+    while walked.let_go:
+        await let_go_for_once(cx)
+        walked = await populate_in_hold(cx, walked.at, end, write)
+    return walked._replace(let_go=let_go)
 
 
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
