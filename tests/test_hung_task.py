@@ -1,5 +1,7 @@
 """Waits that khungtaskd would report: only uninterruptible ones, each with its call chain."""
 
+from dataclasses import replace
+
 import pytest
 
 from zaplock.engines.timed.cpus import Sched
@@ -12,6 +14,7 @@ from zaplock.measure.guest.rows import hung_task_messages
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (
     RWSEM_4_9,
+    RWSEM_5_11,
     LockStep,
     down_write,
     downgrade_write,
@@ -191,6 +194,10 @@ INFO: task gup:93 <reader> blocked on an rw-semaphore likely owned by task zap:9
     about = task_in(log)
     assert comparable(message(wait, SECOND, "7.3", about, behind)) == comparable(log)
     assert "owned by" not in message(wait, SECOND, "6.16", about, behind)
+    forgotten = replace(behind, is_known=False)
+    assert message(wait, SECOND, "7.3", about, forgotten).splitlines()[-1] == (
+        "INFO: task gup:93 is blocked on an rw-semaphore, but the owner is not found."  # a real one
+    )
     assert in_between(wait, behind) == (
         "(zaplock: mmap:6 <writer> queued in between; without it gup:5 would share the lock with "
         "zap:1)"
@@ -251,3 +258,29 @@ def test_the_blocker_is_who_has_the_lock_then_and_who_queued_before() -> None:
         50: Blocker(Party(1, "task1", False), writer),
         110: None,
     }
+
+
+def test_a_reader_who_has_left_is_no_owner_and_hides_who_still_reads() -> None:
+    """The semaphore remembers who had it last, and forgets it when that one leaves."""
+
+    async def reads(from_ns: int, until_ns: int) -> None:
+        await SleepStep(from_ns)
+        await LockStep("down", LOCK, False, False)
+        await SleepStep(until_ns - from_ns)
+        await up_read(LOCK)
+
+    async def writes() -> None:
+        await SleepStep(4 * SECOND)
+        await down_write(LOCK)
+        await up_write(LOCK)
+
+    engine = TimedEngine(
+        Machine(), policy=RWSEM_5_11, sched=Sched(cpus=4), hung_task_timeout_ns=2 * SECOND
+    )
+    stories = (reads(SECOND, 10 * SECOND), reads(2 * SECOND, 6 * SECOND), writes())
+    for tid, program in enumerate(stories, 1):
+        engine.spawn(Task(tid, 1, f"task{tid}"), program, at_ns=0)
+    engine.run()
+    seen = analyse(engine.events(), "7.3")
+    assert blocker(seen, 3, 5 * SECOND) == Blocker(Party(2, "task2", False))
+    assert blocker(seen, 3, 8 * SECOND) == Blocker(Party(1, "task1", False), is_known=False)

@@ -1,7 +1,8 @@
-"""Who keeps a task waiting at an instant: the lock's owner, and who queues between the two.
+"""Who keeps a task waiting at an instant: the lock's holder, and who queues between the two.
 
-The owner is who the kernel would take for it: the writer, or the reader that came last (the rwsem
-remembers one reader's name, kernel/locking/rwsem.c rwsem_set_reader_owned).
+That is the writer, or the reader that came last. The rwsem remembers one reader's name, of whoever
+had it last, and forgets it when that one leaves, though others may still have it
+(kernel/locking/rwsem.c rwsem_set_reader_owned, rwsem_clear_reader_owned).
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """The likely owner of the lock, and the writers that queue before the one who waits."""
+    """Who has the lock, and the writers that queue before the one who waits.
+
+    is_known: whether the kernel remembers the holder as the lock's owner.
+    """
 
     holder: Party
     between: tuple[Party, ...] = ()
+    is_known: bool = True
 
 
 def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
@@ -38,17 +43,19 @@ def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
     if not len(own):
         return None
     mm, asked_ns = waits["mm"][own[0]], waits["start_ns"][own[0]]
-    having = (holds["mm"] == mm) & (holds["start_ns"] <= at_ns) & (holds.end_ns > at_ns)
-    holders = np.flatnonzero(having)
+    came = np.flatnonzero((holds["mm"] == mm) & (holds["start_ns"] <= at_ns))
+    holders = came[holds.end_ns[came] > at_ns]
     if not len(holders):
         return None
-    row = int(holders[np.argmax(holds["start_ns"][holders])])
+    row, last = (int(rows[np.argmax(holds["start_ns"][rows])]) for rows in (holders, came))
     before = standing & (waits["mm"] == mm) & waits["exclusive"] & (waits["start_ns"] < asked_ns)
     between = tuple(
         _party(seen, int(waits["tid"][one]), exclusive=True) for one in np.flatnonzero(before)
     )
     return Blocker(
-        _party(seen, int(holds["tid"][row]), exclusive=bool(holds["exclusive"][row])), between
+        _party(seen, int(holds["tid"][row]), exclusive=bool(holds["exclusive"][row])),
+        between,
+        row == last,
     )
 
 

@@ -15,9 +15,7 @@ sched_show_task (kernel/sched/core.c), which changed:
 and stacks stand between "<TASK>" and "</TASK>" from 5.16 on; behind the kernel's part of them comes
 what the program's registers hold, which is left out. Functions have no addresses here, and 4.9's
 message lacks the stack's words. Where the kernel's compiler makes one function of two, the model
-can't know. Not covered: the owner's own state and stack, which follow that last line; and that a
-kernel takes for the owner whoever had the semaphore last, so that it finds none when that was a
-reader who has left (rwsem_clear_reader_owned): here it is who holds it.
+can't know. Not covered: the owner's own state and stack, which follow that last line.
 
 No kernel says who stands in the queue between the two, though that one makes a reader wait for a
 reader: `in_between` does, in zaplock's own words.
@@ -28,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zaplock.engines.timed.hung_tasks import LongWait
-from zaplock.lab.blocker import Blocker, Party
+from zaplock.lab.blocker import Blocker
 from zaplock.linux_version import LinuxVersion, find
 
 _OUTSIDE = ("write_memory", "syscall")
@@ -106,7 +104,7 @@ def message(
             *([" <TASK>"] if version.carries("5.16") else []),
             *(f" {function}" for function in functions(wait, release)),
             *([" </TASK>"] if version.carries("5.16") else []),
-            *(_owner(wait, about, blocker.holder) if blocker and version.carries("6.17") else []),
+            *(_owner(wait, about, blocker) if blocker and version.carries("6.17") else []),
         ]
     )
 
@@ -123,8 +121,14 @@ def in_between(wait: LongWait, blocker: Blocker) -> str:
     )
 
 
-def _owner(wait: LongWait, about: HungTask, holder: Party) -> list[str]:
+def _owner(wait: LongWait, about: HungTask, blocker: Blocker) -> list[str]:
     """Write the line of debug_show_blocker (kernel/hung_task.c)."""
+    holder = blocker.holder
+    if not blocker.is_known:
+        return [
+            f"INFO: task {about.name}:{about.pid} is blocked on an rw-semaphore, but the owner is "
+            "not found."
+        ]
     owner = f"{holder.name}:{about.owner_pid or holder.tid} <{_modes(holder.exclusive)}>"
     return [
         f"INFO: task {about.name}:{about.pid} <{_mode(wait)}> blocked on an rw-semaphore likely "
