@@ -799,6 +799,14 @@ def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:
         Op("mremap", (OTHER + 6 * PAGE, PAGE, 2 * PAGE, 1, 0)),
         Op("mmap", (0, 9 * PAGE, 3, 2, 0, 12 * PAGE)),
     )
+    of_zero = tuple(
+        (
+            Op("mmap", (0, PAGE, 3, touched | 2, ops.FILES.index("zero"), 3 * PAGE)),
+            Op("mremap", (Ref(0, 0), PAGE, PAGE, 3, OTHER)),
+            Op("mmap", (OTHER + PAGE, PAGE, 3, 0x12, ops.FILES.index("zero"), 4 * PAGE)),
+        )
+        for touched in (0x8000, 0)
+    )
     old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3.4"))
     before, after = (side.run(all_watched)[-1].snapshot.vmas for side in (old, new))
     assert ["um" in vma.flags for vma in before] == [False, False]
@@ -808,6 +816,10 @@ def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:
         for side in (old, new)
     ]
     assert lengths == [[1, 11], [9, 2]]
+    counts = [
+        [len(side.run(sequence)[-1].snapshot.vmas) for side in (old, new)] for sequence in of_zero
+    ]
+    assert counts == [[1, 2], [2, 2]]  # what was never touched has the offset of its new place
 
 
 BEYOND_THE_END = (

@@ -1170,12 +1170,12 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_keeps_wp": True},
     ),
     Change(
-        "7.3", None, "(mm: anonymous pages of a file's private mapping have offsets of their own)",
+        "7.3", None, "mm: propagate VMA virtual page offset on map, remap, split + merge",
         "a private mapping of a file that has moved since it got anonymous pages merges only with "
         "what has moved as far",
         {"counts_anonymous_apart": True},
-        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c "
-        "asks needs_adjacent_anon_pgoff",
+        doubt="its id is not known: 7.2.13 merges, 7.3.4 does not, whose mm/vma.c asks "
+        "needs_adjacent_anon_pgoff; lists of mm-unstable have the subject by many ids",
     ),
     Change(
         "7.4", None, "mm/hugetlb: fix subpool minimum reservation rollback",

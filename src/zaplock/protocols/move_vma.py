@@ -211,13 +211,14 @@ def copy_vma(
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
     merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, only
     "elsewhere", not beside it, or "with none". `counts_apart`: the anonymous pages of a file's
-    private mapping keep the offsets that they had. `mark`: whose soft-dirty mark stays.
-    `counted_grow`: what counts itself may take the copy over.
+    private mapping, or of /dev/zero's, keep the offsets that they had. `mark`: whose soft-dirty
+    mark stays. `counted_grow`: what counts itself may take the copy over.
     """
     vma = vma_of(m, task, handle)
     never_touched = not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB
     pgoff = target >> PAGE_SHIFT if never_touched else vma.pgoff_of(address)
-    keeps_offsets = counts_apart and vma.file and vma.anon_vma
+    has_file = vma.file or device_of(vma.name) == "zero"
+    keeps_offsets = counts_apart and has_file and vma.anon_vma
     shift = vma.anon_shift + (address - target >> PAGE_SHIFT) if keeps_offsets else 0
     end = target + length
     new = change(vma, start=target, end=end, pgoff=pgoff, anon_shift=shift, lock_seq=-1)
