@@ -326,13 +326,18 @@ def expand(
 
 
 def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool, keeps_mark: bool) -> None:
-    """Merge a grown VMA with the one that it has come to touch, never with the one before it."""
+    """Merge a grown VMA with the one that it has come to touch, never with the one before it.
+
+    From 6.16 on, where that one has no anon_vma, nobody asks whether a fork has shared the grown
+    one's (vma_merge_extend names no VMA that is_mergeable_anon_vma could ask).
+    """
     vma = vma_of(m, task, handle)
     behind = following(m.mm(vma.mm), vma.end)
     if not behind:
         return
     other = vma_of(m, task, behind)
-    if can_merge(m, vma, other) and (untouched or accepts(vma, other)):
+    asking = vma if other.anon_vma else change(vma, shared_anon_vma=False)
+    if can_merge(m, asking, other) and (untouched or accepts(vma, other)):
         absorb(m, task, handle, behind)
         if not keeps_mark:
             keep_mark(m, task, handle, vma)
