@@ -13,11 +13,12 @@ Not covered: folios of other sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from zaplock.model.dirty import follows_dirty
 from zaplock.model.files import split_folio as split_folio_of_file
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
+from zaplock.model.folio_sharing import SharedFolios, is_shared
 from zaplock.model.frames import Frame, change_frames, soil
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
@@ -30,32 +31,6 @@ from zaplock.model.vma import Vma, change, overlapping, vma_of
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm
-
-
-Sharing = Literal[
-    "page", "all pages", "first page once", "first page twice", "guess", "address space"
-]
-"""By what an advice finds out whether others map a folio, too, and lets it be then.
-
-"page": whether the page that it came to is mapped once. "all pages": whether all of them together
-are (a huge entry counts once, so what small entries map is never one's own). "first page once":
-whether the folio's first page is mapped once, "first page twice": whether that is mapped no more
-than once. "guess": whether neither the first page is mapped twice nor the folio more often than it
-has pages. "address space": whether no other address space maps any of it.
-"""
-
-
-class SharedFolios(NamedTuple):
-    """What an advice does about folios that others map, too.
-
-    small: by what it finds them where small entries map them. huge: where a huge entry does.
-    splits_whole: it splits also those that small entries map as a whole, and ends at the first that
-    others map for that page table; else it splits what its range covers in part, and goes on.
-    """
-
-    small: Sharing
-    huge: Sharing
-    splits_whole: bool
 
 
 @step
@@ -93,49 +68,6 @@ def by_page_table(first: int, last: int) -> Iterator[tuple[int, int]]:
         end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
         yield first, end
         first = end
-
-
-def is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing: Sharing) -> bool:
-    """Return whether others map the folio of frames [head, head + pages), as a kernel tells that.
-
-    page: the frame of it that the kernel came to.
-    """
-    runs = m.frames.overlapping(head, head + pages)
-    first = runs[0][2].maps
-    maps = sum((end - at) * frame.maps for at, end, frame in runs)
-    match sharing:
-        case "page":
-            return any(frame.maps != 1 for at, end, frame in runs if at <= page < end)
-        case "all pages":
-            return maps - (pages - 1) * _huge_entries(m, head, pages) != 1
-        case "first page once":
-            return first != 1
-        case "first page twice":
-            return first > 1
-        case "guess":
-            return first > 1 or maps > pages
-        case "address space":
-            return any(
-                start + pte.delta < head + pages and head < end + pte.delta
-                for other in m.mms.values()
-                if other.mm != space.mm
-                for start, (end, pte) in other.ptes.data.items()
-                if pte.kind in _OF_FOLIOS
-            )
-
-
-_OF_FOLIOS = ("anon", "thp", *IN_MEMORY)
-
-
-def _huge_entries(m: Machine, head: int, pages: int) -> int:
-    """Return how many huge entries map a folio, in all address spaces."""
-    return sum(
-        pte.kind in ("thp", SHARED_HUGE)
-        and start + pte.delta <= head
-        and head + pages <= end + pte.delta
-        for space in m.mms.values()
-        for start, (end, pte) in space.ptes.data.items()
-    )
 
 
 @step

@@ -39,6 +39,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.frames import TAG_SIZE, ZERO_PFN, read_frame, soil, write_frame
+from zaplock.model.pinned_pages import NOT_PINNED
 from zaplock.model.references import mark_accessed, set_referenced
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.shared_folios import folio_page
@@ -47,7 +48,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
 from zaplock.protocols.fault import RETRY
 from zaplock.protocols.gup import follow_page, hold_page, put_page
-from zaplock.protocols.populate import NOT_PINNED, let_go_for_once, populate_in_hold
+from zaplock.protocols.populate import let_go_for_once, populate_in_hold
 from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.user_access import (
     MUST_FAULT,
