@@ -103,7 +103,8 @@ def _first_to_split(
             pages = 1 << frame.order
             for head in range(at & -pages, stop, pages) if frame.order else ():
                 here = head - pte.delta
-                if max(here, start, at - pte.delta) < ended:
+                page = max(here, at - pte.delta)
+                if page < ended:
                     continue
                 in_one_table = here // PAGES_PER_PMD == (here + pages - 1) // PAGES_PER_PMD
                 whole = low <= here and here + pages <= high and in_one_table
@@ -111,9 +112,8 @@ def _first_to_split(
                 count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
                 if whole and count == pages and (huge or not shared.splits_whole):
                     continue
-                page = max(here, start, at - pte.delta)
                 if not is_shared(m, space, head, pages, page + pte.delta, sharing):
-                    return vma.pgoff_of(max(here, start) << PAGE_SHIFT)
+                    return vma.pgoff_of(page << PAGE_SHIFT)
                 if shared.splits_whole:
                     ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
     return None
