@@ -98,25 +98,43 @@ def _first_to_split(
         if pte.kind not in IN_MEMORY:
             continue
         huge = pte.kind == SHARED_HUGE
-        sharing = shared.huge if huge else shared.small
-        for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
-            pages = 1 << frame.order
-            for head in range(at & -pages, stop, pages) if frame.order else ():
-                here = head - pte.delta
-                page = max(here, at - pte.delta)
-                if page < ended:
-                    continue
-                in_one_table = here // PAGES_PER_PMD == (here + pages - 1) // PAGES_PER_PMD
-                whole = low <= here and here + pages <= high and in_one_table
-                mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
-                count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
-                if whole and count == pages and (huge or not shared.splits_whole):
-                    continue
-                if not is_shared(m, space, head, pages, page + pte.delta, sharing):
-                    return vma.pgoff_of(page << PAGE_SHIFT)
-                if shared.splits_whole:
-                    ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
+        sharing, spares_whole = (
+            (shared.huge, True) if huge else (shared.small, not shared.splits_whole)
+        )
+        for page, head, pages in _large_folios(m, start, end, pte.delta):
+            whole = head - pte.delta, head - pte.delta + pages
+            if page < ended or (
+                spares_whole and _is_all_mapped(space, whole, low, high, pte.delta)
+            ):
+                continue
+            if not is_shared(m, space, head, pages, page + pte.delta, sharing):
+                return vma.pgoff_of(page << PAGE_SHIFT)
+            if shared.splits_whole:
+                ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
     return None
+
+
+def _large_folios(m: Machine, start: int, end: int, delta: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the folios that virtual pages [start, end) map, but for those of one page.
+
+    Of each the first virtual page there, its first frame, and how many pages it has.
+    """
+    for low, high, frame in m.frames.overlapping(start + delta, end + delta):
+        pages = 1 << frame.order
+        for head in range(low & -pages, high, pages) if frame.order else ():
+            yield max(head, low) - delta, head, pages
+
+
+def _is_all_mapped(space: Mm, pages: tuple[int, int], low: int, high: int, delta: int) -> bool:
+    """Return whether one page table maps all pages of a folio, and all are in [low, high)."""
+    first, last = pages
+    if not (low <= first and last <= high):
+        return False
+    mapped = space.ptes.overlapping(first, last)
+    in_one_table = first // PAGES_PER_PMD == (last - 1) // PAGES_PER_PMD
+    return in_one_table and last - first == sum(
+        end - start for start, end, pte in mapped if pte.delta == delta
+    )
 
 
 def to_split(
