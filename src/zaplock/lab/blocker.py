@@ -47,7 +47,7 @@ def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
     holders = came[holds.end_ns[came] > at_ns]
     if not len(holders):
         return None
-    row, last = (int(rows[np.argmax(holds["start_ns"][rows])]) for rows in (holders, came))
+    row = int(holders[-1])  # rows are in the order in which they came
     before = standing & (waits["mm"] == mm) & waits["exclusive"] & (waits["start_ns"] < asked_ns)
     between = tuple(
         _party(seen, int(waits["tid"][one]), exclusive=True) for one in np.flatnonzero(before)
@@ -55,7 +55,7 @@ def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
     return Blocker(
         _party(seen, int(holds["tid"][row]), exclusive=bool(holds["exclusive"][row])),
         between,
-        row == last,
+        is_known=bool(row == came[-1]),
     )
 
 

@@ -163,7 +163,7 @@ def parts(vmas: list[Vma]) -> Tally[Counter]:
     """Recount exec_vm, stack_vm and data_vm."""
     space = _Parts()
     for vma in vmas:
-        account_parts(space, vma.flags, vma.file, vma.nr_pages)
+        account_parts(space, vma.flags, vma.nr_pages)
     return space.counted
 
 

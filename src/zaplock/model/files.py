@@ -225,8 +225,8 @@ def write_to_swap(m: Machine, _task: Task, file: int, first: int, last: int) -> 
 
 
 TAG_BYTES = 8
-END_OF_FILES = 1 << 64
-"""Bytes that no file has, in the last place."""
+END_OF_FILES = 1 << 63
+"""Where a range of a file ends that has no end, in bytes: no offset is as large (loff_t)."""
 
 
 def disk_tag(file: int, pgoff: int) -> int:

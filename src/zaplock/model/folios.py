@@ -13,11 +13,12 @@ Not covered: folios of other sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from zaplock.model.dirty import follows_dirty
 from zaplock.model.files import split_folio as split_folio_of_file
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
+from zaplock.model.folio_sharing import SharedFolios, is_shared
 from zaplock.model.frames import Frame, change_frames, soil
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import small_entry
@@ -30,32 +31,6 @@ from zaplock.model.vma import Vma, change, overlapping, vma_of
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm
-
-
-Sharing = Literal[
-    "page", "all pages", "first page once", "first page twice", "guess", "address space"
-]
-"""By what an advice finds out whether others map a folio, too, and lets it be then.
-
-"page": whether the page that it came to is mapped once. "all pages": whether all of them together
-are (a huge entry counts once, so what small entries map is never one's own). "first page once":
-whether the folio's first page is mapped once, "first page twice": whether that is mapped no more
-than once. "guess": whether neither the first page is mapped twice nor the folio more often than it
-has pages. "address space": whether no other address space maps any of it.
-"""
-
-
-class SharedFolios(NamedTuple):
-    """What an advice does about folios that others map, too.
-
-    small: by what it finds them where small entries map them. huge: where a huge entry does.
-    splits_whole: it splits also those that small entries map as a whole, and ends at the first that
-    others map for that page table; else it splits what its range covers in part, and goes on.
-    """
-
-    small: Sharing
-    huge: Sharing
-    splits_whole: bool
 
 
 @step
@@ -95,49 +70,6 @@ def by_page_table(first: int, last: int) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def is_shared(m: Machine, space: Mm, head: int, pages: int, page: int, sharing: Sharing) -> bool:
-    """Return whether others map the folio of frames [head, head + pages), as a kernel tells that.
-
-    page: the frame of it that the kernel came to.
-    """
-    runs = m.frames.overlapping(head, head + pages)
-    first = runs[0][2].maps
-    maps = sum((end - at) * frame.maps for at, end, frame in runs)
-    match sharing:
-        case "page":
-            return any(frame.maps != 1 for at, end, frame in runs if at <= page < end)
-        case "all pages":
-            return maps - (pages - 1) * _huge_entries(m, head, pages) != 1
-        case "first page once":
-            return first != 1
-        case "first page twice":
-            return first > 1
-        case "guess":
-            return first > 1 or maps > pages
-        case "address space":
-            return any(
-                start + pte.delta < head + pages and head < end + pte.delta
-                for other in m.mms.values()
-                if other.mm != space.mm
-                for start, (end, pte) in other.ptes.data.items()
-                if pte.kind in _OF_FOLIOS
-            )
-
-
-_OF_FOLIOS = ("anon", "thp", *IN_MEMORY)
-
-
-def _huge_entries(m: Machine, head: int, pages: int) -> int:
-    """Return how many huge entries map a folio, in all address spaces."""
-    return sum(
-        pte.kind in ("thp", SHARED_HUGE)
-        and start + pte.delta <= head
-        and head + pages <= end + pte.delta
-        for space in m.mms.values()
-        for start, (end, pte) in space.ptes.data.items()
-    )
-
-
 @step
 def split_cached(
     m: Machine, task: Task, mm: int, low: int, high: int, shared: SharedFolios
@@ -166,25 +98,43 @@ def _first_to_split(
         if pte.kind not in IN_MEMORY:
             continue
         huge = pte.kind == SHARED_HUGE
-        sharing = shared.huge if huge else shared.small
-        for at, stop, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
-            pages = 1 << frame.order
-            for head in range(at & -pages, stop, pages) if frame.order else ():
-                here = head - pte.delta
-                if max(here, start, at - pte.delta) < ended:
-                    continue
-                in_one_table = here // PAGES_PER_PMD == (here + pages - 1) // PAGES_PER_PMD
-                whole = low <= here and here + pages <= high and in_one_table
-                mapped = space.ptes.overlapping(max(low, here), min(high, here + pages))
-                count = sum(e - s for s, e, other in mapped if other.delta == pte.delta)
-                if whole and count == pages and (huge or not shared.splits_whole):
-                    continue
-                page = max(here, start, at - pte.delta)
-                if not is_shared(m, space, head, pages, page + pte.delta, sharing):
-                    return vma.pgoff_of(max(here, start) << PAGE_SHIFT)
-                if shared.splits_whole:
-                    ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
+        sharing, spares_whole = (
+            (shared.huge, True) if huge else (shared.small, not shared.splits_whole)
+        )
+        for page, head, pages in _large_folios(m, start, end, pte.delta):
+            whole = head - pte.delta, head - pte.delta + pages
+            if page < ended or (
+                spares_whole and _is_all_mapped(space, whole, low, high, pte.delta)
+            ):
+                continue
+            if not is_shared(m, space, head, pages, page + pte.delta, sharing):
+                return vma.pgoff_of(page << PAGE_SHIFT)
+            if shared.splits_whole:
+                ended = (page // PAGES_PER_PMD + 1) * PAGES_PER_PMD
     return None
+
+
+def _large_folios(m: Machine, start: int, end: int, delta: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the folios that virtual pages [start, end) map, but for those of one page.
+
+    Of each the first virtual page there, its first frame, and how many pages it has.
+    """
+    for low, high, frame in m.frames.overlapping(start + delta, end + delta):
+        pages = 1 << frame.order
+        for head in range(low & -pages, high, pages) if frame.order else ():
+            yield max(head, low) - delta, head, pages
+
+
+def _is_all_mapped(space: Mm, pages: tuple[int, int], low: int, high: int, delta: int) -> bool:
+    """Return whether one page table maps all pages of a folio, and all are in [low, high)."""
+    first, last = pages
+    if not (low <= first and last <= high):
+        return False
+    mapped = space.ptes.overlapping(first, last)
+    in_one_table = first // PAGES_PER_PMD == (last - 1) // PAGES_PER_PMD
+    return in_one_table and last - first == sum(
+        end - start for start, end, pte in mapped if pte.delta == delta
+    )
 
 
 def to_split(

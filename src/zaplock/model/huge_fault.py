@@ -47,7 +47,7 @@ def map_huge_page(m: Machine, task: Task, vma: Vma, vpn: int, write: bool) -> in
         return -SIGBUS
     if is_waited_for(vma, pfn >= 0):
         return ask_monitor(m, vma)
-    if pfn < 0 and own:
+    if own:
         share = subpool_of(m, vma)
         if not take(m, vma.huge_size, is_promised(vma, low), share, vma.reserves):
             return -SIGBUS
@@ -76,7 +76,7 @@ def gives_to_file(vma: Vma) -> bool:
 
 
 def is_waited_for(vma: Vma, is_there: bool) -> bool:
-    """Return whether a userfaultfd watches for huge pages that a file lacks, or has."""
+    """Return whether a fault of a huge page is a monitor's: of a missing one, or one of a file."""
     return bool(vma.flags & (VM_UFFD_MINOR if is_there else VM_UFFD_MISSING))
 
 

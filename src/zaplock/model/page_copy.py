@@ -16,7 +16,7 @@ from zaplock.model.flags import (
     PAGES_PER_PMD,
     VM_SHARED,
 )
-from zaplock.model.folios import is_shared
+from zaplock.model.folio_sharing import is_mapped_elsewhere, maps_of_folio
 from zaplock.model.frames import Frame, change_frames, mark_forked
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import RSS, split_entries
@@ -61,25 +61,24 @@ def begin_copy(m: Machine, task: Task, vpn: int, pte: Pte) -> PageCopy:
 
 
 def copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
-    """Let an entry be written through whose page is nobody else's: 0; else say what to copy."""
-    if pte.kind == "thp":
-        return _write_huge(m, task, space, vpn, pte)
-    pfn = vpn + pte.delta
-    frame = m.frames.at(pfn)
-    if pte.kind == "anon" and frame is not None and keeps_page(m, space, pfn, frame):
-        space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
-        mark_forked(m, pfn, pfn + 1, False)
+    """Let an entry be written through whose page is nobody else's: 0; else say what to copy.
+
+    Where a huge page can't be kept, small entries map it first, and one page of it is copied.
+    """
+    if keeps_page(m, space, vpn, pte):
+        low, pages = entry_of(vpn, pte)
+        space.ptes.set(low, low + pages, Pte(pte.kind, pte.delta, True, wp=pte.wp))
+        mark_forked(m, low + pte.delta, low + pte.delta + pages, False)
         return 0
+    if pte.kind == "thp":
+        return copy_on_write(m, task, space, vpn, split_entry(m, space, vpn, pte))
     return begin_copy(m, task, vpn, pte)
 
 
-def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
-    low = vpn - vpn % PAGES_PER_PMD
-    if is_whole_own(m, low + pte.delta):
-        space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
-        mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
-        return 0
-    return copy_on_write(m, task, space, vpn, split_entry(m, space, vpn, pte))
+def entry_of(vpn: int, pte: Pte) -> tuple[int, int]:
+    """Return where the entry of a virtual page begins, and how many pages it maps."""
+    pages = PAGES_PER_PMD if pte.kind == "thp" else 1
+    return vpn & -pages, pages
 
 
 def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
@@ -90,25 +89,28 @@ def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     return small
 
 
-def keeps_page(m: Machine, space: Mm, pfn: int, frame: Frame) -> bool:
-    """Return whether the one entry that maps an anonymous page may write to it.
+def keeps_page(m: Machine, space: Mm, vpn: int, pte: Pte) -> bool:
+    """Return whether an entry that does not let write may do so, to the page that it maps.
 
-    Of a huge page that small entries map, what a fork has shared is kept if no other address space
-    maps any of it; not if it is all that is mapped of it: then the huge page is given up.
-    (wp_can_reuse_anon_folio)
+    A huge entry may where nothing else maps any of its pages (do_huge_pmd_wp_page), a small one
+    where nothing else maps its page. What a fork has shared of a huge page, and small entries map,
+    is kept only if no other address space maps any of that huge page; and not if the page is all
+    that is mapped of it, as then the huge page is given up. (wp_can_reuse_anon_folio,
+    __wp_can_reuse_large_anon_folio; 6.15)
     """
-    if not is_own(frame) or frame.kind != "thp" or not frame.forked:
-        return is_own(frame)
-    head = pfn & -PAGES_PER_PMD
-    folio = m.frames.overlapping(head, head + PAGES_PER_PMD)
-    is_alone = sum((end - start) * one.maps for start, end, one in folio) == 1
-    return not (is_alone or is_shared(m, space, head, PAGES_PER_PMD, pfn, "address space"))
-
-
-def is_whole_own(m: Machine, head: int) -> bool:
-    """Return whether one huge entry, and nobody else, maps a huge page (do_huge_pmd_wp_page)."""
-    folio = m.frames.overlapping(head, head + PAGES_PER_PMD)
-    return all(frame.maps == 1 for _, _, frame in folio)
+    frame = m.frames.at(vpn + pte.delta)
+    if pte.kind not in ("anon", "thp") or frame is None or not is_own(frame):
+        return False
+    if frame.kind != "thp":
+        return True
+    head = vpn + pte.delta & -PAGES_PER_PMD
+    if pte.kind == "thp":
+        pages = m.frames.overlapping(head, head + PAGES_PER_PMD)
+        return all(page.maps == 1 for _, _, page in pages)
+    if not frame.forked:
+        return True
+    is_alone = maps_of_folio(m, head, PAGES_PER_PMD) == 1
+    return not is_alone and not is_mapped_elsewhere(m, space, head, PAGES_PER_PMD)
 
 
 def is_own(frame: Frame) -> bool:

@@ -520,10 +520,10 @@ def keep_mark(m: Machine, task: Task, handle: int, of: Vma) -> None:
 def account(space: Mm, flags: int, file: int, nr_pages: int) -> None:
     """Count pages of a mapping into total_vm and its parts (vm_stat_account)."""
     space.add("total_vm", nr_pages)
-    account_parts(space, flags, file, nr_pages)
+    account_parts(space, flags, nr_pages)
 
 
-def account_parts(space: Mm, flags: int, file: int, nr_pages: int) -> None:
+def account_parts(space: Mm, flags: int, nr_pages: int) -> None:
     """Count pages of a mapping into exec_vm, stack_vm or data_vm."""
     if flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN | VM_GROWSUP) == VM_EXEC:
         space.add("exec_vm", nr_pages)

@@ -86,6 +86,9 @@ def _fallocate(d: Draw) -> tuple[Argument, ...]:
     if d.chance(20):
         offset += PAGE * d.random.randrange(512)
         length = PAGE * d.random.choice((1, 7, 511, 512, 513, 1024))
+        if d.chance(50):
+            offset += d.random.choice((4, 8, 0x800))
+            length -= d.random.choice((4, 8))
     if d.chance(3):
         wrong = ((-PMD, PMD), (0, 0), (0, -PMD), ((1 << 63) - PMD, 2 * PMD))
         offset, length = d.random.choice(wrong)

@@ -44,6 +44,7 @@ from zaplock.protocols import (
     mincore,
     mmap,
     mprotect,
+    pinned_access,
     prctl,
     rmap,
     shm,
@@ -169,7 +170,7 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
 
 def _uring_register(w: World, calls: Any, address: int, length: int) -> CallOutcome:
     locked = _PAGES_OF_RING if w.cx.design.rings_are_locked else 0
-    return w.syscall(kernel_access.register_buffer(w.cx, address, length, locked), calls)
+    return w.syscall(pinned_access.register_buffer(w.cx, address, length, locked), calls)
 
 
 def _mbind(
@@ -340,11 +341,11 @@ async def _start_add_seals(cx: Cx, file: int, seals: int) -> int:
 
 
 async def _start_readv(cx: Cx, address: int, length: int) -> int:
-    return await kernel_access.process_vm(cx, address, length, None, MOST_COPIED)
+    return await pinned_access.process_vm(cx, address, length, None, MOST_COPIED)
 
 
 async def _start_writev(cx: Cx, address: int, length: int, tag: int) -> int:
-    return await kernel_access.process_vm(cx, address, length, tag, MOST_COPIED)
+    return await pinned_access.process_vm(cx, address, length, tag, MOST_COPIED)
 
 
 async def _start_process_madvise(cx: Cx, address: int, length: int, advice: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
-from zaplock.model.folios import Sharing
+from zaplock.model.folio_sharing import Sharing
 from zaplock.model.huge_pool import Refusal
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy

@@ -20,7 +20,7 @@ from __future__ import annotations
 from errno import EBADF, EFBIG, EINVAL, ENODEV, ENOSPC, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import SEAL_GROW
+from zaplock.model.files import END_OF_FILES, SEAL_GROW
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.shared_folios import fill_range
 from zaplock.model.step import Task, step
@@ -38,13 +38,12 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE =
     1, 2, 8, 0x10, 0x20, 0x40,
 )  # fmt: skip
 _KNOWN = PUNCH_HOLE | COLLAPSE_RANGE | ZERO_RANGE | INSERT_RANGE | UNSHARE_RANGE
-LONGEST = (1 << 63) - 1
 
 
 async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
     """The fallocate system call of a file in memory or of huge pages: 0 or a negative errno."""
     mode = as_int(mode)
-    if not 0 <= offset < 1 << 63 or not 0 < length < 1 << 63:
+    if not 0 <= offset < END_OF_FILES or not 0 < length < END_OF_FILES:
         return -EINVAL
     if error := refused_mode(mode, EINVAL if cx.design.fallocate_mixes == "EINVAL" else EOPNOTSUPP):
         return error
@@ -54,7 +53,7 @@ async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> i
     if kind == "zero":
         return -ENODEV
     end = offset + length
-    if end > LONGEST:
+    if end >= END_OF_FILES:
         return -EFBIG
     if mode & ~(KEEP_SIZE | PUNCH_HOLE):
         return -EOPNOTSUPP

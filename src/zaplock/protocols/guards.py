@@ -42,8 +42,8 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     if not install:
         await remove_guards(cx.mm, low, high)
         return 0
-    is_private = not vma.file and not vma.flags & VM_SHARED
-    if is_private or cx.design.guards_need_anon_vma:
+    is_anonymous = not vma.file and not vma.flags & VM_SHARED
+    if is_anonymous or cx.design.guards_need_anon_vma:
         await anon_vma_prepare(handle)
     await mark_guarded(handle)
     if await install_guards(cx.mm, low, high):

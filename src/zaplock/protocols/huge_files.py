@@ -8,7 +8,7 @@ from __future__ import annotations
 from errno import ENOSPC, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import SEAL_GROW
+from zaplock.model.files import SEAL_GROW, zero_part
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.huge_fault import add_to_file
 from zaplock.model.step import Task, step
@@ -63,9 +63,10 @@ def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> Non
     parts = [(first, min(last, whole))] if first < whole else []
     parts += [(end, last)] if last > end and last > whole else []
     for low, high in parts:
-        for start, stop, delta in m.page_cache(file).overlapping(
-            low >> PAGE_SHIFT, high >> PAGE_SHIFT
-        ):
+        for edge in (low >> PAGE_SHIFT, high - 1 >> PAGE_SHIFT):
+            zero_part(m, file, edge, low, high)
+        between = -(-low >> PAGE_SHIFT), high >> PAGE_SHIFT
+        for start, stop, delta in m.page_cache(file).overlapping(*between):
             m.content.clear(start + delta, stop + delta)
 
 

@@ -36,7 +36,8 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.folios import SharedFolios, split_anonymous, split_cached
+from zaplock.model.folio_sharing import SharedFolios
+from zaplock.model.folios import split_anonymous, split_cached
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of

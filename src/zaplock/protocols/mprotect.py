@@ -426,8 +426,8 @@ def change_protection(
     if flags & VM_WRITE and (flags & VM_SHARED or lets):
         let_write(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, flags)
     pages = high - low >> PAGE_SHIFT
-    account_parts(space, old_flags, 0, -pages)
-    account_parts(space, flags, 0, pages)
+    account_parts(space, old_flags, -pages)
+    account_parts(space, flags, pages)
 
 
 def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:

@@ -8,15 +8,12 @@ Source: mm/gup.c __mm_populate, populate_vma_page_range, faultin_page_range.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from errno import EFAULT, EINVAL, ENOMEM
-from itertools import takewhile
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.model import ksm
 from zaplock.model.anonymous_fault import meets_huge_pages
-from zaplock.model.dirty import follows_dirty, soil_file
+from zaplock.model.dirty import follows_dirty
 from zaplock.model.fault_results import ALONE
 from zaplock.model.flags import (
     EHWPOISON,
@@ -32,35 +29,28 @@ from zaplock.model.flags import (
     VM_UFFD_MISSING,
     VM_WRITE,
 )
-from zaplock.model.frames import Frame, mark_forked, soil
 from zaplock.model.huge_fault import reaches_own_page
-from zaplock.model.mm import Mm, Pte
-from zaplock.model.page_copy import (
-    begin_copy,
-    finish_copy,
-    is_whole_own,
-    keeps_page,
-    large_to_copy,
-    split_entry,
-)
+from zaplock.model.page_copy import begin_copy, finish_copy, large_to_copy
 from zaplock.model.page_fault import fault_page, populate_range
-from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
-from zaplock.model.references import follows, mark_accessed, use_entry
+from zaplock.model.pagetable import alloc_tables, split_huge_zero
+from zaplock.model.pinned_pages import NOT_PINNED, Pinning, unshare_pages, write_pinned_pages
 from zaplock.model.rwsem import down_read, up_read
-from zaplock.model.shared_huge import KIND as SHARED_HUGE
 from zaplock.model.step import Task, step
-from zaplock.model.swap import kept_slot
-from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vma, found_vma, read_vma
+from zaplock.model.touched import (
+    is_dirty,
+    makes_dirty,
+    mark_dirty,
+    mark_touched,
+    soil_huge_entry,
+    soil_touched,
+)
+from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
 from zaplock.protocols.guards import guarded
 from zaplock.protocols.shortage import no_memory
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
-
-
-NOT_PINNED = -1
-"""No address: pages are only made accessible."""
 
 
 async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int:
@@ -114,7 +104,7 @@ def asks_pages(vma: Vma) -> bool:
 async def populate_pages(
     cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool, pinned_from: int = NOT_PINNED
 ) -> tuple[int, int]:
-    """Fault in [low, high) of a VMA in steps of the grain; `pinned_from`: see `make_own`.
+    """Fault in [low, high) of a VMA in steps of the grain; `pinned_from`: see `fault_range`.
 
     Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
     write has made dirty, after which the mmap_lock is to be let go, since balance_dirty_pages may
@@ -190,8 +180,8 @@ def fault_range(
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
     mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
-    which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: where
-    that is an address, pages are pinned from there on, see `make_own`.
+    which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: the
+    address from which on the call pins pages, or NOT_PINNED; then `keeps_large`: see `Pinning`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
@@ -232,192 +222,18 @@ def fault_range(
     return error, high
 
 
-def soil_touched(
-    m: Machine, space: Mm, first: int, last: int, before: list[tuple[int, int, Pte]], failed: bool
-) -> None:
-    """Let pages [first, last) be dirty whose entries let write, but are clean (FOLL_TOUCH).
-
-    before: their entries before that; where one does not let write a fault makes it dirty. failed:
-    only those up to the first that is not there.
-    """
-    there = _come_by(space, first, last, failed)
-    end = there[-1][1] if there else first
-    for low, high, pte in before:
-        if pte.kind in ("anon", "thp") and low < end and pte.writable and pte.clean:
-            soil(m, low + pte.delta, min(high, end) + pte.delta)
-
-
-def mark_touched(m: Machine, space: Mm, first: int, last: int, write: bool, failed: bool) -> None:
-    """Note that pages [first, last) were used, small ones by a mark of the page (FOLL_TOUCH).
-
-    failed: only those up to the first that is not there. Of a huge page the entry is, and that
-    only if it is to be written to.
-    """
-    for low, high, pte in _come_by(space, first, last, failed) if follows(m) else ():
-        if pte.kind == "thp" and write:
-            use_entry(space, low, pte)
-        elif pte.kind in ("anon", "file", "shmem"):
-            mark_accessed(m, low + pte.delta, high + pte.delta)
-
-
-def _come_by(space: Mm, first: int, last: int, failed: bool) -> list[tuple[int, int, Pte]]:
-    """List the entries of pages [first, last); `failed`: up to the first that is not there."""
-    there = space.ptes.overlapping(first, last)
-    if not failed:
-        return there
-    return list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
-
-
-class Pinning(NamedTuple):
-    """A call that pins pages: from which page on, and may one that is in a huge page be kept?"""
-
-    first: int
-    keeps_large: bool
-
-
-def write_pinned_pages(
-    m: Machine, task: Task, vma: Vma, first: int, last: int, pins: Pinning
-) -> int:
-    """Let pages [first, last) be written to, one after the other: 0 or the first fault's signal."""
-    space = m.mm(vma.mm)
-    for vpn in range(first, last):
-        pte = space.ptes.at(vpn)
-        is_closed = pte is not None and pte.kind == "anon" and not (pte.writable or pte.wp)
-        if pte is not None and is_closed and is_held(m, space, vpn, pte, pins):
-            ksm.give_copy(m, task, space, vpn, pte, False)
-        if error := populate_range(m, task, vma, vpn, vpn + 1, True):
-            return error
-    return 0
-
-
-def unshare_pages(
-    m: Machine, task: Task, vma: Vma, first: int, last: int, failed: bool, pins: Pinning
-) -> None:
-    """Unshare pages [first, last); `failed`: only those up to the first that is not there."""
-    space = m.mm(vma.mm)
-    for low, high, pte in _come_by(space, first, last, failed):
-        if pte.kind in ("anon", "thp"):
-            for vpn in range(low, high):
-                unshare_page(m, task, vma, vpn, pins)
-
-
-def unshare_page(m: Machine, task: Task, vma: Vma, vpn: int, pins: Pinning) -> None:
-    """Give an address a page of its own where it shares one, which is not pinned to be read.
-
-    So is a merged one, and one that a fork has shared; if nobody else maps it any more it is one's
-    own as it is, unless somebody holds it. (gup_must_unshare, do_wp_page)
-    """
-    space = m.mm(vma.mm)
-    pte = space.ptes.at(vpn)
-    if pte is None or pte.kind not in ("anon", "thp"):
-        return
-    frame = m.frames.at(vpn + pte.delta)
-    assert frame is not None
-    if frame.kind == "ksm":
-        ksm.unmerge(m, task, vma, vpn, vpn + 1, closed_too=True)
-    elif (
-        frame.forked and not is_held(m, space, vpn, pte, pins) and _keeps(m, space, vpn, pte, frame)
-    ):
-        pages = PAGES_PER_PMD if pte.kind == "thp" else 1
-        head = vpn - vpn % pages + pte.delta
-        if frame.slot and not kept_slot(m, frame):
-            soil(m, head, head + 1)  # who keeps it takes it out of the swap cache
-        mark_forked(m, head, head + pages, False)
-    elif frame.forked:
-        if pte.kind == "thp":
-            pte = split_entry(m, space, vpn, pte)
-        ksm.give_copy(m, task, space, vpn, pte, False)
-
-
-def _keeps(m: Machine, space: Mm, vpn: int, pte: Pte, frame: Frame) -> bool:
-    if pte.kind == "thp":
-        return is_whole_own(m, vpn - vpn % PAGES_PER_PMD + pte.delta)
-    return keeps_page(m, space, vpn + pte.delta, frame)
-
-
-def is_held(m: Machine, space: Mm, vpn: int, pte: Pte, pins: Pinning) -> bool:
-    """Return whether a page can't be kept, as its huge page is held as a whole.
-
-    It is by the pages of it that the same call has pinned; whoever maps such pages one by one may
-    write to none that a fork has shared. (__wp_can_reuse_large_anon_folio; before 6.15 to no page
-    of a huge page.)
-    """
-    frame = m.frames.at(vpn + pte.delta)
-    if frame is None or frame.kind != "thp" or pte.kind != "anon":
-        return False
-    folio = (vpn + pte.delta) // PAGES_PER_PMD
-    pinned = space.ptes.overlapping(pins.first, vpn) if pins.keeps_large else ()
-    return not pins.keeps_large or any(
-        other.kind == "anon"
-        and (low + other.delta) // PAGES_PER_PMD
-        <= folio
-        <= (high - 1 + other.delta) // PAGES_PER_PMD
-        for low, high, other in pinned
-    )
-
-
-def _adjoining(runs: list[tuple[int, int, Pte]], at: int) -> Iterator[tuple[int, int, Pte]]:
-    """Yield runs from `at` on up to the first gap."""
-    for run in runs:
-        if run[0] > at:
-            return
-        at = run[1]
-        yield run
-
-
-def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
-    """Return whether a write to a page of a shared mapping makes a clean page dirty.
-
-    A file system on a disk is told of every entry that becomes writable (page_mkwrite).
-    """
-    pte = m.mm(vma.mm).ptes.at(vpn)
-    if pte is not None and pte.writable:
-        return False
-    page = vma.pgoff_of(vpn << PAGE_SHIFT)
-    delta = m.page_cache(vma.file).at(page)
-    return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
-
-
-def is_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
-    """Return whether the entry of a page of a file knows that it was written through."""
-    pte = m.mm(vma.mm).ptes.at(vpn)
-    return follows_dirty(m) and pte is not None and pte.writable and not pte.clean
-
-
-def soil_huge_entry(m: Machine, space: Mm, vpn: int) -> bool:
-    """Let a huge entry of a file that is clean and lets write be dirty; return whether it was so.
-
-    The page is not told, as it is where small entries map it (touch_pmd).
-    """
-    pte = space.ptes.at(vpn)
-    if not follows_dirty(m) or pte is None or pte.kind != SHARED_HUGE:
-        return False
-    if not (pte.writable and pte.clean):
-        return False
-    first = vpn - vpn % PAGES_PER_PMD
-    space.ptes.set(first, first + PAGES_PER_PMD, change(pte, clean=False))
-    return True
-
-
 class Walked(NamedTuple):
-    """How far a walk came, with which error, and whether the lock was let go, or is to be.
+    """How far a walk came, with which error, and whether the lock is to be let go.
 
-    `at`: the end of the range, or of the part of it that is in the VMA in which a fault failed, or
-    where the VMA begins that can't be had at all (`refused`).
+    `let_go`: `populate_in_hold` leaves that to its caller, `populate_up_to` has done it. `at`: the
+    end of the range, or of the part of it that is in the VMA in which a fault failed, or where the
+    VMA begins that can't be had at all (`refused`).
     """
 
     error: int
     at: int
     let_go: bool
     refused: bool
-
-
-def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
-    """Note that a page of a shared mapping counts as written to (fault_dirty_shared_page)."""
-    page = vma.pgoff_of(vpn << PAGE_SHIFT)
-    delta = m.page_cache(vma.file).at(page)
-    if delta is not None:
-        soil_file(m, page + delta, page + delta + 1)
 
 
 async def populate_in_hold(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_DROPPABLE, VM_LOCKED
-from zaplock.model.folios import SharedFolios, by_page_table, is_shared, to_split
+from zaplock.model.folio_sharing import SharedFolios, is_shared, maps_of_folio
+from zaplock.model.folios import by_page_table, to_split
 from zaplock.model.frames import Frame, clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
@@ -187,7 +188,7 @@ def _lets_be(m: Machine, space: Mm, head: int, pte: Pte, shared: SharedFolios) -
         return is_shared(m, space, head, PAGES_PER_PMD, head, shared.huge)
     runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
     dirty = any(frame.dirty for _, _, frame in runs)
-    return dirty and sum((end - at) * frame.maps for at, end, frame in runs) != PAGES_PER_PMD
+    return dirty and maps_of_folio(m, head, PAGES_PER_PMD) != PAGES_PER_PMD
 
 
 def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:

@@ -12,6 +12,7 @@ from errno import EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import (
+    END_OF_FILES,
     drop_range,
     forget_fallocated,
     i_mmap_lock,
@@ -47,11 +48,11 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
         return -EPERM
     cut = await set_file_size(file, size)
     if cut.unmaps:
-        await unmap_mapping_range(cx, file, page_align(size), ENDLESS)
+        await unmap_mapping_range(cx, file, page_align(size), END_OF_FILES)
     if cut.drops:
         await truncate_pagecache(file, size)
     if cut.unmaps:
-        await unmap_mapping_range(cx, file, page_align(size), ENDLESS)
+        await unmap_mapping_range(cx, file, page_align(size), END_OF_FILES)
     return 0
 
 
@@ -61,7 +62,7 @@ async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
     What is in it whole is unmapped; where that ends in the first page, all behind it (see
     protocols.fallocate).
     """
-    low, high = page_align(first), last & PAGE_MASK or ENDLESS
+    low, high = page_align(first), last & PAGE_MASK or END_OF_FILES
     if low < high:
         await unmap_mapping_range(cx, file, low, high, (*MARKERS, "poison", "anon", "thp", "swap"))
     await drop_cached(file, first, last)
@@ -75,8 +76,6 @@ def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> Non
 
 
 MARKERS = ("guard",)
-ENDLESS = 1 << 63
-"""Where a range ends that has no end, in bytes."""
 
 
 def watched_kinds(vma: Vma) -> tuple[str, ...]:

@@ -46,8 +46,6 @@ def any_sealed(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
 
 
 ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC
-UNKNOWN_SEAL = ALL_SEALS + 1
-"""What no kernel knows."""
 OF_CODE = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
 """What SEAL_EXEC brings along for a file that may be executed."""
 
@@ -57,22 +55,21 @@ async def add_seals(cx: Cx, file: int, seals: int) -> int:
     if not file:
         return -EBADF
     seals = as_int(seals) if cx.design.seals_are_ints else seals
-    if seals & SEAL_EXEC and not cx.design.seals_code:
-        seals |= UNKNOWN_SEAL
-    return await seal_file(file, seals, cx.design.seal_exec_asks_writers)
+    known = ALL_SEALS if cx.design.seals_code else ALL_SEALS & ~SEAL_EXEC
+    return await seal_file(file, seals, known, cx.design.seal_exec_asks_writers)
 
 
 @step
-def seal_file(m: Machine, task: Task, file: int, seals: int, exec_asks: bool) -> int:
+def seal_file(m: Machine, task: Task, file: int, seals: int, known: int, exec_asks: bool) -> int:
     """Seal a memfd; against writing only while nobody maps it so that it could be written to.
 
     A memfd that may be executed (as all without MFD_NOEXEC_SEAL) is sealed whole with SEAL_EXEC;
-    unless `exec_asks`, also while somebody maps it so.
+    unless `exec_asks`, also while somebody maps it so. known: the seals that there are.
     """
     backing = m.files[file]
     if not backing.writable:
         return -EPERM
-    if seals & ~ALL_SEALS or backing.kind not in ("shmem", "hugetlb"):
+    if seals & ~known or backing.kind not in ("shmem", "hugetlb"):
         return -EINVAL
     if backing.seals & SEAL_SEAL:
         return -EPERM

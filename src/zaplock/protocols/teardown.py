@@ -337,7 +337,7 @@ def leave_tree_and_books(m: Machine, task: Task, handle: int) -> Vma:
     space = m.mm(vma.mm)
     space.raise_mark("hiwater_vm", space.count("total_vm"))
     space.add("total_vm", -vma.nr_pages)
-    account_parts(space, vma.flags, vma.file, -vma.nr_pages)
+    account_parts(space, vma.flags, -vma.nr_pages)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", -vma.nr_pages)
     return left
@@ -397,7 +397,7 @@ def raise_hiwater_vm(m: Machine, _task: Task, mm: int) -> None:
 def remove_vma(m: Machine, task: Task, handle: int) -> None:
     """Close and free a VMA."""
     vma = vma_of(m, task, handle)
-    account_parts(m.mm(vma.mm), vma.flags, vma.file, -vma.nr_pages)
+    account_parts(m.mm(vma.mm), vma.flags, -vma.nr_pages)
     free(m, task, handle)
 
 

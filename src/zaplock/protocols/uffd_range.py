@@ -66,8 +66,10 @@ async def register(
         return await watch(cx, handle, low, high, flags, context)
 
     design = cx.design
-    kinds = any_kind, design.watches_droppable, design.watches_attached_huge
-    rules = ToWatch(wanted, context, *kinds, design.uffd_keeps_wp)
+    rules = ToWatch(
+        wanted, context, any_kind, design.watches_droppable, design.watches_attached_huge,
+        keeps_wp=design.uffd_keeps_wp,
+    )  # fmt: skip
     error = await refused(cx, start, start + length, rules)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
@@ -188,10 +190,8 @@ def refused_vmas(
     for handle in handles:
         vma = vma_of(m, task, handle)
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
-        if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
-            in_memory = False  # a segment of System V shared memory
-        attached_huge = rules.attached_huge and vma.flags & VM_HUGETLB
-        in_memory = in_memory and bool(not vma.ops or attached_huge)
+        if vma.ops and not (rules.attached_huge and vma.flags & VM_HUGETLB):
+            in_memory = False  # a segment of System V shared memory, memfd_secret
         if vma.flags & VM_HUGETLB and handle == handles[0] and start % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not rules.droppable:
