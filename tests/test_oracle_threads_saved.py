@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import shutil
@@ -13,10 +14,9 @@ import pytest
 from test_oracle import needs_kernel
 
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
-from zaplock.cli import _oracle_threads, main
+from zaplock.cli import _oracle_threads, _oracle_threads_replay, main
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
-from zaplock.model.frames import TAG_SIZE
 from zaplock.oracle import thread_files, thread_replay, thread_reproducer
 from zaplock.oracle.ops import Op
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport
@@ -49,7 +49,8 @@ def test_every_program_of_the_generator_is_read_as_it_was_written(tmp_path: Path
     [
         ({"threads": [[["store", WINDOW]]]}, "has 1 threads, and programs have 2 to 4"),
         ({"threads": [[["stroe", WINDOW]], []]}, "thread 0: operation 0: "),
-        ({"setup": [[FORK_LOAD, WINDOW]]}, "setup: operation 0: "),
+        ({"threads": [[[]], []]}, "thread 0: operation 0 is empty: give its name and arguments"),
+        ({"setup": [[FORK_LOAD, WINDOW]]}, "setup: operation 0: no operation of a set-up"),
         ({"setup": [["munmap", WINDOW]]}, "has 1 arguments and takes 2: addr, length"),
         ({"setup": [["store", 1 << 64]]}, "beyond 64 bits"),
         ({"setup": [["store", WINDOW]] * 17}, "has 17 operations, and at most 16 are run"),
@@ -125,6 +126,17 @@ def test_a_sequence_is_no_program_of_threads_nor_the_other_way(
     assert "--threads" in second
 
 
+@pytest.mark.parametrize(("setup", "further"), [((), "--c meeting.c"), ((Op("brk", (0,)),), "--s")])
+def test_what_comes_next_is_a_c_program_only_where_one_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setup: tuple[Op, ...], further: str
+) -> None:
+    program = MEETING._replace(setup=setup)
+    asked = argparse.Namespace(replay=str(saved(tmp_path, program)), json=False)
+    _oracle_threads_replay._say_next(asked, program, agrees=False)
+    assert f"meeting.json {further}" in capsys.readouterr().out
+    assert bool(thread_reproducer.lacks(program)) == bool(setup)
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_the_c_program_shows_the_outcomes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -162,13 +174,3 @@ def test_every_operation_that_is_written_in_c_compiles(tmp_path: Path) -> None:
                 ["cc", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", source], check=True
             )
     assert {"mmap", "store", "load", FORK_LOAD, "process_vm_writev", "pread"} <= written
-
-
-def test_a_tag_is_what_a_torn_page_shows() -> None:
-    from zaplock.oracle.threaded import shown
-
-    read = Op("pread", (0, WINDOW, 2 * PAGE, 0))
-    assert [shown(read, done) for done in (0, PAGE, PAGE + 480, 1)] == [
-        0, PAGE, PAGE + TAG_SIZE, TAG_SIZE,
-    ]  # fmt: skip
-    assert shown(Op("load", (WINDOW,)), PAGE + 480) == PAGE + 480
