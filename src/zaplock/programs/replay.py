@@ -70,7 +70,6 @@ UNMODELLED = {
 _NARROW = 32
 _IPC_64 = 0x100
 """What 32-bit programs add to the command of shmctl: which structure it is about."""
-_RESOURCES = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -237,7 +236,7 @@ class StraceReplay:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:
             name, _, kind = note.name.partition("_")
-            resource = _RESOURCES.get(name, 0)
+            resource = CONSTANTS.get(f"RLIMIT_{name.upper()}", 0)
             (set_hard_limit if kind else set_limit)(self.world, live, resource, note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
