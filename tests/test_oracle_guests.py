@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.cli._oracle_sides import CHANGES_MACHINE
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
@@ -28,6 +29,7 @@ from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
+from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import BELOW_RING, UNMAP_ALL, away_from_ring
 
 KERNEL, OLD_KERNEL = "debian:6.12", "debian:6.1"
@@ -103,6 +105,7 @@ def test_shared_memory_of_the_sizes_that_a_guest_allows_agrees(guest_with_sizes:
 
 
 def test_single_sizes_of_shared_memory_are_for_guests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(BY_SETTING) < set(CHANGES_MACHINE)  # so that what is saved names them
     assert main(["oracle", "--theme", "shmem-sizes", "--seconds", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "give it a guest of 6.11 or newer" in line

@@ -15,6 +15,7 @@ from test_oracle import needs_kernel
 
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
 from zaplock.cli import _oracle_threads, _oracle_threads_replay, main
+from zaplock.cli._output_files import save
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
 from zaplock.oracle import thread_files, thread_replay, thread_reproducer
@@ -104,7 +105,7 @@ def test_what_is_not_allowed_is_kept_whole_with_what_differs(
     assert not replayed.agrees
     assert [one.answer for one in replayed.seen] == ["not allowed"]
     assert replayed.seen[0].differences == ("VmLck kernel 0 kB, model 4 kB",)
-    (path, *_) = _oracle_threads._save(report, tmp_path / "out", aside=False)
+    (path, *_) = save(tmp_path / "out", _oracle_threads._to_save(report))
     _oracle_threads._print(report)
     shown = capsys.readouterr().out
     assert "VmLck kernel 0 kB, model 4 kB" in shown
@@ -112,6 +113,17 @@ def test_what_is_not_allowed_is_kept_whole_with_what_differs(
     program, why = thread_files.load(path)
     assert program == LOCKED
     assert why.endswith("VmLck kernel 0 kB, model 4 kB")
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [[], ["--threads"]])
+def test_what_was_found_is_told_though_it_can_not_be_kept(
+    capsys: pytest.CaptureFixture[str], threads: list[str]
+) -> None:
+    assert main(["oracle", *threads, "--seconds", "0.1", "--save", "/proc/kept"]) == 2
+    told = capsys.readouterr()
+    assert "divergences" in told.out
+    assert "can't write into /proc/kept: No such file or directory; give --save" in told.err
 
 
 def test_a_sequence_is_no_program_of_threads_nor_the_other_way(
