@@ -1,7 +1,7 @@
 """Why a recorded result that the model doesn't give may still be right: what a trace doesn't tell.
 
-`reason` returns the one fact that the recording lacks, "" where there is no excuse. `OTHERWISE`
-lists what a call may be besides what is assumed of it; a result that one of these gives teaches it.
+`reason` returns the one fact that the recording lacks, "" where there is no excuse. `otherwise`
+yields what a call may be besides what is assumed of it; a result that one of these gives teaches it.
 """
 
 from __future__ import annotations
