@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from zaplock.model import flags as f
 from zaplock.oracle.compare import result_text
-from zaplock.programs import monitors, orders, unrecorded
+from zaplock.programs import inferred, monitors, orders, unrecorded
 from zaplock.programs.calls import (
     CALLS,
     LIMITS,
@@ -243,7 +243,7 @@ class StraceReplay:
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
             self.world.limit(live, implies_exec=True)
         elif note.kind == "capable" and note.name == "bottom_up" and note.value:
-            unrecorded.go_up(self.world, live)
+            inferred.go_up(self.world, live)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -339,11 +339,11 @@ class StraceReplay:
             if call.result >= 0:
                 self._follow_in_cloud(live, call)
             return Ruling("refused", call, cloud.why)
-        taken = unrecorded.take_base(live, call)
+        taken = inferred.take_base(live, call)
         mark = self.world.mark(live)
         try:
             got = CALLS[call.name](self.world, live, call)
-            if taken and got == call.result and not unrecorded.may_begin_there(live):
+            if taken and got == call.result and not inferred.may_begin_there(live):
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
             if unknown_target(call) and call.result >= 0:
                 if got != call.result:
@@ -353,7 +353,7 @@ class StraceReplay:
             if got == call.result:
                 return Ruling("agrees", call)
             self.world.undo(live, mark)
-            for attempt in unrecorded.otherwise(self.world, live, call):
+            for attempt in inferred.otherwise(self.world, live, call):
                 if attempt() == call.result:
                     return Ruling("agrees", call)
                 self.world.undo(live, mark)
@@ -405,7 +405,7 @@ class StraceReplay:
             return False
         mark = self.world.mark(live)
         with suppress(ValueError):
-            for attempt in unrecorded.otherwise(self.world, live, call):
+            for attempt in inferred.otherwise(self.world, live, call):
                 if attempt() == call.result:
                     return True
                 self.world.undo(live, mark)
