@@ -197,7 +197,7 @@ class _Sorter:
         elif call.name in EXECS:
             self._exec(call, space)
         elif call.name == "ioctl" and not space.makes_monitors and is_of_monitor(call):
-            self._watched(call, space).items.append(call)
+            self._watched(space).items.append(call)
         elif call.name not in ("exit_group", "exit"):
             space.makes_monitors |= makes_monitor(call)
             space.items.append(call)
@@ -217,7 +217,7 @@ class _Sorter:
             if hard:
                 items.append(Note(pid, call.line, "limit", (), f"{kind}_hard", number(hard)))
 
-    def _watched(self, call: TracedCall, space: TracedSpace) -> TracedSpace:
+    def _watched(self, space: TracedSpace) -> TracedSpace:
         """Return the space that a userfaultfd works on which its user has from another process."""
         makers = [other for other in self.spaces if other.makes_monitors]
         for other in makers:
