@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_oracle import needs_kernel
@@ -18,11 +19,12 @@ from zaplock.cli import _oracle_threads, _oracle_threads_replay, main
 from zaplock.cli._output_files import save
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
-from zaplock.oracle import thread_files, thread_replay, thread_reproducer
+from zaplock.oracle import thread_campaign, thread_files, thread_replay, thread_reproducer
+from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.ops import Op
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport
 from zaplock.oracle.thread_programs import PAGE, WINDOW, ThreadedGenerator
-from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram
+from zaplock.oracle.threaded import FORK_LOAD, ThreadedOutcome, ThreadedProgram
 
 MEETING = ThreadedProgram(
     (Op("mmap", (WINDOW, PAGE, 3, 0x32, -1, 0)), Op("store", (WINDOW,))),
@@ -113,6 +115,32 @@ def test_what_is_not_allowed_is_kept_whole_with_what_differs(
     program, why = thread_files.load(path)
     assert program == LOCKED
     assert why.endswith("VmLck kernel 0 kB, model 4 kB")
+
+
+@needs_kernel
+def test_a_program_that_hangs_when_it_runs_again_is_lost_with_what_it_had_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    design = design_of(platform.release()).design
+    mutant = mutate(design, mutations_of(design)["no-locked-vm"])
+    bench, report = ThreadBench(mutant, partial(as_mutated, mutant)), ThreadReport()
+    runs, hangs = bench.real.run_threads, iter([False] * bench.most_runs)
+
+    def run_threads(*given: Any) -> ThreadedOutcome:
+        if next(hangs, True):
+            raise Lost("it did not end")
+        return runs(*given)
+
+    monkeypatch.setattr(bench.real, "run_threads", run_threads)
+    monkeypatch.setattr(thread_campaign, "NOTHING_NEW", bench.most_runs + 1)
+    try:
+        bench.one(ThreadedGenerator(1), LOCKED, report)
+    finally:
+        bench.close()
+    assert not report.divergences
+    lost, *_ = report.lost
+    assert lost.why.startswith("no interleaving gives ")
+    assert lost.why.endswith("; run again, it did not end")
 
 
 @needs_kernel
