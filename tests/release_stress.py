@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from processes import resident_bytes
 from release_lives import GUISES, KINDS, OWNERS, PAGE, Heap, Life
 
 from zaplock import buffers
@@ -336,8 +337,7 @@ def footprint() -> tuple[int, int]:
     ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps for itself is no leak
     with open("/proc/self/maps") as maps:
         nr_maps = sum(1 for _ in maps)
-    with open("/proc/self/smaps_rollup") as rollup:  # statm lacks what each CPU has yet to add
-        return nr_maps, int(rollup.read().split("Rss:")[1].split()[0]) << 10
+    return nr_maps, resident_bytes()
 
 
 def stress(

@@ -195,6 +195,8 @@ def test_a_value_that_is_none_is_refused_with_its_rule(
         (["scale", "mmap1", "--smt", "0.5"], "--cores"),
         (["check", "expand", "--seed", "7"], "--sample"),
         (["oracle", "--c", "a.c"], "--replay"),
+        (["oracle", "--replay", "x.json", "--c", "a.c", "--kernel", "debian:6.12"], "--c"),
+        (["oracle", "--threads", "--replay", "x.json", "--c", "a.c", "--json"], "--c"),
         (["oracle", "--threads", "--self-test", "--save", "out"], "--threads --self-test"),
         (["oracle", "--threads", "--replay", "x.json", "--self-test"], "--threads --replay"),
         (["oracle", "--threads", "--theme", "huge"], "--threads"),

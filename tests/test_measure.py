@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import children_of, has_ended
+from processes import children_of, children_of_threads, has_ended
 
 from zaplock.cli import main
 from zaplock.cli.measure import verdict
@@ -28,11 +28,7 @@ ROOT = os.geteuid() == 0
 
 def children() -> set[int]:
     """Return the processes that this one has as children now."""
-    found = set[int]()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
-            found |= set(map(int, (task / "children").read_text().split()))
-    return found
+    return set(children_of_threads(os.getpid()))
 
 
 def test_an_experiment_tells_what_every_bystander_saw() -> None:

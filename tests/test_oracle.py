@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import platform
 import random
@@ -818,9 +819,13 @@ def test_an_operation_that_the_model_lacks_is_one_clear_line(
 ) -> None:
     monkeypatch.delitem(OPERATIONS, "pwrite")
     path = tmp_path / "write.json"
-    path.write_text('{"operations": [["pwrite", 0, 4096, 8, 0]]}')
-    assert main(["oracle", "--replay", str(path)]) == 2
-    assert "the model has no pwrite" in capsys.readouterr().err
+    for operation, lack in (
+        (["pwrite", 0, 4096, 8, 0], "pwrite"),
+        (["fallocate", ops.DISK_SLOT, 0, 0, 4096], "fallocate of file 2, which is on a disk"),
+    ):
+        path.write_text(json.dumps({"operations": [operation]}))
+        assert main(["oracle", "--replay", str(path)]) == 2
+        assert f"the model has no {lack}: leave it out" in capsys.readouterr().err
 
 
 @needs_kernel

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.cli._oracle_sides import CHANGES_MACHINE
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
@@ -28,19 +29,24 @@ from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
+from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import BELOW_RING, UNMAP_ALL, away_from_ring
 
-KERNEL = "debian:6.12"
+KERNEL, OLD_KERNEL = "debian:6.12", "debian:6.1"
 CORPUS = Path(__file__).parent / "corpus"
 PLACE, OTHER = 0x1000_0000, 0x2000_0000
 
 
-def runs(kernel: str, *themes: str) -> Iterator[GuestSide]:
+def needs(kernel: str) -> None:
     try:
         qemu.program()
         kernels.find(kernel)
     except UserError as error:
         pytest.skip(str(error))
+
+
+def runs(kernel: str, *themes: str) -> Iterator[GuestSide]:
+    needs(kernel)
     with booted(kernel, themes) as side:
         yield side
 
@@ -59,7 +65,7 @@ def guest() -> Iterator[GuestSide]:
 
 @pytest.fixture(scope="module")
 def old_guest() -> Iterator[GuestSide]:
-    yield from runs("debian:6.1", "hugetlb", "ksm")
+    yield from runs(OLD_KERNEL, "hugetlb", "ksm")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,7 @@ def test_shared_memory_of_the_sizes_that_a_guest_allows_agrees(guest_with_sizes:
 
 
 def test_single_sizes_of_shared_memory_are_for_guests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(BY_SETTING) < set(CHANGES_MACHINE)  # so that what is saved names them
     assert main(["oracle", "--theme", "shmem-sizes", "--seconds", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "give it a guest of 6.11 or newer" in line
@@ -252,6 +259,22 @@ def test_guests_are_asked_of_userfaultfd_what_they_have(release: str, watches: b
     with pytest.raises(UserError, match=r"no UFFDIO_MOVE: theme uffd-move needs 6\.8 or newer"):
         guest_scope(release, ["swap", "uffd-move"])
     assert guest_scope("6.12.117+deb12", ["uffd-move"]).themes == ("uffd-move",)
+
+
+def test_sizes_that_a_guest_does_not_know_are_refused_for_a_saved_sequence_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its shared memory is of small pages alone, which the model would take for a difference."""
+    needs(OLD_KERNEL)
+    path = tmp_path / "sizes.json"
+    path.write_text('{"themes": ["shmem-sizes"], "operations": [["brk", 0]]}')
+    for asked in (["--replay", str(path)], ["--theme", "shmem-sizes"]):
+        assert main(["oracle", "--kernel", OLD_KERNEL, *asked]) == 2
+        assert (
+            capsys.readouterr()
+            .err.splitlines()[-1]
+            .endswith("has no hugepages-*kB/shmem_enabled: theme shmem-sizes needs 6.11 or newer")
+        )
 
 
 def test_a_kernel_that_cannot_watch_shared_memory_is_not_asked_to() -> None:

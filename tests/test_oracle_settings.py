@@ -170,7 +170,8 @@ def test_mergeable_memory_of_others_is_no_difference() -> None:
         finally:
             bench.close()
     assert found is not None
-    assert found.signature == "ksm_scan: KSM, Private_Dirty, Pss, Pss_Dirty, Shared_Dirty"  # it is shared now
+    is_shared_now = "ksm_scan: KSM, Private_Dirty, Pss, Pss_Dirty, Shared_Dirty"
+    assert found.signature == is_shared_now
     assert f"({pid})" in disturbed
 
 

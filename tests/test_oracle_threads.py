@@ -378,3 +378,11 @@ def test_threads_and_guests_don_t_mix(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["oracle", "--threads", "--kernel", "debian:6.1"]) == 2
     assert main(["oracle", "--kernel", "debian:6.1", "--locks"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_tag_is_what_a_torn_page_shows() -> None:
+    read = Op("pread", (0, WINDOW, 2 * PAGE, 0))
+    assert [shown(read, done) for done in (0, PAGE, PAGE + 480, 1)] == [
+        0, PAGE, PAGE + TAG_SIZE, TAG_SIZE,
+    ]  # fmt: skip
+    assert shown(Op("load", (WINDOW,)), PAGE + 480) == PAGE + 480

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_oracle import needs_kernel
 
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
-from zaplock.cli import _oracle_threads, main
+from zaplock.cli import _oracle_threads, _oracle_threads_replay, main
+from zaplock.cli._output_files import save
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
-from zaplock.model.frames import TAG_SIZE
-from zaplock.oracle import thread_files, thread_replay, thread_reproducer
+from zaplock.oracle import thread_campaign, thread_files, thread_replay, thread_reproducer
+from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.ops import Op
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport
 from zaplock.oracle.thread_programs import PAGE, WINDOW, ThreadedGenerator
-from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram
+from zaplock.oracle.threaded import FORK_LOAD, ThreadedOutcome, ThreadedProgram
 
 MEETING = ThreadedProgram(
     (Op("mmap", (WINDOW, PAGE, 3, 0x32, -1, 0)), Op("store", (WINDOW,))),
@@ -49,7 +52,8 @@ def test_every_program_of_the_generator_is_read_as_it_was_written(tmp_path: Path
     [
         ({"threads": [[["store", WINDOW]]]}, "has 1 threads, and programs have 2 to 4"),
         ({"threads": [[["stroe", WINDOW]], []]}, "thread 0: operation 0: "),
-        ({"setup": [[FORK_LOAD, WINDOW]]}, "setup: operation 0: "),
+        ({"threads": [[[]], []]}, "thread 0: operation 0 is empty: give its name and arguments"),
+        ({"setup": [[FORK_LOAD, WINDOW]]}, "setup: operation 0: no operation of a set-up"),
         ({"setup": [["munmap", WINDOW]]}, "has 1 arguments and takes 2: addr, length"),
         ({"setup": [["store", 1 << 64]]}, "beyond 64 bits"),
         ({"setup": [["store", WINDOW]] * 17}, "has 17 operations, and at most 16 are run"),
@@ -103,7 +107,7 @@ def test_what_is_not_allowed_is_kept_whole_with_what_differs(
     assert not replayed.agrees
     assert [one.answer for one in replayed.seen] == ["not allowed"]
     assert replayed.seen[0].differences == ("VmLck kernel 0 kB, model 4 kB",)
-    (path, *_) = _oracle_threads._save(report, tmp_path / "out", aside=False)
+    (path, *_) = save(tmp_path / "out", _oracle_threads._to_save(report))
     _oracle_threads._print(report)
     shown = capsys.readouterr().out
     assert "VmLck kernel 0 kB, model 4 kB" in shown
@@ -111,6 +115,43 @@ def test_what_is_not_allowed_is_kept_whole_with_what_differs(
     program, why = thread_files.load(path)
     assert program == LOCKED
     assert why.endswith("VmLck kernel 0 kB, model 4 kB")
+
+
+@needs_kernel
+def test_a_program_that_hangs_when_it_runs_again_is_lost_with_what_it_had_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    design = design_of(platform.release()).design
+    mutant = mutate(design, mutations_of(design)["no-locked-vm"])
+    bench, report = ThreadBench(mutant, partial(as_mutated, mutant)), ThreadReport()
+    runs, hangs = bench.real.run_threads, iter([False] * bench.most_runs)
+
+    def run_threads(*given: Any) -> ThreadedOutcome:
+        if next(hangs, True):
+            raise Lost("it did not end")
+        return runs(*given)
+
+    monkeypatch.setattr(bench.real, "run_threads", run_threads)
+    monkeypatch.setattr(thread_campaign, "NOTHING_NEW", bench.most_runs + 1)
+    try:
+        bench.one(ThreadedGenerator(1), LOCKED, report)
+    finally:
+        bench.close()
+    assert not report.divergences
+    lost, *_ = report.lost
+    assert lost.why.startswith("no interleaving gives ")
+    assert lost.why.endswith("; run again, it did not end")
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [[], ["--threads"]])
+def test_what_was_found_is_told_though_it_can_not_be_kept(
+    capsys: pytest.CaptureFixture[str], threads: list[str]
+) -> None:
+    assert main(["oracle", *threads, "--seconds", "0.1", "--save", "/proc/kept"]) == 2
+    told = capsys.readouterr()
+    assert "divergences" in told.out
+    assert "can't write into /proc/kept: No such file or directory; give --save" in told.err
 
 
 def test_a_sequence_is_no_program_of_threads_nor_the_other_way(
@@ -123,6 +164,17 @@ def test_a_sequence_is_no_program_of_threads_nor_the_other_way(
     first, second = capsys.readouterr().err.splitlines()
     assert "--replay alone" in first
     assert "--threads" in second
+
+
+@pytest.mark.parametrize(("setup", "further"), [((), "--c meeting.c"), ((Op("brk", (0,)),), "--s")])
+def test_what_comes_next_is_a_c_program_only_where_one_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setup: tuple[Op, ...], further: str
+) -> None:
+    program = MEETING._replace(setup=setup)
+    asked = argparse.Namespace(replay=str(saved(tmp_path, program)), json=False)
+    _oracle_threads_replay._say_next(asked, program, agrees=False)
+    assert f"meeting.json {further}" in capsys.readouterr().out
+    assert bool(thread_reproducer.lacks(program)) == bool(setup)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -162,13 +214,3 @@ def test_every_operation_that_is_written_in_c_compiles(tmp_path: Path) -> None:
                 ["cc", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", source], check=True
             )
     assert {"mmap", "store", "load", FORK_LOAD, "process_vm_writev", "pread"} <= written
-
-
-def test_a_tag_is_what_a_torn_page_shows() -> None:
-    from zaplock.oracle.threaded import shown
-
-    read = Op("pread", (0, WINDOW, 2 * PAGE, 0))
-    assert [shown(read, done) for done in (0, PAGE, PAGE + 480, 1)] == [
-        0, PAGE, PAGE + TAG_SIZE, TAG_SIZE,
-    ]  # fmt: skip
-    assert shown(Op("load", (WINDOW,)), PAGE + 480) == PAGE + 480

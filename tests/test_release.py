@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import mmap
 import os
+import sys
 import threading
 import time
 from multiprocessing.shared_memory import SharedMemory
@@ -326,7 +327,10 @@ def test_the_memory_cannot_go_away_under_a_release(
 
 
 def test_the_interpreter_runs_on_beside_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python code in another thread goes on while the kernel frees: the GIL is not held."""
+    """Python code in another thread goes on while the kernel frees: the GIL is not held.
+
+    Nothing else lets another thread run meanwhile: nobody is asked for the GIL in the test's time.
+    """
     ticks, inside, seen = [0], list[int](), 0
     stop = threading.Event()
     real = syscalls.madvise
@@ -334,6 +338,7 @@ def test_the_interpreter_runs_on_beside_a_release(monkeypatch: pytest.MonkeyPatc
     def count() -> None:
         while not stop.is_set():
             ticks[0] += 1
+            time.sleep(0)
 
     def madvise(address: int, length: int, advice: int) -> int:
         before = ticks[0]
@@ -341,8 +346,9 @@ def test_the_interpreter_runs_on_beside_a_release(monkeypatch: pytest.MonkeyPatc
         inside.append(ticks[0] - before)
         return done
 
-    thread = threading.Thread(target=count)
+    thread, interval = threading.Thread(target=count), sys.getswitchinterval()
     thread.start()
+    sys.setswitchinterval(1000)
     end = time.monotonic() + 250
     try:
         while seen <= 100 and time.monotonic() < end:  # it may have to wait for a CPU
@@ -353,6 +359,7 @@ def test_the_interpreter_runs_on_beside_a_release(monkeypatch: pytest.MonkeyPatc
             monkeypatch.undo()
             seen = sum(inside)
     finally:
+        sys.setswitchinterval(interval)
         stop.set()
         thread.join()
     assert seen > 100

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import resident_bytes
 
 import zaplock
 
@@ -20,11 +21,6 @@ ZAP, *RECIPES = re.findall(r"```python\n(.*?)```", SECTION, re.S)
 NEEDS = {"pa.": "pyarrow", "pl.": "polars", "torch.": "torch", "Image.": "PIL.Image"}
 SLACK = 12 << 20
 """Of the 32 MiB that a recipe takes at least, what pools and caches may keep."""
-
-
-def resident() -> int:
-    """As its page tables say: statm leaves out what each CPU has yet to add (6.2 and later)."""
-    return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) << 10
 
 
 def test_there_is_one_for_each_library() -> None:
@@ -45,12 +41,13 @@ def test_a_recipe_gives_its_memory_back(code: str) -> None:
             known[spelt.rstrip(".")] = importlib.import_module(package)
     exec(ZAP + code, known)  # now all is imported that it imports
     gc.collect()
-    highest, before = 0, resident()
+    highest, before = 0, resident_bytes()
     for line in code.splitlines():
         exec(line, known)
-        highest = max(highest, resident())
+        highest = max(highest, resident_bytes())
         if line.startswith(("zap(", "zaplock.release(")):
-            assert resident() - before < SLACK, "the call itself gives it back, not a later del"
+            kept = resident_bytes() - before
+            assert kept < SLACK, "the call itself gives it back, not a later del"
     gc.collect()
     assert highest - before > 24 << 20, "it took no memory: nothing was shown"
-    assert resident() - before < SLACK
+    assert resident_bytes() - before < SLACK

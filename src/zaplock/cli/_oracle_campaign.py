@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zaplock import outputs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step
 from zaplock.cli._oracle_sides import (
     CHANGES_MACHINE,
     checks_of_themes,
@@ -19,7 +18,7 @@ from zaplock.cli._oracle_sides import (
     sides_text,
 )
 from zaplock.cli._oracle_text import progress as progress_text
-from zaplock.errors import UserError
+from zaplock.cli._output_files import save
 from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def _campaign_here(args: argparse.Namespace) -> Report:
 
     other, scope = other_side(args), scope_of(args)
     reports = campaign.run(other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope)
-    return _watched(reports, args)
+    return _watched(reports)
 
 
 def _cluster_campaign(args: argparse.Namespace) -> Report:
@@ -58,9 +57,7 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
     with cluster_at(args.cluster, args.jobs) as cluster:
         for check in checks_of_themes(args.theme or ()):
             cluster.each(check)
-        return _watched(
-            run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope), args
-        )
+        return _watched(run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope))
 
 
 def _guest_campaign(args: argparse.Namespace) -> Report:
@@ -71,11 +68,11 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
     with booted(args.kernel, args.theme or ()) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
         scope = guest_scope(side.release, args.theme or ())
-        return _watched(run_in(side, seconds=args.seconds, seed=args.seed, scope=scope), args)
+        return _watched(run_in(side, seconds=args.seconds, seed=args.seed, scope=scope))
 
 
-def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
-    """Show the reports as they come; return the last, saved where that is asked for."""
+def _watched(reports: Iterator[Report]) -> Report:
+    """Show the reports as they come; return the last."""
     from zaplock.cli._progress import counter
     from zaplock.oracle import campaign
 
@@ -83,33 +80,26 @@ def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
     with counter("oracle") as show:
         for report in reports:
             show(progress_text(report))
-    if args.save:
-        needed = {theme for theme in args.theme or () if theme in CHANGES_MACHINE}
-        save(report, Path(args.save), needed, aside=args.json)
     return report
 
 
-def save(report: Report, directory: Path, needed: Collection[str], *, aside: bool) -> None:
+def save_report(report: Report, args: argparse.Namespace) -> list[Path]:
     """Write every divergence as JSON and as a script, with the themes that its replay needs.
 
-    `aside`: say so on standard error. Raises UserError where the directory can't be written.
+    Return the files. Raises UserError where the directory of --save can't be written into.
     """
+    return save(Path(args.save), _to_save(report, args.theme or ()))
+
+
+def _to_save(report: Report, themes: Collection[str]) -> Iterator[tuple[str, str]]:
     from zaplock.oracle import corpus, script
 
-    try:
-        with outputs.walk(directory, make=True) as folder:
-            for number, found in enumerate([*report.divergences, *report.kernel_faults]):
-                name = _saved_as(found, number)
-                sequence = found.sequence[: found.at + 1]
-                text = corpus.dump(sequence, "; ".join(found.differences), needed)
-                folder.write(f"{name}.json", text.encode(), 0o666)
-                folder.write(f"{name}.py", script.write(found).encode(), 0o666)
-                for kind in ("json", "py"):
-                    wrote(directory / f"{name}.{kind}", aside=aside)
-    except OSError as error:
-        raise UserError(
-            f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
-        ) from None
+    needed = {theme for theme in themes if theme in CHANGES_MACHINE}
+    for number, found in enumerate([*report.divergences, *report.kernel_faults]):
+        name = _saved_as(found, number)
+        sequence = found.sequence[: found.at + 1]
+        yield f"{name}.json", corpus.dump(sequence, "; ".join(found.differences), needed)
+        yield f"{name}.py", script.write(found)
 
 
 def _saved_as(found: Divergence, number: int) -> str:

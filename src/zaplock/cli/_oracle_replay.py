@@ -28,12 +28,12 @@ def replay_saved(args: argparse.Namespace) -> int:
     """Run the sequence of --replay; 0 if both sides agree, 1 if not. With --c only write it."""
     from zaplock.oracle import compare, corpus, script
     from zaplock.oracle.bare_process import Lost
-    from zaplock.oracle.modelops import OPERATIONS
+    from zaplock.oracle.modelops import lacks
 
     sequence, why = corpus.load(Path(args.replay))
     if args.c:
         return _write_c(Path(args.replay), Path(args.c))
-    unknown = sorted({op.name for op in sequence} - set(OPERATIONS))
+    unknown = lacks(sequence)
     if unknown and not args.against_itself:
         raise UserError(
             f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "

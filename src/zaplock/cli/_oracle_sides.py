@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from zaplock.oracle.scope import Scope
 
 CHANGES_MACHINE = (
-    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "swap", "ksm", "group",
+    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "shmem-sizes", "swap", "ksm",
+    "group",
 )  # fmt: skip
 """Themes that a machine is lent something for as long as they run."""
 

@@ -10,15 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zaplock import outputs
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._json_text import print_json
+from zaplock.cli._output_files import save
 from zaplock.cli._streams import while_read
-from zaplock.errors import UserError
 from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
-    from zaplock.oracle.thread_campaign import ThreadDivergence, ThreadReport
+    from zaplock.oracle.thread_campaign import ThreadReport
     from zaplock.oracle.threaded import ThreadedProgram
 
 MOST_TOLD = 10
@@ -38,12 +37,15 @@ def run_threads(args: argparse.Namespace) -> int:
                 show(f"{report.programs:,} programs, {len(report.divergences)} divergences")
     finally:
         bench.close()
-    saved = _save(report, Path(args.save), aside=args.json) if args.save else []
     with while_read():
         if args.json:
             print_json(_document(report, args.seed))
         else:
             _print(report)
+    saved = save(Path(args.save), _to_save(report)) if args.save else []
+    with while_read():
+        for path in saved:
+            wrote(path, aside=args.json)
         _say_next(args, saved, bool(report.divergences or report.lost))
     return 0 if report.agrees else 1
 
@@ -58,37 +60,18 @@ def _say_next(args: argparse.Namespace, saved: list[Path], found: bool) -> None:
     next_step(f"zaplock oracle --threads {what}", aside=args.json)
 
 
-def _to_save(report: ThreadReport) -> Iterator[tuple[str, ThreadedProgram, str]]:
-    """Yield what is worth another run: the name of its file, the program, and why."""
+def _to_save(report: ThreadReport) -> Iterator[tuple[str, str]]:
+    """Yield what is worth another run: the name of its file, and its text."""
+    from zaplock.oracle import thread_files
+
     for number, found in enumerate(report.divergences):
-        yield f"threads-{number}", found.threaded, _why(found)
+        why = "; ".join((found.told, *found.differences))
+        yield f"threads-{number}.json", thread_files.dump(found.threaded, why)
     for kind, told in (
         ("lost", report.lost), ("not-repeated", report.unrepeatable), ("not-known", report.unknown),
     ):  # fmt: skip
         for number, one in enumerate(told):
-            yield f"threads-{kind}-{number}", one.threaded, one.why
-
-
-def _why(found: ThreadDivergence) -> str:
-    return "; ".join((found.told, *found.differences))
-
-
-def _save(report: ThreadReport, directory: Path, *, aside: bool) -> list[Path]:
-    """Write programs as JSON; return the files. Raises UserError where they can't be written."""
-    from zaplock.oracle import thread_files
-
-    saved = []
-    try:
-        with outputs.walk(directory, make=True) as folder:
-            for name, threaded, why in _to_save(report):
-                folder.write(f"{name}.json", thread_files.dump(threaded, why).encode(), 0o666)
-                saved.append(directory / f"{name}.json")
-                wrote(saved[-1], aside=aside)
-    except OSError as error:
-        raise UserError(
-            f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
-        ) from None
-    return saved
+            yield f"threads-{kind}-{number}.json", thread_files.dump(one.threaded, one.why)
 
 
 def print_program(threaded: ThreadedProgram) -> None:

@@ -55,7 +55,7 @@ def replay_threads(args: argparse.Namespace) -> int:
             print_json(_document(threaded, why, replayed))
         else:
             _print(threaded, why, replayed)
-        _say_next(args, replayed.agrees)
+        _say_next(args, threaded, replayed.agrees)
     return 0 if replayed.agrees else 1
 
 
@@ -93,12 +93,16 @@ def _document(threaded: ThreadedProgram, why: str, replayed: RunAgain) -> dict[s
     }  # fmt: skip
 
 
-def _say_next(args: argparse.Namespace, agrees: bool) -> None:
-    """Say what to type next: for an outcome that is not allowed the program in C."""
+def _say_next(args: argparse.Namespace, threaded: ThreadedProgram, agrees: bool) -> None:
+    """Say what to type next: for an outcome that is not allowed the program in C, if it can be."""
+    from zaplock.oracle import thread_reproducer
+
     file = Path(args.replay)
     what = "--seconds 60"
     if not agrees:
-        what = f"--replay {shell_word(str(file))} --c {shell_word(f'{file.stem}.c')}"
+        in_c = f"--c {shell_word(f'{file.stem}.c')}"
+        further = "--seconds 600" if thread_reproducer.lacks(threaded) else in_c
+        what = f"--replay {shell_word(str(file))} {further}"
     next_step(f"zaplock oracle --threads {what}", aside=args.json)
 
 

@@ -1,9 +1,10 @@
-"""Files that a verb is to write, looked at before it works for them."""
+"""Files that a verb is to write, looked at before it works for them; and those of --save."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from zaplock import outputs
 from zaplock.errors import UserError
@@ -41,3 +42,21 @@ def require_folders(given: Mapping[str, str | None]) -> None:
             raise UserError(
                 f"{option} {path!a}: {there} may not be written into: name a folder of yours"
             )
+
+
+def save(directory: Path, texts: Iterable[tuple[str, str]]) -> list[Path]:
+    """Write files of these names and texts into the folder of --save; return where they are.
+
+    Raises UserError where that can't be written into.
+    """
+    saved = []
+    try:
+        with outputs.walk(directory, make=True) as folder:
+            for name, text in texts:
+                folder.write(name, text.encode(), 0o666)
+                saved.append(directory / name)
+    except OSError as error:
+        raise UserError(
+            f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
+        ) from None
+    return saved

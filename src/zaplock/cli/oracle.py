@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from zaplock.cli._oracle_campaign import run_campaign, say_next
+from zaplock.cli._ending import wrote
+from zaplock.cli._oracle_campaign import run_campaign, save_report, say_next
 from zaplock.cli._oracle_recorded import record_and_replay, replay_recorded
 from zaplock.cli._oracle_replay import replay_saved
 from zaplock.cli._oracle_samples import compare_samples, self_test
@@ -85,7 +86,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
     if args.c and not args.replay:
-        raise UserError(f"--c {args.c!a} needs --replay FILE: it writes that sequence as a program")
+        raise UserError(
+            f"--c {args.c!a} needs --replay FILE: it writes what that holds as a program"
+        )
     if args.every_call and args.trace is None:
         raise UserError("--every-call is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.command and args.trace is None:
@@ -107,7 +110,9 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--kernel judges the model: leave --against-itself away")
         return replay_saved(args)
     if not 0 < args.seconds <= 86_400:
-        raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
+        raise UserError(
+            f"--seconds {args.seconds:g} is not above 0 and at most 86400: give such a number"
+        )
     if not 1 <= args.jobs <= 256:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
     if "ksm" in (args.theme or ()) and args.jobs != 1:
@@ -123,12 +128,21 @@ def run(args: argparse.Namespace) -> int:
             if args.self_test:
                 return self_test(args)
             return compare_samples(args, "locks" if args.locks else "committed")
+    return _campaign(args)
+
+
+def _campaign(args: argparse.Namespace) -> int:
+    """Run sequences, tell what they have shown, and keep it; 0 if both sides agree, 1 if not."""
     report = run_campaign(args)
     with while_read():
         if args.json:
             print_report_json(report, args.seed)
         else:
             print_report(report, args.coverage)
+    saved = save_report(report, args) if args.save else []
+    with while_read():
+        for path in saved:
+            wrote(path, aside=args.json)
         say_next(report, args)
     return 0 if report.agrees else 1
 
@@ -146,8 +160,9 @@ _GOES_WITH: dict[str, tuple[str, ...]] = {
     "trace": ("every_call", "command", "json"),
     "bpftrace": (),
     "strace": ("json",),
-    "threads": ("seconds", "seed", "self_test", "replay", "c", "save", "json"),
-    "replay": ("c", "save", "kernel", "against_itself", "theme"),
+    "c": ("replay", "threads"),
+    "threads": ("seconds", "seed", "self_test", "replay", "save", "json"),
+    "replay": ("save", "kernel", "against_itself", "theme"),
     "self_test": _SAMPLED,
     "locks": _SAMPLED,
     "committed": _SAMPLED,

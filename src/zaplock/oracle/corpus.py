@@ -50,7 +50,8 @@ def load(path: Path) -> tuple[tuple[Op, ...], str]:
     raw = _read(path)
     if len(raw.operations) > MOST_OPERATIONS:
         raise UserError(
-            f"{path} has {len(raw.operations)} operations, and at most {MOST_OPERATIONS} are run"
+            f"{path} has {len(raw.operations)} operations, and at most {MOST_OPERATIONS} are run: "
+            "leave some out"
         )
     made: list[Op] = []
     for line in raw.operations:
@@ -79,11 +80,25 @@ def _read(path: Path) -> _File:
 
 
 def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:
-    name = line[0] if line else None
-    if not isinstance(name, str) or name not in {**ops.CALLS, **ops.ACCESSES}:
-        lack = no_such("operation", str(name), [*ops.CALLS, *ops.ACCESSES])
-        raise UserError(f"{path}: operation {index}: {lack}")
+    name = name_of(str(path), line, index, [*ops.CALLS, *ops.ACCESSES])
     return Op(name, arguments(str(path), line, index, ops.arguments_of(name)))
+
+
+def name_of(
+    where: str,
+    line: Sequence[str | int | _Reference],
+    index: int,
+    known: Collection[str],
+    kind: str = "operation",
+) -> str:
+    """Read the name of operation `index`, a line of a file. Raises UserError on faults."""
+    if not line:
+        raise UserError(f"{where}: operation {index} is empty: give its name and arguments")
+    name = line[0]
+    if isinstance(name, str) and name in known:
+        return name
+    lack = no_such(kind, str(name), known)
+    raise UserError(f"{where}: operation {index}: {lack}")
 
 
 def arguments(
@@ -115,4 +130,7 @@ def _argument(where: str, value: str | int | _Reference, index: int) -> Argument
 def _fits(where: str, value: int, index: int) -> None:
     """A register has 64 bits."""
     if not -(1 << 63) <= value < 1 << 64:
-        raise UserError(f"{where}: operation {index} has the argument {value}, beyond 64 bits")
+        raise UserError(
+            f"{where}: operation {index} has the argument {value}, beyond 64 bits: give one from "
+            "-2^63 to 2^64 - 1"
+        )

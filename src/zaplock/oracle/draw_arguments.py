@@ -33,8 +33,7 @@ _FILLING = _MAP_LOCKED | 0x8000  # and MAP_POPULATE
 _FIXED, _ANON = 0x10, 0x20
 _SHARED, _PRIVATE, _VALIDATE = 1, 2, 3
 _NO_MODES = (2, 4, 8, 9, 0x10, 0x11, 0x20, 0x40, 0x100)
-"""Of fallocate, which files in memory don't know; a hole alone is none either."""
-_ZERO_SLOT = ops.FILES.index("zero")
+"""Modes of fallocate that files in memory refuse; 2 is a hole that does not keep the size."""
 _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
 
 
@@ -93,7 +92,7 @@ def _to_read(d: Draw) -> int:
     not write there; what copies does not.
     """
     slot = d.slot()
-    return 0 if d.theme == "references" and slot == _ZERO_SLOT else slot
+    return 0 if d.theme == "references" and slot == ops.ZERO_SLOT else slot
 
 
 def _mremap(d: Draw) -> tuple[Argument, ...]:

@@ -14,7 +14,6 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.modelside import NOTHING, ModelSide
 from zaplock.oracle.ops import Environment, Op
 
-_DISK = ops.FILES.index("disk")
 _PLENTY = 1 << 20
 _UNLIMITED = 1 << 63
 ORDINARY = Environment(
@@ -44,4 +43,4 @@ def _on_a_disk(op: Op) -> Op:
     """Let an mmap have the file on the disk for any file."""
     if op.name != "mmap" or op.args[4] in (ops.NO_FILE, ops.BAD_FILE):
         return op
-    return Op(op.name, (*op.args[:4], _DISK, *op.args[5:]))
+    return Op(op.name, (*op.args[:4], ops.DISK_SLOT, *op.args[5:]))

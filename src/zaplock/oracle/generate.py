@@ -80,7 +80,7 @@ class Generator:
         names = (self._watching if draw.watches else self._unwatched)[draw.theme]
         leaves_out: tuple[str, ...] = () if draw.forks else ops.FORKS
         if draw.theme == "shmem-huge" and not draw.allocates:
-            leaves_out = ("fallocate",)
+            leaves_out = (*leaves_out, "fallocate")
         if draw.merges:
             leaves_out = (
                 ("mlock", "mlock2", "set_memory_merge")

@@ -303,6 +303,7 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, themes)
         try:
+            _refuse_younger(side.release, themes)
             yield side
         finally:
             side.close()
@@ -405,8 +406,17 @@ class GuestModel(ModelSide):
 _YOUNGER = (
     ("5.19", ("uffd",), "can't watch writes to memory that is shared"),
     ("6.8", ("uffd-move", "uffd-huge"), "has no UFFDIO_MOVE"),
+    ("6.11", ("shmem-sizes",), "has no hugepages-*kB/shmem_enabled"),
 )
 """Themes by the release that brought what they are about, and what is missing before."""
+
+
+def _refuse_younger(release: str, themes: Collection[str]) -> None:
+    """Raise UserError for a theme that is all about what a release does not have."""
+    for since, lacking, why in _YOUNGER:
+        refused = next((theme for theme in lacking if theme in themes), None)
+        if refused and not carries(release, since):
+            raise UserError(f"{release} {why}: theme {refused} needs {since} or newer")
 
 
 def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
@@ -415,14 +425,12 @@ def guest_scope(release: str, asked: Sequence[str] = ()) -> Scope:
     asked: the themes that are asked for, else those that always run. Raises UserError for one that
     is all about what a release is not asked of.
     """
+    _refuse_younger(release, asked)
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
     themes, without = COVERED.themes, COVERED.without
-    for since, lacking, why in _YOUNGER:
-        if carries(release, since):
-            continue
-        themes = tuple(theme for theme in themes if theme not in lacking)
-        if refused := next((theme for theme in asked if theme in lacking), None):
-            raise UserError(f"{release} {why}: theme {refused} needs {since} or newer")
+    for since, lacking, _ in _YOUNGER:
+        if not carries(release, since):
+            themes = tuple(theme for theme in themes if theme not in lacking)
     if not carries(release, "5.19"):
         without |= TO_WATCHED
     if not carries(release, "6.12"):  # some prctls are younger; file seals are judged from there on

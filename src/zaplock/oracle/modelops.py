@@ -308,7 +308,7 @@ async def _huge_room(cx: Cx, file: int) -> int:
 
 async def _start_fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> int:
     if file == ops.DISK_SLOT:
-        raise ValueError(f"file {file} is on a disk, which may refuse: give one in memory, as 0")
+        raise ValueError(f"file {file} is on a disk, which may refuse (`lacks`)")
     if not ops.is_slot(file):
         return -EBADF
     return await fallocate.fallocate(cx, file + 1, mode, offset, length)
@@ -433,3 +433,11 @@ OPERATIONS: dict[str, Operation] = {
     "store_value": _store,
     "setrlimit": _setrlimit,
 }
+
+
+def lacks(sequence: Sequence[ops.Op]) -> list[str]:
+    """Name what of a sequence the model does not have."""
+    found = {op.name for op in sequence if op.name not in OPERATIONS}
+    if any(op.name == "fallocate" and op.args[0] == ops.DISK_SLOT for op in sequence):
+        found.add(f"fallocate of file {ops.DISK_SLOT}, which is on a disk")
+    return sorted(found)

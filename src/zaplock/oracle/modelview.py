@@ -323,15 +323,15 @@ class ModelView:
             lazy = self._lazily_free(runs)
         if self.shows_references:
             used = self._referenced(runs)
-        written = self._by_dirt(vma, runs, rss == anonymous) if rss else _NONE_RESIDENT
-        locked = written[0] if vma.flags & f.VM_LOCKED else 0
+        shares = self._shares(vma, runs, rss == anonymous) if rss else _NONE_RESIDENT
+        locked = shares[0] if vma.flags & f.VM_LOCKED else 0  # its Pss
         return (
-            rss * _KB, *written, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
+            rss * _KB, *shares, anonymous * _KB, huge * _KB, huge_shared * _KB, 0, swap * _KB,
             swap_pss >> 22, locked, merged * _KB, lazy * _KB, used * _KB, pooled * _KB,
             _page_kb(vma),
         )  # fmt: skip
 
-    def _by_dirt(
+    def _shares(
         self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]], is_anonymous: bool
     ) -> tuple[int, int, int, int, int, int]:
         """Return how much is there of each of PSS and DIRT, in kB."""
@@ -354,7 +354,7 @@ class ModelView:
                 pss_dirty += share * dirty
         by_dirt = counts[0] * _KB, counts[1] * _KB, counts[2] * _KB, counts[3] * _KB
         if vma.file and not is_anonymous and m.files.data[vma.file].kind == "disk":
-            return dirt_of_disk(pss >> 22, 0, *by_dirt)
+            return dirt_of_disk(pss >> 22, *by_dirt)
         return pss >> 22, pss_dirty >> 22, *by_dirt
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:

@@ -315,10 +315,10 @@ def _place(header: bytes) -> _Place:
 
 def _without_writeback(figures: tuple[int, ...]) -> tuple[int, ...]:
     """Take out what is dirty of a file on a disk, unless nothing but copies of it is there."""
-    rss, pss, pss_dirty, *dirt, anonymous = figures[:8]
+    rss, pss, _, *dirt, anonymous = figures[:8]
     if rss == anonymous:
         return figures
-    return rss, *dirt_of_disk(pss, pss_dirty, *dirt), anonymous, *figures[8:]
+    return rss, *dirt_of_disk(pss, *dirt), anonymous, *figures[8:]
 
 
 def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:

@@ -298,12 +298,7 @@ DIRT = ("Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty")
 
 
 def dirt_of_disk(
-    pss: int,
-    _pss_dirty: int,
-    shared_clean: int,
-    shared_dirty: int,
-    private_clean: int,
-    private_dirty: int,
+    pss: int, shared_clean: int, shared_dirty: int, private_clean: int, private_dirty: int
 ) -> tuple[int, int, int, int, int, int]:
     """Return what is compared of PSS, DIRT where a file on a disk is mapped: all counts as dirty.
 

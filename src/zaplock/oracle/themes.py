@@ -4,8 +4,8 @@ THEMES = (
     "plain", "advice", "lock", "move", "file", "kernel", "fork", "brk", "limits", "grow", "huge",
     "seal", "process", "memfd", "uffd", "uffd-move", "uffd-huge", "uring", "policy", "lazyfree",
     "references", "dirty", "ksm", "group", "shm", "pageout", "swap", "collapse", "collapse-file",
-    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise",
-    "shmem-sizes", "crowd", "wild",
+    "hugetlb", "gigantic", "hugetlbfs", "shmem-huge", "shmem-advise", "shmem-sizes", "crowd",
+    "wild",
 )  # fmt: skip
 """In this order they are drawn from; how often each operation comes in each of them stands in
 `draw_arguments.WEIGHTS`."""
@@ -29,8 +29,7 @@ WITH_OWN_MAKERS = ("gigantic", "hugetlbfs")
 
 ASKED_FOR = (
     "crowd", "hugetlb", "gigantic", "hugetlbfs", "group", "collapse", "uffd-huge", "pageout", "shm",
-    "uring", "ksm", "swap", "collapse-file", "shmem-huge", "shmem-advise",
-    "shmem-sizes",
+    "uring", "ksm", "swap", "collapse-file", "shmem-huge", "shmem-advise", "shmem-sizes",
 )  # fmt: skip
 """Themes that run only when asked for: "crowd" is slow, "hugetlb", "gigantic" and "hugetlbfs" need
 pools, "group" a memory cgroup, "collapse", "collapse-file", "shmem-huge", "shmem-advise" and

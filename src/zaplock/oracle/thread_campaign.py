@@ -89,7 +89,7 @@ class ThreadReport:
 
     @property
     def agrees(self) -> bool:
-        """Tell whether every outcome was allowed; what is not known is not counted here."""
+        """Tell whether every outcome was allowed, as far as it is known or came again."""
         return not (self.divergences or self.lost)
 
 
@@ -170,11 +170,12 @@ class ThreadBench:
             why = f"a search came to a limit before it gave {outcome_text(outcome)}"
             report.unknown.append(Unjudged(model.threaded, why))
         elif answer == "not allowed" and not model.violations:
-            again = sum(
-                self.real.run_threads(model.threaded, generator.delays(model.threaded)) == outcome
-                for _ in range(AGAIN)
-            )
             told = f"no interleaving gives {outcome_text(outcome)}"
+            try:
+                again = sum(self._comes(generator, model.threaded, outcome) for _ in range(AGAIN))
+            except Lost as error:
+                report.lost.append(Unjudged(model.threaded, f"{told}; run again, {error}"))
+                return
             differences = from_nearest(outcome, model.explored())
             if not again:
                 report.unrepeatable.append(Unjudged(model.threaded, told))
@@ -182,6 +183,11 @@ class ThreadBench:
             report.divergences.append(
                 ThreadDivergence(model.threaded, outcome, told, again, differences)
             )
+
+    def _comes(
+        self, generator: ThreadedGenerator, threaded: ThreadedProgram, outcome: ThreadedOutcome
+    ) -> bool:
+        return self.real.run_threads(threaded, generator.delays(threaded), self.cpus) == outcome
 
     def _broken(
         self, threaded: ThreadedProgram, violation: Violation, report: ThreadReport

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from zaplock.errors import UserError, no_such
+from zaplock.errors import UserError
 from zaplock.inputs import read_text
 from zaplock.oracle import corpus, ops, ring
 from zaplock.oracle.ops import Op
@@ -56,11 +56,13 @@ def load(path: Path) -> tuple[ThreadedProgram, str]:
         ) from None
     if not 2 <= len(raw.threads) <= ring.MOST_THREADS:
         raise UserError(
-            f"{path} has {len(raw.threads)} threads, and programs have 2 to {ring.MOST_THREADS}"
+            f"{path} has {len(raw.threads)} threads, and programs have 2 to {ring.MOST_THREADS}: "
+            "leave some out, or add one"
         )
     if len(raw.setup) > SETUP_LENGTH:
         raise UserError(
-            f"{path}: its setup has {len(raw.setup)} operations, and at most {SETUP_LENGTH} are run"
+            f"{path}: its setup has {len(raw.setup)} operations, and at most {SETUP_LENGTH} are "
+            "run: leave some out"
         )
     if (count := sum(map(len, raw.threads))) > MOST_OPERATIONS:
         raise UserError(
@@ -81,12 +83,10 @@ def _operations(
 
 
 def _operation(where: str, line: list[str | int], index: int, may_fork: bool) -> Op:
-    known = DRAWN if may_fork else DRAWN - {FORK_LOAD}
-    name = line[0] if line else None
-    if name not in known:
-        lack = no_such("operation of threads", str(name), sorted(known))
-        raise UserError(f"{where}: operation {index}: {lack}")
-    assert isinstance(name, str)
+    known, kind = DRAWN, "operation of threads"
+    if not may_fork:
+        known, kind = DRAWN - {FORK_LOAD}, "operation of a set-up"
+    name = corpus.name_of(where, line, index, sorted(known), kind)
     arguments = ("addr",) if name == FORK_LOAD else ops.arguments_of(name)
     op = Op(name, corpus.arguments(where, line, index, arguments))
     slot = op.args[ops.TAKES_FILE[name]] if name in ops.TAKES_FILE else ops.NO_FILE

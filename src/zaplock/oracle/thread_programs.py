@@ -63,7 +63,7 @@ class ThreadedGenerator:
     def __init__(self, seed: int, heap: int = WINDOW) -> None:
         """Begin with a seed; `heap`: where the process's heap begins."""
         self.random = random.Random(seed)
-        self._waits = random.Random(f"waits {seed}")  # programs don't hang on how often one ran
+        self._waits = random.Random(f"waits {seed}")  # how often one ran does not change the next
         self.heap = heap
         self._window = WINDOW
         self._contended = -1  # the page, counted from the window; -1 where there is none

@@ -66,14 +66,14 @@ def judged(
 ) -> RunAgain:
     """Judge the outcomes that came."""
     model = Interleavings(bench.real.environment, bench.design, threaded, bench.wrap, bench.limits)
-    found, broken = [], list[Violation]()
+    found, broken = [], dict[str, Violation]()
     for outcome, times in seen.most_common():
         answer: Answer = "not known"
         try:
             answer = model.judge(outcome)
         except Violation as violation:
-            broken.append(violation)
+            broken.setdefault(str(violation), violation)  # of any outcome: the same orders break it
         forbidden = answer == "not allowed"
         told = from_nearest(outcome, model.explored()) if forbidden else ()
         found.append(SeenOutcome(outcome, times, answer, told))
-    return RunAgain(seen.total(), tuple(found), (*broken, *model.violations))
+    return RunAgain(seen.total(), tuple(found), (*broken.values(), *model.violations))

@@ -211,15 +211,21 @@ int main(void)
 """
 
 
+def lacks(threaded: ThreadedProgram) -> str:
+    """Return which operations or file of a program C lacks here; "" where it can be written."""
+    everything = _operations(threaded)
+    if strange := sorted({op.name for op in everything if _is_strange(op)}):
+        return ", ".join(strange)
+    others = sorted(ops.slots_used(everything) - set(_FILES))
+    return f"file {others[0]}, which is neither 0 nor 1," if others else ""
+
+
 def write(threaded: ThreadedProgram, why: str, name: str) -> str:
-    """Return the C program. Raises UserError where it has an operation that C lacks here."""
-    everything = [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
-    strange = sorted({op.name for op in everything if _is_strange(op)})
-    if strange:
-        raise UserError(f"{name}: {', '.join(strange)} can't be written in C: replay it instead")
+    """Return the C program. Raises UserError where it `lacks` anything."""
+    if lack := lacks(threaded):
+        raise UserError(f"{name}: {lack} can't be written in C: replay it without --c")
+    everything = _operations(threaded)
     slots = sorted(ops.slots_used(everything))
-    if others := [slot for slot in slots if slot not in _FILES]:
-        raise UserError(f"{name}: file {others[0]} can't be written in C: files 0 and 1 can")
     addresses = [value for op in everything for value in _addresses(op)]
     numbered = range(len(threaded.threads))
     called = sorted({op.name for op in everything} & ops.CALLS.keys())
@@ -234,6 +240,10 @@ def write(threaded: ThreadedProgram, why: str, name: str) -> str:
         low=max(min(addresses, default=0) - _NEXT_TO, 0),
         high=max(addresses, default=0) + _NEXT_TO,
     )  # fmt: skip
+
+
+def _operations(threaded: ThreadedProgram) -> list[Op]:
+    return [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
 
 
 def _is_strange(op: Op) -> bool:

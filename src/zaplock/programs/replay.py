@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from zaplock.model import flags as f
 from zaplock.oracle.compare import result_text
-from zaplock.programs import monitors, orders, unrecorded
+from zaplock.programs import inferred, monitors, orders, unrecorded
 from zaplock.programs.calls import (
     CALLS,
     LIMITS,
@@ -70,7 +70,6 @@ UNMODELLED = {
 _NARROW = 32
 _IPC_64 = 0x100
 """What 32-bit programs add to the command of shmctl: which structure it is about."""
-_RESOURCES = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -237,14 +236,14 @@ class StraceReplay:
             limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit" and self.world.sees_limits:
             name, _, kind = note.name.partition("_")
-            resource = _RESOURCES.get(name, 0)
+            resource = CONSTANTS.get(f"RLIMIT_{name.upper()}", 0)
             (set_hard_limit if kind else set_limit)(self.world, live, resource, note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
             self.world.limit(live, implies_exec=True)
         elif note.kind == "capable" and note.name == "bottom_up" and note.value:
-            unrecorded.go_up(self.world, live)
+            inferred.go_up(self.world, live)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -340,11 +339,11 @@ class StraceReplay:
             if call.result >= 0:
                 self._follow_in_cloud(live, call)
             return Ruling("refused", call, cloud.why)
-        taken = unrecorded.take_base(live, call)
+        taken = inferred.take_base(live, call)
         mark = self.world.mark(live)
         try:
             got = CALLS[call.name](self.world, live, call)
-            if taken and got == call.result and not unrecorded.may_begin_there(live):
+            if taken and got == call.result and not inferred.may_begin_there(live):
                 return Ruling("refused", call, "where mappings begin was learnt from this call")
             if unknown_target(call) and call.result >= 0:
                 if got != call.result:
@@ -354,7 +353,7 @@ class StraceReplay:
             if got == call.result:
                 return Ruling("agrees", call)
             self.world.undo(live, mark)
-            for attempt in unrecorded.otherwise(self.world, live, call):
+            for attempt in inferred.otherwise(self.world, live, call):
                 if attempt() == call.result:
                     return Ruling("agrees", call)
                 self.world.undo(live, mark)
@@ -406,7 +405,7 @@ class StraceReplay:
             return False
         mark = self.world.mark(live)
         with suppress(ValueError):
-            for attempt in unrecorded.otherwise(self.world, live, call):
+            for attempt in inferred.otherwise(self.world, live, call):
                 if attempt() == call.result:
                     return True
                 self.world.undo(live, mark)

@@ -29,7 +29,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.text import CONSTANTS, file_of, number, quoted, without_comments
+from zaplock.programs.text import CONSTANTS, LIMITS, file_of, number, quoted, without_comments
 from zaplock.programs.text import field as member
 from zaplock.system_calls import CLONES
 
@@ -197,7 +197,7 @@ class _Sorter:
         elif call.name in EXECS:
             self._exec(call, space)
         elif call.name == "ioctl" and not space.makes_monitors and is_of_monitor(call):
-            self._watched(call, space).items.append(call)
+            self._watched(space).items.append(call)
         elif call.name not in ("exit_group", "exit"):
             space.makes_monitors |= makes_monitor(call)
             space.items.append(call)
@@ -208,7 +208,7 @@ class _Sorter:
         """Let a process have the limit that another one sets."""
         with suppress(ValueError, IndexError):
             pid, told = number(call.arguments[0].split("<")[0]), call.arguments[2]
-            kind = _LIMITS.get(number(call.arguments[1]), "")
+            kind = LIMITS.get(number(call.arguments[1]), "")
             soft, hard = (member(told, name) for name in ("rlim_cur", "rlim_max"))
             if call.result or pid == call.pid or pid not in self.at or not (kind and soft):
                 return
@@ -217,7 +217,7 @@ class _Sorter:
             if hard:
                 items.append(Note(pid, call.line, "limit", (), f"{kind}_hard", number(hard)))
 
-    def _watched(self, call: TracedCall, space: TracedSpace) -> TracedSpace:
+    def _watched(self, space: TracedSpace) -> TracedSpace:
         """Return the space that a userfaultfd works on which its user has from another process."""
         makers = [other for other in self.spaces if other.makes_monitors]
         for other in makers:
@@ -281,10 +281,6 @@ class _Sorter:
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
-
-
-_LIMITS = {2: "data", 3: "stack", 8: "memlock", 9: "as"}
-"""How notes name the limits that decide about memory."""
 
 
 def makes_monitor(call: TracedCall) -> bool:

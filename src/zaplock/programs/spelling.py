@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 
 from zaplock.programs.ptrace import read_memory as _read
+from zaplock.programs.text import CONSTANTS, LIMITS
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
@@ -139,7 +140,7 @@ def _openat2(tid: int, a: tuple[int, ...]) -> list[str]:
 
 def _prctl(tid: int, a: tuple[int, ...]) -> list[str]:
     told = [hex(value) for value in a[:5]]
-    if a[0] == 0x53564D41 and a[4]:
+    if a[0] == CONSTANTS["PR_SET_VMA"] and a[4]:
         told[4] = _string(tid, a[4])
     return told
 
@@ -157,11 +158,10 @@ def _limit(tid: int, address: int, pair: str = "<QQ") -> str:
 
 
 _UNLIMITED, _NARROW_UNLIMITED = (1 << 64) - 1, (1 << 32) - 1
-_RESOURCES = {2: "RLIMIT_DATA", 3: "RLIMIT_STACK", 8: "RLIMIT_MEMLOCK", 9: "RLIMIT_AS"}
 
 
 def _resource(number: int) -> str:
-    return _RESOURCES.get(number, str(number))
+    return f"RLIMIT_{LIMITS[number].upper()}" if number in LIMITS else str(number)
 
 
 def _prlimit64(tid: int, a: tuple[int, ...]) -> list[str]:

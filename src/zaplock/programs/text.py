@@ -45,6 +45,9 @@ CONSTANTS = {
 }  # fmt: skip
 """The names that strace writes for the numbers that the replay asks for."""
 
+LIMITS = {CONSTANTS[f"RLIMIT_{name.upper()}"]: name for name in ("as", "data", "memlock", "stack")}
+"""How a recording's notes name the limits that decide about memory, by their numbers."""
+
 READ_IMPLIES_EXEC = 0x40_0000
 """The personality in which what can be read can be executed."""
 ADDR_COMPAT_LAYOUT = 0x20_0000
