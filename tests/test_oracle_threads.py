@@ -28,12 +28,13 @@ from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import run
 from zaplock.model.frames import TAG_SIZE
 from zaplock.model.violations import Invariant
+from zaplock.oracle import ops
 from zaplock.oracle.interleavings import OPERATIONS, Interleavings, start
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import Op
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport, hunt
 from zaplock.oracle.thread_programs import ELSEWHERE, PAGE, PAGES, WINDOW, ThreadedGenerator
-from zaplock.oracle.threaded import ThreadedProgram, shown
+from zaplock.oracle.threaded import ThreadedProgram, number_of, shown
 from zaplock.oracle.world import World, limits_of
 from zaplock.protocols.design import Cx, Design
 
@@ -216,6 +217,51 @@ def test_a_fault_that_gives_way_leaves_its_tables(bench: ThreadBench) -> None:
     model = Interleavings(bench.real.environment, bench.design, program)
     tables = {o.after.counters[11] for o in model.explored() if o.results[1] == (SIGSEGV,)}
     assert tables == {0, 8, 12}  # nothing touched; the upper tables; the whole path
+
+
+@needs_kernel
+def test_a_cpu_may_know_already_where_a_store_goes(bench: ThreadBench) -> None:
+    """Found by threads: a page is dropped, and before all CPUs forget it another is in its place.
+
+    The store goes to the old one, whose translation the set-up, or a CPU that ran ahead, had found.
+    """
+    program = ThreadedProgram(
+        (mapping(), Op("uffd_register", (WINDOW, 2 * PAGE, 2)), Op("store", (WINDOW,))),
+        (
+            (Op("madvise", (WINDOW, PAGE, DONTNEED)),),
+            (Op("uffd_copy", (WINDOW, 0)), Op("store", (WINDOW,))),
+        ),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    stored = {outcome for outcome in model.explored() if outcome.results == ((0,), (0, 0))}
+    ahead = {outcome for outcome in model._explored_ahead() if outcome.results == ((0,), (0, 0))}
+    lost = ops.store_tag(number_of(1, 0)).to_bytes(8, "little")
+    assert not any(outcome.after.tags.startswith(lost) for outcome in stored)
+    assert any(outcome.after.tags.startswith(lost) for outcome in ahead)
+    assert stored < ahead
+    seen = {
+        bench.real.run_threads(program, [[turns], [turns // 2, turns]], bench.cpus)
+        for turns in range(0, 4000, 50)
+    }
+    assert {model.judge(outcome) for outcome in seen} <= {"in order", "interleaved"}
+
+
+@needs_kernel
+def test_what_an_unmap_has_detached_may_be_loaded_until_it_is_zapped(bench: ThreadBench) -> None:
+    """Found by threads: madvise finds nothing mapped any more, and the page is still there."""
+    program = ThreadedProgram(
+        (mapping(), Op("store", (WINDOW,))),
+        (
+            (Op("madvise", (WINDOW, PAGE, GUARD_INSTALL)), Op("load", (WINDOW,))),
+            (Op("munmap", (WINDOW, PAGE)),),
+        ),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    results = {outcome.results[0] for outcome in model.explored()}
+    (tag,) = {loaded for error, loaded in results if error == -ENOMEM} - {SIGSEGV}
+    assert tag > 0
+    assert (0, tag) not in results  # what was guarded is gone
+    assert not model.violations
 
 
 @needs_kernel

@@ -4,19 +4,23 @@ Nearly every outcome of the real kernel is that of some order of whole operation
 are some of the exhaustive engine's interleavings; so they are tried first, depth first, and given
 up as soon as a result differs. What no order explains is looked for among all interleavings of the
 operations' steps (`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page,
-and locks granted to any waiter. A search that comes to a limit says so: its outcomes are some of
-the allowed ones, and nothing follows from one that is not among them.
+and locks granted to any waiter; and what these don't have, among those in which CPUs have also
+looked up ahead of time what their thread's loads and stores will need, as they may whenever they
+like (the set-up leaves such translations, and CPUs run ahead). A search that comes to a limit says
+so: its outcomes are some of the allowed ones, and nothing follows from one that is not among them.
 
 What the kernel shows can't judge a model that allows too much: a page whose content goes before its
 mapping does, say, may always have kept it by chance. So a search holds the model to a rule of its
 own, `OLD_CONTENT_OR_SIGSEGV`: a load or a store, looked at alone, gives what it gives in some order
 of whole operations, since each operation (but one, `_moments`) changes one page at one moment for
-all who access it, and an access is done some time after it has faulted.
+all who access it, and an access is done some time after it has faulted. What that page is mapped by
+may have gone before (munmap detaches first and zaps then), which the own thread's call before the
+access may have seen: one that has failed is left out of the order then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,8 +31,10 @@ from zaplock.engines.checking.exhaustive import Search, SearchLimits
 from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.engines.sequential import run
+from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.machine import Machine
-from zaplock.model.step import Task
+from zaplock.model.pagetable import translate
+from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.oracle import ops
 from zaplock.oracle.compare import result_text
@@ -71,6 +77,8 @@ OPERATIONS = frozenset(_STARTS)
 """What threads can do."""
 ACCESSES = ("load", "store", FORK_LOAD)
 _FAULT = "fault"
+_NOTHING = Op("brk", (0,))
+"""An operation that changes nothing."""
 Access = tuple[int, int]
 """A load or store: its thread, and which of the thread's operations it is."""
 
@@ -100,6 +108,12 @@ def _moments(op: Op, faults_first: bool) -> tuple[Op, ...]:
     return (op,)
 
 
+@step
+def looked_up(m: Machine, task: Task, mm: int, address: int) -> None:
+    """Let a CPU find what is mapped at an address, as it may at any time."""
+    translate(m, task, m.mm(mm), address >> PAGE_SHIFT, False)
+
+
 class Interleavings:
     """The outcomes that the model allows one program."""
 
@@ -118,6 +132,7 @@ class Interleavings:
         self.limits = limits
         self.violations: tuple[Violation, ...] = ()
         self._reached: set[ThreadedOutcome] | None = None
+        self._ahead: set[ThreadedOutcome] | None = None
         self._complete = False
 
     @property
@@ -129,15 +144,25 @@ class Interleavings:
         """Say whether and how the model allows an outcome. Raises Violation, as a step may."""
         if self.in_some_order(outcome):
             return "in order"
-        if outcome in self.explored():
+        if outcome in self.explored() or (self._complete and outcome in self._explored_ahead()):
             return "interleaved"
         return "not allowed" if self._complete else "not known"
 
     def explored(self) -> set[ThreadedOutcome]:
         """Return every outcome of every interleaving; sets `violations` where rules were broken."""
         if self._reached is None:
-            self._reached = self._explore()
+            search, broken = self._search(ahead=False)
+            self._reached = search.reached
+            self.violations = (*broken, *self._strange_accesses(search.reached))
         return self._reached
+
+    def _explored_ahead(self) -> set[ThreadedOutcome]:
+        """Return the outcomes where CPUs look up ahead of time what they will access, too."""
+        if self._ahead is None:
+            search, broken = self._search(ahead=True)
+            self._ahead = search.reached
+            self.violations += broken
+        return self._ahead
 
     # Whole operations
 
@@ -222,12 +247,18 @@ class Interleavings:
 
     # Every step
 
-    def _explore(self) -> set[ThreadedOutcome]:
-        programs = tuple(
+    def _search(self, *, ahead: bool) -> tuple[_Endings, tuple[Violation, ...]]:
+        """Search all interleavings; return what was reached, and which rules were broken."""
+        programs = [
             TaskProgram(self._cx(thread).task, partial(self._body, thread))
             for thread in range(len(self.threaded.threads))
-        )
-        configuration = Configuration(lambda: self._world(True).machine, programs, Rules())
+        ]
+        if ahead:
+            programs += [
+                TaskProgram(Task(20 + thread, MM, "CPU", programs[thread].task.cpu), looks_up)
+                for thread, looks_up in self._looking_up()
+            ]
+        configuration = Configuration(lambda: self._world(True).machine, tuple(programs), Rules())
         with no_forgotten_await():
             table = TransitionTable(configuration)
             try:
@@ -235,9 +266,20 @@ class Interleavings:
                 verdict = search.run()
             finally:
                 table.close()
-        self.violations = (*verdict.violations, *self._strange_accesses(search.reached))
         self._complete = not verdict.limit
-        return search.reached
+        return search, verdict.violations
+
+    def _looking_up(self) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """Give each thread's CPU what looks up the pages that it will load from and store to."""
+        for thread, operations in enumerate(self.threaded.threads):
+            accesses = (op for op in operations if op.name in ("load", "store"))
+            if pages := sorted({_numbers(op)[0] for op in accesses}):
+                yield thread, partial(self._look_up, pages)
+
+    async def _look_up(self, pages: Sequence[int]) -> int:
+        for address in pages:
+            await looked_up(MM, address)
+        return 0
 
     def _strange_accesses(self, reached: set[ThreadedOutcome]) -> Iterator[Violation]:
         """Tell of loads and stores that gave what no order of whole operations gives them."""
@@ -247,12 +289,38 @@ class Interleavings:
             if strange_ones:
                 strange_ones -= self.accesses_in_order((thread, index))[thread, index]
             for strange in strange_ones:
+                if self._failed_before(thread, index, strange, reached):
+                    continue
                 told = ", ".join(map(result_text, sorted(given)))
                 yield Violation(
                     Invariant.OLD_CONTENT_OR_SIGSEGV,
                     f"{op} of thread {thread} gave {result_text(strange)}, "
                     f"in every order of whole operations {told}",
                 )
+
+    def _failed_before(
+        self, thread: int, index: int, given: int, reached: set[ThreadedOutcome]
+    ) -> bool:
+        """Return whether an access gives this where what has failed before it is left out.
+
+        So it must be in every outcome that has it.
+        """
+        told = {
+            tuple(result < 0 for result in outcome.results[thread][:index])
+            for outcome in reached
+            if outcome.results[thread][index] == given
+        }
+        operations = self.threaded.threads[thread]
+        for failed in told:
+            before = zip(operations[:index], failed, strict=True)
+            done = (_NOTHING if fails else op for op, fails in before)
+            threads = list(self.threaded.threads)
+            threads[thread] = (*done, operations[index])
+            program = self.threaded._replace(threads=tuple(threads))
+            without = Interleavings(self.environment, self.design, program, self.wrap, self.limits)
+            if given not in without.accesses_in_order()[thread, index]:
+                return False
+        return True
 
     async def _body(self, thread: int) -> tuple[int, ...]:
         results = []
@@ -262,7 +330,8 @@ class Interleavings:
         return tuple(results)
 
     def _outcome(self, machine: Machine, results: tuple[Any, ...]) -> ThreadedOutcome:
-        return ThreadedOutcome(results, self._view.afresh(machine).snapshot())
+        threads = results[: len(self.threaded.threads)]
+        return ThreadedOutcome(threads, self._view.afresh(machine).snapshot())
 
     def _cx(self, thread: int, grain: int = 0) -> Cx:
         task = Task(10 + thread, MM, f"thread {thread}", cpu=10 + thread)
