@@ -266,9 +266,11 @@ def turn_at_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let nobody look at the machine while a test takes CPUs away from everybody.
 
     One worker has all tests that look, one after the other: this is about those of other sessions.
-    What only computes goes on all the same, as it has no moment that it could miss.
+    What only computes goes on all the same, as it has no moment that it could miss, unless it needs
+    two CPUs.
     """
-    if only_computes(request.node.nodeid):
+    needs = request.node.get_closest_marker("needs_cpus") is not None
+    if only_computes(request.node.nodeid) and not needs:
         yield
         return
     takes = request.node.get_closest_marker("takes_cpus") is not None

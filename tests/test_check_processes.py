@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from processes import threads_of
 
+pytestmark = pytest.mark.needs_cpus  # with one, zaplock starts neither threads nor workers
+
 BIG = """
 summary = "too many tasks to exhaust in the time that a test has"
 [[map]]
