@@ -15,7 +15,7 @@ own, `OLD_CONTENT_OR_SIGSEGV`: a load or a store, looked at alone, gives what it
 of whole operations, since each operation (but one, `_moments`) changes one page at one moment for
 all who access it, and an access is done some time after it has faulted. What that page is mapped by
 may have gone before (munmap detaches first and zaps then), which the own thread's call before the
-access may have seen: one that has failed is left out of the order then.
+access may have seen: one that others have made fail is left out of the order then.
 """
 
 from __future__ import annotations
@@ -301,26 +301,31 @@ class Interleavings:
     def _failed_before(
         self, thread: int, index: int, given: int, reached: set[ThreadedOutcome]
     ) -> bool:
-        """Return whether an access gives this where what has failed before it is left out.
+        """Return whether an access gives this where what others have made fail is left out.
 
         So it must be in every outcome that has it.
         """
-        told = {
-            tuple(result < 0 for result in outcome.results[thread][:index])
-            for outcome in reached
-            if outcome.results[thread][index] == given
-        }
-        operations = self.threaded.threads[thread]
-        for failed in told:
-            before = zip(operations[:index], failed, strict=True)
-            done = (_NOTHING if fails else op for op, fails in before)
-            threads = list(self.threaded.threads)
-            threads[thread] = (*done, operations[index])
-            program = self.threaded._replace(threads=tuple(threads))
+        operations = self.threaded.threads[thread][: index + 1]
+        alone = self._fails_alone(thread)
+        for results in {one.results[thread] for one in reached}:
+            if results[index] != given:
+                continue
+            done = tuple(
+                _NOTHING if op.name not in ACCESSES and result < 0 and not fails else op
+                for op, result, fails in zip(operations, results, alone, strict=False)
+            )
+            threads = (*self.threaded.threads[:thread], done, *self.threaded.threads[thread + 1 :])
+            program = ThreadedProgram(self.threaded.setup, threads)
             without = Interleavings(self.environment, self.design, program, self.wrap, self.limits)
             if given not in without.accesses_in_order()[thread, index]:
                 return False
         return True
+
+    def _fails_alone(self, thread: int) -> list[bool]:
+        """Tell of each of a thread's operations whether it fails though nobody is beside it."""
+        world = self._world()
+        count = len(self.threaded.threads[thread])
+        return [self._whole(world, thread, index) < 0 for index in range(count)]
 
     async def _body(self, thread: int) -> tuple[int, ...]:
         results = []
