@@ -69,6 +69,7 @@ def test_what_runs_under_other_settings_is_not_counted(
     assert [one for one in report.unsettled if told in one]
     assert sum(report.unsettled.values()) > 0
     assert not report.operations
+    assert not report.coverage
     assert not report.agrees  # of nothing nothing follows
     print_report(report, False)
     line = capsys.readouterr().out.splitlines()[1]

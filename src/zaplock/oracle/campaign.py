@@ -136,7 +136,8 @@ class Bench:
         if changed := self._surroundings.changed_since(began_at):
             report.unsettled[changed] = report.operations
             report.operations = report.sequences = 0
-        report.coverage = coverage.counts
+        else:
+            report.coverage = coverage.counts
         return report
 
     def _one(
