@@ -220,6 +220,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         if not left or not any(report.failed for report in reports):
             break
         item.user_properties.append((REPEATED, " ".join(map(reason, reports)).strip()))
+        item.session._setupstate.teardown_exact(None)  # what it looked at is made anew as well
         item._initrequest()  # type: ignore[attr-defined]
         if TIMER in item.stash:  # a failure has stopped the timer
             item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[TIMER])

@@ -10,17 +10,19 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.recorder import symbols
+from zaplock.recorder import perf, symbols
 from zaplock.recorder.code_areas import areas_of
 from zaplock.recorder.code_names import CodeNames
 from zaplock.recorder.code_reader import kind_of
 from zaplock.recorder.stack_keeper import StackKeeper
+from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.stack_samples import (
     EndedProcess,
     ExecutedProcess,
@@ -164,6 +166,27 @@ def test_long_holds_and_waits_have_kernel_stacks_without_being_asked_for(
     assert stack.user == ()
     worst = int(np.argmax(analysis.waits["wait_ns"]))
     assert any(frame.startswith("rwsem_down_") for frame in analysis.wait_stack(worst).kernel)
+
+
+@pytest.mark.root
+def test_a_sample_is_there_at_once_however_late_the_thread_that_empties_the_rings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lock events of its time are judged then, and what comes later is in none of them."""
+    late = threading.Event()
+    monkeypatch.setattr(perf, "wait_for", lambda *_: late.wait())
+    sampler = StackSampler(Wanted({}))
+    try:
+        sampler.start()
+        deadline, since_ns, seen = time.monotonic() + 60, time.monotonic_ns(), False
+        while not seen and time.monotonic() < deadline:  # it computes, and so is sampled
+            seen = any(one.time_ns > since_ns for one in sampler.take()[0])
+        assert seen
+    finally:
+        late.set()
+        sampler.close()
+    sampler.take()
+    assert sampler.take() == ([], []), "its rings are gone"
 
 
 @pytest.mark.root

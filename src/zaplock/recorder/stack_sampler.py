@@ -126,7 +126,7 @@ class StackSampler:
         self._raw: list[bytes] = []
         self._size = 0
         self._mutex = threading.Lock()
-        self._changing = threading.Lock()  # which rings there are, and their events
+        self._changing = threading.Lock()  # which rings there are, their events, who drains them
         self._ended = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -208,8 +208,9 @@ class StackSampler:
             self._follow_cpus()
 
     def _drain_all(self) -> None:
-        for ring in self._rings:
-            self._drain(ring)
+        with self._changing:
+            for ring in self._rings:
+                self._drain(ring)
 
     def _drain(self, ring: Ring) -> None:
         taken = ring.drain()
@@ -221,7 +222,11 @@ class StackSampler:
                 self.lost += 1
 
     def take_raw(self) -> list[bytes]:
-        """Give what came in since, as the kernel wrote it."""
+        """Give all that there is by now and wasn't given before, as the kernel wrote it.
+
+        A sample that came only when the lock events of its time are judged would be left out.
+        """
+        self._drain_all()  # the thread sees to it that no ring gets full, and may come late
         with self._mutex:
             raw, self._raw, self._size = self._raw, [], 0
         return raw
@@ -263,8 +268,9 @@ class StackSampler:
     def close(self) -> None:
         """End the events. Twice does no harm."""
         self.stop()
-        for ring in self._rings:
-            ring.close()
+        with self._changing:
+            while self._rings:
+                self._rings.pop().close()
         if self._wake >= 0:
             os.close(self._wake)
             self._wake = -1
