@@ -300,6 +300,8 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
         ),
     )  # fmt: skip
     kernel = kernels.find(spec)
+    if told := kernels.release_in(kernel.content()):
+        _refuse_younger(told, themes)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, themes)
         try:
