@@ -159,8 +159,9 @@ class Part(NamedTuple):
 async def fault_part(cx: Cx, part: Part, low: int, high: int) -> tuple[int, int]:
     """Fault [low, high) in, and what has gone by the time it is looked for once more.
 
-    After each fault its page is looked for again, as long as it goes (__get_user_pages, retry).
-    Returns what `fault_range` does.
+    After each fault its page is looked for again, as long as it goes; what is there at first is not
+    faulted in, and is looked for once (__get_user_pages, retry). Returns what `fault_range` does,
+    but for the last.
     """
     while low < high:
         if await no_memory(cx):
@@ -168,10 +169,10 @@ async def fault_part(cx: Cx, part: Part, low: int, high: int) -> tuple[int, int]
         # Page by page others may come between what is mapped around a page and the page itself.
         around = cx.grain == 1 and not part.write and bool(part.vma.file)
         alone = around and await fault_around(part.handle, low)
-        error, came_to = await fault_range(
+        error, came_to, was_there = await fault_range(
             part.handle, low, high, part.write, *part.rules, alone, *part.more
         )
-        if error or came_to < high or not part.looks_again:
+        if error or came_to < high or was_there or not part.looks_again:
             return error, came_to
         low = await first_gone(part.handle, low, high, part.write)
     return 0, high
@@ -179,18 +180,24 @@ async def fault_part(cx: Cx, part: Part, low: int, high: int) -> tuple[int, int]
 
 @step
 def first_gone(m: Machine, task: Task, handle: int, low: int, high: int, write: bool) -> int:
-    """Return the first address in [low, high) whose page is not there (any more), `high` if none.
+    """Return the first address in [low, high) whose page has gone, `high` if none has."""
+    vma = found_vma(m, task, handle)
+    return _reaches(m, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT, write) << PAGE_SHIFT
 
-    For a write one that can't be written to is none. Huge pages of hugetlbfs are not looked for.
+
+def _reaches(m: Machine, vma: Vma, first: int, last: int, write: bool) -> int:
+    """Return how far from `first` on all pages are there, for a write such as can be written to.
+
+    Huge pages of hugetlbfs are not looked for.
     """
-    vma, at, last = found_vma(m, task, handle), low >> PAGE_SHIFT, high >> PAGE_SHIFT
     if vma.flags & VM_HUGETLB:
-        return high
-    for start, end, pte in m.mm(vma.mm).ptes.overlapping(at, last):
+        return last
+    at = first
+    for start, end, pte in m.mm(vma.mm).ptes.overlapping(first, last):
         if start > at or pte.kind in ABSENT or (write and not pte.writable):
             break
         at = end
-    return min(at, last) << PAGE_SHIFT
+    return min(at, last)
 
 
 async def let_go_for_once(cx: Cx) -> None:
@@ -225,17 +232,19 @@ def fault_range(
     page_first: bool = False,
     pinned_from: int = NOT_PINNED,
     keeps_large: bool = True,
-) -> tuple[int, int]:
+) -> tuple[int, int, bool]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
-    page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
+    page of a shared file that it made dirty, else to `high`; and whether all was there before.
+    `splits_zero`: the huge zero page is
     mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
     which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: the
     address from which on the call pins pages, or NOT_PINNED; then `keeps_large`: see `Pinning`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    was_there = _reaches(m, vma, first, last, write) == last
     for vpn in (*range(first, last, PAGES_PER_PMD), last - 1) if splits_zero else ():
         split_huge_zero(m, task, m.mm(vma.mm), vpn)
     for vpn, pte in large_to_copy(m, vma, first, last) if copies else ():
@@ -248,9 +257,13 @@ def fault_range(
             if not (error or knows or soil_huge_entry(m, m.mm(vma.mm), vpn)):
                 mark_dirty(m, vma, vpn)
             if error or tells:
-                return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
+                return (
+                    error,
+                    vpn << PAGE_SHIFT,
+                    False,
+                )  # who tells looks once more, and touches it then
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
-        return 0, high
+        return 0, high, was_there
     private = not vma.flags & VM_SHARED and not vma.anon_vma
     if asks_pages(vma) or (vma.flags & VM_HUGETLB and page_first):
         needs = private and reaches_own_page(m, vma, low, high, write, page_first)
@@ -270,7 +283,7 @@ def fault_range(
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
         soil_touched(m, m.mm(vma.mm), first, last, before, bool(error))
-    return error, high
+    return error, high, was_there
 
 
 class Walked(NamedTuple):
