@@ -6,7 +6,9 @@ import errno
 from contextlib import suppress
 
 from zaplock.model import flags as f
-from zaplock.programs.calls import CALLS, LIMITS, numbers
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import CALLS
+from zaplock.programs.limits import LIMITS
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import OF_32_BITS, is_of_monitor
 from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number

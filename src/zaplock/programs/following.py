@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from zaplock.model import flags as f
-from zaplock.programs import inferred, unrecorded
-from zaplock.programs.calls import CALLS, mmap_call, numbers
+from zaplock.programs import inferred, keys, unrecorded
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import CALLS, mmap_call
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
@@ -42,6 +43,8 @@ def follow(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     """Bring the model to where the kernel is after a call whose result it did not give."""
     if call.name == "brk":
         _follow_brk(world, live, call)
+    elif call.name == "pkey_alloc" and call.result >= 0:
+        keys.take(live, call.result)
     elif (
         call.result >= 0
         and not unrecorded.depends_on_pages(call)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 
 from zaplock.model import flags as f
-from zaplock.programs.calls import CALLS, mapped_file, mmap_call, numbers, shmat_call
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import CALLS, mapped_file, mmap_call, shmat_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import number

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zaplock.oracle.compare import result_text
-from zaplock.programs import following, inferred, monitors, unrecorded
+from zaplock.programs import following, inferred, limits, monitors, unrecorded
 from zaplock.programs.about_memory import grows, implies_exec, is_about_memory, unseen
-from zaplock.programs.calls import CALLS, NotRecorded, forget_limits, unknown_target
+from zaplock.programs.arguments import NotRecorded
+from zaplock.programs.calls import CALLS, unknown_target
 from zaplock.programs.descriptors import DESCRIPTORS, opened
 from zaplock.programs.filters import UNSEEN, asks_listener
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
@@ -23,6 +24,7 @@ from zaplock.programs.spaces import NEW, OF_32_BITS
 
 _HARMLESS = frozenset({
     "msync", "mincore", "mlock", "munlock", "process_madvise", "prctl", "setrlimit", "prlimit64",
+    "pkey_alloc", "pkey_free",
 })  # fmt: skip
 """Calls after which the maps are what they were, or nearly (locking is not in maps)."""
 
@@ -60,6 +62,8 @@ class Judge:
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
+        if not call.cut and self._only_asks(live, call):
+            return Ruling("silent", call)
         if executed := unrecorded.may_have_executed(self.world, live, call):
             live.known = replace(live.known, doubt=live.known.doubt or executed)
         if call.cut or call.result == UNKNOWN:
@@ -67,6 +71,13 @@ class Judge:
         if call.name not in CALLS:
             return self._without_model(live, call)
         return self._compare(live, call)
+
+    def _only_asks(self, live: LiveSpace, call: TracedCall) -> bool:
+        """Return whether nothing of a call can be compared, and nothing hangs on it."""
+        if call.name in ("pkey_alloc", "pkey_free"):
+            return live.known.keys is None
+        is_limit = call.name in ("setrlimit", "prlimit64")
+        return is_limit and limits.asks_only(self.world, live, call)
 
     def _judge_narrow_mmap(self, live: LiveSpace, call: TracedCall) -> Ruling:
         """Judge an mmap whose name alone tells that it is a 32-bit one; strace shows bytes in it.
@@ -131,7 +142,7 @@ class Judge:
             is_reason = isinstance(error, (NotRecorded, monitors.Elsewhere))
             why = told if is_reason else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
-                forget_limits(self.world, live)
+                limits.forget_limits(self.world, live)
             if isinstance(error, monitors.Elsewhere):
                 self.doubt_children(why)
                 return Ruling("refused", call, why)

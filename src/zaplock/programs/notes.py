@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import stat
+from functools import cache
 from pathlib import Path
 
 from zaplock.model import flags as f
@@ -25,7 +26,7 @@ _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
     "Max stack size": "stack",
 }  # fmt: skip
-_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17}
+_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17, "sys_resource": 24}
 
 
 def maps_lines(tid: int, key: str) -> list[str]:
@@ -192,18 +193,24 @@ def privileges(tid: int) -> list[str]:
         found.append("# capable: read_implies_exec yes")
     if persona & ADDR_COMPAT_LAYOUT or _sysctl("legacy_va_layout"):
         found.append("# capable: bottom_up yes")
-    return found + machine_limits()
+    return [*found, *machine_limits(), f"# limit: keys {_keys()}"]
+
+
+@cache
+def _keys() -> int:
+    """Return how many protection keys a program has, if the kernel has switched them on."""
+    return 16 if "ospke" in read_text("/proc/cpuinfo").partition("\n\n")[0].split() else 0
 
 
 def limits(tid: int) -> list[str]:
-    """Write the limits of a thread's process, of its data the hard one, too."""
+    """Write the limits of a thread's process, soft and hard."""
     found = []
     for line in read_text(f"/proc/{tid}/limits").splitlines():
         for told, name in _LIMITS.items():
             if line.startswith(told):
                 soft, hard = line[26:].split()[:2]
                 found.append(f"# limit: {name} {soft}")
-                found += [f"# limit: {name}_hard {hard}"] if name == "data" else []
+                found.append(f"# limit: {name}_hard {hard}")
     return found
 
 

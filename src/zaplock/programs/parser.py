@@ -7,9 +7,9 @@ a recorder's (`zaplock oracle --trace` writes them, see `notes`):
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
-    # limit: NAME BYTES        as, data (data_hard), memlock, stack; mappings, memory, huge_pages,
-                               lowest
-    # capable: NAME yes|no     whether it has ipc_lock, sys_rawio; read_implies_exec, bottom_up
+    # limit: NAME BYTES        as, data, memlock, stack (AS_hard); mappings, memory, huge_pages,
+                               lowest, keys
+    # capable: NAME yes|no     ipc_lock, sys_rawio, sys_resource; read_implies_exec, bottom_up
     # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
     # untold: WHY              what the process does from here on is not in the recording

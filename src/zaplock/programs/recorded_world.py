@@ -82,7 +82,10 @@ class Known:
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
     by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
     capabilities the recording tells. `crossing`: threads whose calls have another width than the
-    addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program).
+    addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program). `keys`: which
+    protection keys are allocated (None: not known) of `most_keys`. `hard_limits`: by resource;
+    `raises_limits`: whether it may raise them (CAP_SYS_RESOURCE). `first_stack_limit`: under which
+    RLIMIT_STACK it was laid out, -1 where that was set before anybody told it.
     """
 
     limits: ResourceLimits
@@ -97,6 +100,11 @@ class Known:
     segments: tuple[tuple[int, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
     crossing: frozenset[int] = frozenset()
+    keys: frozenset[int] | None = None
+    most_keys: int = 0
+    hard_limits: tuple[tuple[int, int], ...] = ()
+    raises_limits: bool | None = None
+    first_stack_limit: int | None = None
 
     def without_clouds(self, start: int, end: int) -> Known:
         """Return what is known when a range is known again."""

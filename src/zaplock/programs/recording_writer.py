@@ -20,6 +20,8 @@ from zaplock.programs.written_pages import written_ranges
 _QUIET = frozenset(
     {
         "userfaultfd",
+        "pkey_alloc",
+        "pkey_free",
         "open",
         "openat",
         "openat2",

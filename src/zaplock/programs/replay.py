@@ -15,13 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from zaplock.programs import inferred, orders, unrecorded
-from zaplock.programs.calls import (
-    MACHINES,
-    limit_machine,
-    set_hard_limit,
-    set_limit,
-)
+from zaplock.programs import inferred, keys, limits, orders, unrecorded
 from zaplock.programs.file_tables import FileTables, facts_of
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.judging import Judge
@@ -192,6 +186,7 @@ class StraceReplay:
         return ruling
 
     def _note(self, live: LiveSpace, note: Note) -> None:
+        visitors = live.traced.visitors
         if note.kind == "untold":
             live.known = replace(live.known, doubt=live.known.doubt or note.name)
         elif note.kind == "lost":
@@ -210,14 +205,20 @@ class StraceReplay:
             self.world.seal(live, note.areas)
         elif note.kind == "length":
             self.world.set_length(live, int(note.name, 16), note.value)
-        elif note.kind == "limit" and note.name in MACHINES:
-            limit_machine(self.world, live, note.name, note.value)
-        elif note.kind == "limit" and self.world.sees_limits:
+        elif note.kind == "limit" and note.name == "keys":
+            keys.begin(live, note.value)
+        elif note.kind == "limit" and note.name in limits.MACHINES:
+            limits.limit_machine(self.world, live, note.name, note.value)
+        elif note.kind == "limit" and self.world.sees_limits and note.pid not in visitors:
             name, _, kind = note.name.partition("_")
             resource = CONSTANTS.get(f"RLIMIT_{name.upper()}", 0)
-            (set_hard_limit if kind else set_limit)(self.world, live, resource, note.value)
+            (limits.set_hard_limit if kind else limits.begin_with)(
+                self.world, live, resource, note.value
+            )
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
+        elif note.kind == "capable" and note.name == "sys_resource":
+            live.known = replace(live.known, raises_limits=bool(note.value))
         elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
             self.world.limit(live, implies_exec=True)
         elif note.kind == "capable" and note.name == "bottom_up" and note.value:
