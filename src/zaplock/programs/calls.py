@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from zaplock.model import flags as f
-from zaplock.programs import keys, limits, monitors
+from zaplock.programs import keys, limits, monitors, segments
 from zaplock.programs.arguments import NotRecorded, numbers
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.file_tables import Facts
@@ -291,22 +291,6 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 
-def shmat_call(
-    world: StraceWorld, live: LiveSpace, call: TracedCall, length: int | None = None
-) -> int:
-    """Attach a segment, whose length is that of shmget, or given."""
-    segment, address, flags = numbers(call, 3)
-    if segment >> 31 & 1:
-        return -22  # no segment has a negative id
-    file = world.segments.get(segment) or dict(live.known.segments).get(segment)
-    if file is None:
-        if length is None:
-            raise NotRecorded("the size of the segment is not in the recording")
-        file = world.new_segment(length)
-        live.known = replace(live.known, segments=(*live.known.segments, (segment, file)))
-    return world.run(live, shm.shmat(world.cx(live), file, address, flags))
-
-
 CALLS: dict[str, Handler] = {
     **{name: _by_its_numbers(name) for name in SERVED},
     "mmap": mmap_call,
@@ -323,7 +307,7 @@ CALLS: dict[str, Handler] = {
     "io_destroy": _io_destroy,
     "mincore": _mincore,
     "ioctl": monitors.ioctl,
-    "shmat": shmat_call,
+    "shmat": segments.shmat_call,
     "shmdt": lambda world, live, call: world.run(
         live, shm.shmdt(world.cx(live), *numbers(call, 1))
     ),

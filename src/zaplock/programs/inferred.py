@@ -15,7 +15,7 @@ import msgspec
 from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.arguments import numbers
-from zaplock.programs.calls import CALLS, hole_above, mapped_file, mmap_call, shmat_call
+from zaplock.programs.calls import CALLS, hole_above, mapped_file, mmap_call
 from zaplock.programs.huge_places import PLACED_FOR_HUGE_PAGES, placed_for_huge_pages
 from zaplock.programs.recorded_world import (
     LiveSpace,
@@ -24,6 +24,7 @@ from zaplock.programs.recorded_world import (
     without_linker,
 )
 from zaplock.programs.recording import TracedCall
+from zaplock.programs.segments import segment_of, shmat_call
 from zaplock.programs.text import CONSTANTS, number
 from zaplock.programs.unrecorded import LOCKING
 
@@ -162,10 +163,10 @@ def _of_a_removed_segment(world: StraceWorld, live: LiveSpace, call: TracedCall)
 
     Source: ipc/shm.c do_shm_rmid, shm_may_destroy.
     """
-    segment = numbers(call, 1)[0]
-    is_removed = world.removed.get(segment, call.line) < call.line
+    named, file = segment_of(world, live, call)
+    is_removed = world.removed.get(named, call.line) < call.line
     mapped = {vma.file for vma in world.vmas(live)}
-    return -EINVAL if is_removed and world.segments.get(segment) not in mapped else 0
+    return -EINVAL if is_removed and file not in mapped else 0
 
 
 def take_base(live: LiveSpace, call: TracedCall) -> bool:

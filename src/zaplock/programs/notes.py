@@ -187,7 +187,7 @@ def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]
 
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
-    found = [*limits(tid), *capabilities(tid)]
+    found = [*limits(tid), *capabilities(tid), ipc_line(tid)]
     persona = int(read_text(f"/proc/{tid}/personality"), 16)
     if persona & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
@@ -200,6 +200,22 @@ def privileges(tid: int) -> list[str]:
 def _keys() -> int:
     """Return how many protection keys a program has, if the kernel has switched them on."""
     return 16 if "ospke" in read_text("/proc/cpuinfo").partition("\n\n")[0].split() else 0
+
+
+def ipc_line(tid: int) -> str:
+    """Write in which IPC namespace a task is."""
+    return f"# ipc: {os.stat(f'/proc/{tid}/ns/ipc').st_ino}"
+
+
+def segment_lines(tid: int, segment: int, at: int) -> list[str]:
+    """Write how long a segment is that was attached at an address, as its mapping shows."""
+    for line in read_text(f"/proc/{tid}/maps").splitlines():
+        span, _, _, _, inode = line.split(None, 5)[:5]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start == at and inode == str(segment & 0xFFFF_FFFF):
+            page = os.statvfs(f"/proc/{tid}/map_files/{span}").f_bsize
+            return [f"# segment: {segment} {end - start} {page if page >= f.PMD_SIZE else 0}"]
+    return []
 
 
 def limits(tid: int) -> list[str]:

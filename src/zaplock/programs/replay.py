@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from zaplock.programs import inferred, keys, limits, orders, unrecorded
+from zaplock.programs import inferred, keys, limits, orders, segments, unrecorded
 from zaplock.programs.file_tables import FileTables, facts_of
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.judging import Judge
@@ -23,7 +22,6 @@ from zaplock.programs.maps import compare_maps
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import (
     EXECS,
-    UNKNOWN,
     Note,
     StraceRecording,
 )
@@ -35,12 +33,9 @@ from zaplock.programs.spaces import (
     TracedSpace,
     spaces_of,
 )
-from zaplock.programs.text import CONSTANTS, number
-from zaplock.protocols.placement import huge_size_of
+from zaplock.programs.text import CONSTANTS
 
 _NARROW = 32
-_IPC_64 = 0x100
-"""What 32-bit programs add to the command of shmctl: which structure it is about."""
 TABLES = {"shares files": FileTables.shared, "copies files": FileTables.copied}
 """What becomes of the descriptors of a child that shares memory, by the kind of its note."""
 
@@ -114,7 +109,7 @@ class StraceReplay:
 
     def play(self) -> StraceVerdict:
         """Run every call; compare every result and the maps."""
-        self._make_segments()
+        segments.make_segments(self.world, self.recording)
         for text in self.recording.unreadable:
             self.verdict.maps_not_compared.append(text)
         recording = self.recording
@@ -150,23 +145,6 @@ class StraceReplay:
 
     def _groups(self, traced: TracedSpace) -> Iterator[list[Item]]:
         return orders.groups(traced.items, traced.threads, has_times=self.recording.ordered)
-
-    def _make_segments(self) -> None:
-        """Make the segments of shared memory, which any process may attach that has their id."""
-        told: dict[int, tuple[int, int, int]] = {}
-        for call in self.recording.calls:
-            if call.name == "shmget" and 0 <= call.result < UNKNOWN and not call.cut:
-                with suppress(ValueError, IndexError):
-                    key, size, flags = (number(argument) for argument in call.arguments[:3])
-                    huge = huge_size_of(flags) if flags & CONSTANTS["SHM_HUGETLB"] else 0
-                    told[call.result] = max(told.get(call.result, (0, 0, 0)), (size, key, huge))
-            elif call.name == "shmctl" and call.result == 0 and not call.cut:
-                with suppress(ValueError, IndexError):  # most commands have no number here
-                    segment, command = (number(argument) for argument in call.arguments[:2])
-                    if command & ~_IPC_64 == CONSTANTS["IPC_RMID"]:
-                        self.world.removed.setdefault(segment, call.end)
-        for segment, (size, key, huge) in told.items():
-            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF, huge)
 
     def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
