@@ -16,7 +16,7 @@ from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
 from zaplock.oracle import compare, corpus, memory_group, ops
-from zaplock.oracle.campaign import Bench, Report
+from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.guest_side import (
     GuestModel,
@@ -28,6 +28,7 @@ from zaplock.oracle.guest_side import (
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.report import Report
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
 from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import BELOW_RING, UNMAP_ALL, away_from_ring
