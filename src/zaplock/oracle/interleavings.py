@@ -55,7 +55,7 @@ Answer = Literal["in order", "interleaved", "not allowed", "not known"]
 Wrap = Callable[[Any], Any]
 """From a started protocol to one with a fault in it."""
 
-SEARCH = SearchLimits(states=2_000_000, seconds=20.0, memory=2 << 30)
+SEARCH = SearchLimits(states=8_000_000, seconds=20.0, memory=2 << 30)
 
 
 async def _fork_load(cx: Cx, address: int) -> int:
