@@ -29,12 +29,14 @@ from zaplock.engines.sequential import run
 from zaplock.model.frames import TAG_SIZE
 from zaplock.model.violations import Invariant
 from zaplock.oracle import ops
-from zaplock.oracle.interleavings import OPERATIONS, Interleavings, start
+from zaplock.oracle.interleavings import Interleavings
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import Op
+from zaplock.oracle.thread_accesses import given
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport, hunt
 from zaplock.oracle.thread_programs import ELSEWHERE, PAGE, PAGES, WINDOW, ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of, shown
+from zaplock.oracle.whole_operations import OPERATIONS, start
 from zaplock.oracle.world import World, limits_of
 from zaplock.protocols.design import Cx, Design
 
@@ -186,7 +188,7 @@ def test_an_outcome_between_two_calls_needs_the_steps(bench: ThreadBench) -> Non
     between = [
         outcome
         for outcome in model.explored()
-        if not model.in_some_order(outcome) and outcome.after.vmas[0].perms == "---p"
+        if not model.whole.in_some_order(outcome) and outcome.after.vmas[0].perms == "---p"
     ]
     assert between
     assert all(outcome.after.vmas[0].figures[0] == 0 for outcome in between)
@@ -274,7 +276,7 @@ def test_a_load_gives_what_it_gives_in_some_order_of_whole_operations(bench: Thr
     model = Interleavings(bench.real.environment, bench.design, program)
     written = {outcome.results[1][0] for outcome in model.explored()} - {SIGSEGV}
     assert len(written) == 1
-    assert model.accesses_in_order() == {(1, 0): {SIGSEGV, *written}}
+    assert given(model.whole, (1, 0)) == {SIGSEGV, *written}
     assert not model.violations
     mutant = mutate(bench.design, mutations_of(bench.design)["zap-before-detach"])
     zaps = Interleavings(bench.real.environment, mutant, program, wrap=partial(as_mutated, mutant))
@@ -291,7 +293,7 @@ def test_a_page_is_empty_before_it_is_guarded(bench: ThreadBench) -> None:
     program = ThreadedProgram((mapping(), Op("store", (WINDOW,))), ((guarded,), (load,)))
     model = Interleavings(bench.real.environment, bench.design, program)
     (written,) = {outcome.results[1][0] for outcome in model.explored()} - {SIGSEGV, 0}
-    assert model.accesses_in_order() == {(1, 0): {SIGSEGV, 0, written}}
+    assert given(model.whole, (1, 0)) == {SIGSEGV, 0, written}
     assert not model.violations
     if len(os.sched_getaffinity(0)) < 2:
         return
