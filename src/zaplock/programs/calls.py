@@ -291,6 +291,16 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 
+def _arch_prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Map the vdso, where none of the kernel's own mappings is (ARCH_MAP_VDSO_64).
+
+    Source: arch/x86/entry/vdso/vma.c map_vdso_once.
+    """
+    if any(vma.ops == "special" for vma in world.vmas(live)) and call.result != -errno.EINVAL:
+        return -errno.EEXIST
+    raise NotRecorded("the model has no ARCH_MAP_VDSO, or whether the kernel has is not recorded")
+
+
 CALLS: dict[str, Handler] = {
     **{name: _by_its_numbers(name) for name in SERVED},
     "mmap": mmap_call,
@@ -313,5 +323,6 @@ CALLS: dict[str, Handler] = {
     ),
     "setrlimit": limits.setrlimit,
     "prlimit64": limits.setrlimit,
+    "arch_prctl": _arch_prctl,
     "prctl": _prctl,
 }

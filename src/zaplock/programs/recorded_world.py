@@ -88,8 +88,8 @@ class Known:
     limits and capabilities the recording tells. `crossing`: threads whose calls have another
     width than the addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program).
     `keys`: which protection keys are allocated (None: not known) of `most_keys`. `hard_limits`: by
-    resource; `raises_limits`: whether it may raise them (CAP_SYS_RESOURCE). `first_stack_limit`: under which
-    RLIMIT_STACK it was laid out, -1 where that was set before anybody told it.
+    resource; `raises_limits`: whether it may raise them (CAP_SYS_RESOURCE). `first_stack_limit`:
+    under which RLIMIT_STACK it was laid out, -1 where that was set before anybody told it.
     """
 
     limits: ResourceLimits
