@@ -15,9 +15,10 @@ from zaplock.model import flags as f
 from zaplock.programs import keys, limits, monitors, segments
 from zaplock.programs.arguments import NotRecorded, numbers
 from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.file_kinds import label
 from zaplock.programs.file_tables import Facts
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number, quoted
 from zaplock.protocols import (
