@@ -15,9 +15,9 @@ from zaplock.model.flags import MAP_ABOVE4G
 from zaplock.model.mm import NARROW_TASK_SIZE, ResourceLimits
 from zaplock.oracle.guest_side import carries
 from zaplock.programs import parser
+from zaplock.programs.file_kinds import kind_of
 from zaplock.programs.file_tables import facts_of, facts_text
 from zaplock.programs.kernel_files import forbids_execution
-from zaplock.programs.recorded_world import kind_of
 from zaplock.programs.replay import StraceReplay
 from zaplock.protocols.placement import lowest
 

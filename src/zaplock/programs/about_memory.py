@@ -6,12 +6,14 @@ import errno
 from contextlib import suppress
 
 from zaplock.model import flags as f
+from zaplock.model.mm import LIMITED_TASK_SIZE, NARROW_TASK_SIZE
 from zaplock.programs.arguments import numbers
 from zaplock.programs.calls import CALLS
 from zaplock.programs.limits import LIMITS
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import OF_32_BITS, is_of_monitor
-from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
+from zaplock.programs.text import ADDR_LIMIT_3GB, CONSTANTS, READ_IMPLIES_EXEC, number
 
 UNMODELLED = {
     "map_shadow_stack", "uselib", *OF_32_BITS,
@@ -29,6 +31,10 @@ def is_about_memory(call: TracedCall) -> bool:
         except (ValueError, IndexError):
             return any(a.startswith(_PRCTLS) for a in call.arguments[:1])
         return option in map(CONSTANTS.get, _PRCTLS)
+    if call.name == "arch_prctl":
+        with suppress(ValueError, IndexError):  # others have no number here
+            return number(call.arguments[0]) in MAPS_VDSO
+        return False
     if call.name == "ioctl":
         return is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):
@@ -38,12 +44,15 @@ def is_about_memory(call: TracedCall) -> bool:
     return call.name in CALLS or call.name in UNMODELLED
 
 
+MAPS_VDSO = (0x2001, 0x2002, 0x2003)
+"""ARCH_MAP_VDSO_X32, _32 and _64."""
+
 _ASKS = 0xFFFF_FFFF
 """What personality is given to change nothing; all above its 32 bits is cut off."""
 
 
-def implies_exec(call: TracedCall) -> bool | None:
-    """Return whether what can be read can be executed from here on; None where that stays so.
+def personality_of(call: TracedCall) -> int | None:
+    """Return which of the flags that decide about memory hold from here on; None as before.
 
     Names of other personalities have no numbers here: they don't matter.
     """
@@ -52,8 +61,23 @@ def implies_exec(call: TracedCall) -> bool | None:
         return None
     with suppress(ValueError):
         persona = number(told) & _ASKS
-        return None if persona == _ASKS else bool(persona & READ_IMPLIES_EXEC)
-    return "READ_IMPLIES_EXEC" in told
+        return None if persona == _ASKS else persona
+    names = {"READ_IMPLIES_EXEC": READ_IMPLIES_EXEC, "ADDR_LIMIT_3GB": ADDR_LIMIT_3GB}
+    return sum(flag for name, flag in names.items() if name in told)
+
+
+def take_personality(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Take what holds at once of a new personality; the rest is for what is executed next.
+
+    Of a 32-bit program that is how far addresses go, too. Source: asm/page_64_types.h TASK_SIZE.
+    """
+    persona = personality_of(call)
+    if persona is None:
+        return
+    world.limit(live, implies_exec=bool(persona & READ_IMPLIES_EXEC))
+    if live.known.limits.is_narrow:
+        size = LIMITED_TASK_SIZE if persona & ADDR_LIMIT_3GB else NARROW_TASK_SIZE
+        world.limit(live, task_size=size)
 
 
 def unseen(call: TracedCall) -> str:

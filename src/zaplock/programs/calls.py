@@ -15,9 +15,10 @@ from zaplock.model import flags as f
 from zaplock.programs import keys, limits, monitors, segments
 from zaplock.programs.arguments import NotRecorded, numbers
 from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.file_kinds import label
 from zaplock.programs.file_tables import Facts
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number, quoted
 from zaplock.protocols import (
@@ -291,6 +292,16 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 
+def _arch_prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Map the vdso, where none of the kernel's own mappings is (ARCH_MAP_VDSO_64).
+
+    Source: arch/x86/entry/vdso/vma.c map_vdso_once.
+    """
+    if any(vma.ops == "special" for vma in world.vmas(live)) and call.result != -errno.EINVAL:
+        return -errno.EEXIST
+    raise NotRecorded("the model has no ARCH_MAP_VDSO, or whether the kernel has is not recorded")
+
+
 CALLS: dict[str, Handler] = {
     **{name: _by_its_numbers(name) for name in SERVED},
     "mmap": mmap_call,
@@ -313,5 +324,6 @@ CALLS: dict[str, Handler] = {
     ),
     "setrlimit": limits.setrlimit,
     "prlimit64": limits.setrlimit,
+    "arch_prctl": _arch_prctl,
     "prctl": _prctl,
 }

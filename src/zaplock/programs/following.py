@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from errno import EIO
 
 from zaplock.model import flags as f
-from zaplock.programs import inferred, keys, unrecorded
+from zaplock.programs import inferred, keys, policies, unrecorded
 from zaplock.programs.arguments import numbers
 from zaplock.programs.calls import CALLS, mmap_call
 from zaplock.programs.ranges import ranges_of
@@ -43,6 +44,8 @@ def follow(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     """Bring the model to where the kernel is after a call whose result it did not give."""
     if call.name == "brk":
         _follow_brk(world, live, call)
+    elif call.name == "mbind" and call.result in (0, -EIO):
+        policies.follow_mbind(world, live, call)
     elif call.name == "pkey_alloc" and call.result >= 0:
         keys.take(live, call.result)
     elif (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from zaplock.oracle.compare import result_text
 from zaplock.programs import following, inferred, limits, monitors, unrecorded
-from zaplock.programs.about_memory import grows, implies_exec, is_about_memory, unseen
+from zaplock.programs.about_memory import grows, is_about_memory, take_personality, unseen
 from zaplock.programs.arguments import NotRecorded
 from zaplock.programs.calls import CALLS, unknown_target
 from zaplock.programs.descriptors import DESCRIPTORS, opened
@@ -51,9 +51,7 @@ class Judge:
         if told and not live.known.doubt:
             live.known = replace(live.known, doubt=told)
         if call.name == "personality":
-            implies = implies_exec(call)
-            if implies is not None:
-                self.world.limit(live, implies_exec=implies)
+            take_personality(self.world, live, call)
             return Ruling("silent", call)
         if call.name in DESCRIPTORS:
             DESCRIPTORS[call.name](self.world, live, call)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zaplock.model import flags as f
 from zaplock.oracle import real
+from zaplock.programs.file_kinds import is_driver
 from zaplock.programs.file_tables import Facts, facts_text
 from zaplock.programs.kernel_files import forbids_execution
 from zaplock.programs.task_status import leader
@@ -216,6 +217,18 @@ def segment_lines(tid: int, segment: int, at: int) -> list[str]:
             page = os.statvfs(f"/proc/{tid}/map_files/{span}").f_bsize
             return [f"# segment: {segment} {end - start} {page if page >= f.PMD_SIZE else 0}"]
     return []
+
+
+def copied_lines(tid: int, child: int) -> list[str]:
+    """Write which mappings of drivers a new child has got of its maker (VM_DONTCOPY)."""
+    spans = _of_drivers(tid)
+    theirs = set(_of_drivers(child)) if spans else set()
+    return [f"# copied: {span} {'yes' if span in theirs else 'no'}" for span in spans]
+
+
+def _of_drivers(tid: int) -> list[str]:
+    fields = (line.split(None, 5) for line in read_text(f"/proc/{tid}/maps").splitlines())
+    return [found[0] for found in fields if len(found) > 5 and is_driver(found[5].rstrip())]
 
 
 def limits(tid: int) -> list[str]:

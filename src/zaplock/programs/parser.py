@@ -12,6 +12,7 @@ a recorder's (`zaplock oracle --trace` writes them, see `notes`):
     # capable: NAME yes|no     ipc_lock, sys_rawio, sys_resource; read_implies_exec, bottom_up
     # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
+    # copied: START-END yes|no  whether a fork has copied a driver's mapping
     # ipc: NUMBER            its IPC namespace, from here on
     # segment: ID BYTES PAGE   how long a segment of shared memory is, and its huge pages (0: none)
     # untold: WHY              what the process does from here on is not in the recording
@@ -210,6 +211,15 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
         _close_block(state, state.pid)
         try:
             state.notes.append(Note(state.pid, number, key, (_range(value),)))
+        except ValueError as error:
+            state.unreadable.append(f"line {number}: {error}")
+    elif key == "copied":
+        _close_block(state, state.pid)
+        span, _, told = value.rstrip().partition(" ")
+        try:
+            state.notes.append(
+                Note(state.pid, number, key, (_range(span),), "", int(told == "yes"))
+            )
         except ValueError as error:
             state.unreadable.append(f"line {number}: {error}")
     elif key in ("ipc", "segment"):

@@ -53,6 +53,7 @@ from zaplock.protocols.fault import expand_stack
 from zaplock.protocols.mempolicy import Policies
 from zaplock.protocols.rmap import unmap_mapping_range
 from zaplock.protocols.seals import OF_CODE
+from zaplock.protocols.served_calls import SERVED
 
 Segment = tuple[str, int]
 """A segment of System V: its IPC namespace, and its id there."""
@@ -231,6 +232,13 @@ class StraceWorld:
         clouds, files = (*parent.known.clouds, *hidden), parent.known.files.forked(maker)
         known = replace(parent.known, clouds=clouds, doubt=doubt, files=files)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
+
+    def take_copied(self, live: LiveSpace, area: Area, *, is_there: bool) -> None:
+        """Note whether a fork has copied a driver's mapping."""
+        live.known = live.known.without_clouds(area.start, area.end)
+        if not is_there:
+            length = area.end - area.start
+            self.run(live, SERVED["munmap"](self.cx(live), area.start, length))
 
     def use(self, live: LiveSpace) -> None:
         """Let the machine have the limits of a space."""

@@ -137,6 +137,9 @@ class RecordingWriter:
     def made(self, thread: TracedThread, child: int, *, is_in_namespace: bool) -> None:
         """Write what a call has made."""
         self._write(f"{thread.tid} {thread.told} = {child}")
+        if not thread.shares:
+            with contextlib.suppress(OSError):
+                self._note(child, notes.copied_lines(thread.tid, child))
         if is_in_namespace:
             self._note(child, [*notes.capabilities(child), notes.ipc_line(child)])
 

@@ -179,6 +179,8 @@ class StraceReplay:
         elif note.kind in TABLES:
             made = TABLES[note.kind](live.known.files, note.pid, note.value)
             live.known = replace(live.known, files=made)
+        elif note.kind == "copied":
+            self.world.take_copied(live, note.areas[0], is_there=bool(note.value))
         elif note.kind == "sealed":
             self.world.seal(live, note.areas)
         elif note.kind == "length":

@@ -22,7 +22,7 @@ PLAIN = (
     "shmdt", "shmctl", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
     "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "pkey_alloc", "pkey_free", "mseal",
-    "io_destroy", "personality",
+    "io_destroy", "personality", "arch_prctl",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
     "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip

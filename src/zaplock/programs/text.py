@@ -37,6 +37,7 @@ CONSTANTS = {
     "MPOL_MF_STRICT": 1, "MPOL_MF_MOVE": 2, "MPOL_MF_MOVE_ALL": 4, "IPC_PRIVATE": 0, "IPC_RMID": 0,
     "UFFDIO_REGISTER_MODE_MISSING": 1, "UFFDIO_REGISTER_MODE_WP": 2,
     "UFFDIO_REGISTER_MODE_MINOR": 4,
+    "ARCH_MAP_VDSO_X32": 0x2001, "ARCH_MAP_VDSO_32": 0x2002, "ARCH_MAP_VDSO_64": 0x2003,
     "PKEY_DISABLE_ACCESS": 1, "PKEY_DISABLE_WRITE": 2,
     "MFD_CLOEXEC": 1, "MFD_ALLOW_SEALING": 2, "MFD_HUGETLB": 4, "MFD_NOEXEC_SEAL": 8,
     "MFD_EXEC": 16, "MFD_HUGE_2MB": 21 << 26, "MFD_HUGE_1GB": 30 << 26,
@@ -52,6 +53,8 @@ LIMITS = {CONSTANTS[f"RLIMIT_{name.upper()}"]: name for name in ("as", "data", "
 
 READ_IMPLIES_EXEC = 0x40_0000
 """The personality in which what can be read can be executed."""
+ADDR_LIMIT_3GB = 0x800_0000
+"""The personality in which a 32-bit program has 3 GiB."""
 ADDR_COMPAT_LAYOUT = 0x20_0000
 """The personality in which mappings go up, as they did before 2.6."""
 

@@ -36,7 +36,7 @@ from zaplock.programs.recorded_world import (
     linker_of,
 )
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
-from zaplock.programs.text import descriptor, file_of, number
+from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 from zaplock.system_calls import CLONES
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -226,6 +226,9 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
 def _of_pages(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     if call.name == "mincore" and call.result == -EFAULT:
         return "where the vector lies is not in the recording"
+    is_strict = call.name == "mbind" and number(call.arguments[5]) & CONSTANTS["MPOL_MF_STRICT"]
+    if is_strict and -EIO in (call.result, got):
+        return "it depends on pages (MPOL_MF_STRICT), which a trace doesn't show"
     return "it depends on pages, which a trace doesn't show" if depends_on_pages(call) else ""
 
 
