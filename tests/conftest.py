@@ -97,6 +97,7 @@ ONLY_COMPUTE = {
     "test_quota",
     "test_race",
     "test_rare_programs",
+    "test_reader_files",
     "test_recipes",
     "test_recorded_children",
     "test_recorded_files",

@@ -141,7 +141,6 @@ def test_a_damon_that_looks_disturbs(bench: Bench) -> None:
     disturbed = watch.disturbed(before, ())
     assert any(name in disturbed for name in damons)
     assert watch.since(before).counters != before.counters
-    assert "kdamond" not in watch.disturbed(watch.look(), ())  # for it sleeps in between
 
 
 MERGEABLE = """

@@ -27,7 +27,7 @@ from zaplock.recorder.control_groups import Freezer
 from zaplock.recorder.cpu_visits import CpuVisits, visiting
 from zaplock.recorder.subjects import Subjects
 from zaplock.trace.kernel_functions import DUMPED, FROZEN, HALTED, ON_OTHERS, SERVES_FUSE, WRITE
-from zaplock.trace.kernel_stacks import advice_of, functions, has_mappers, meaning
+from zaplock.trace.kernel_stacks import advice_of, files_of, functions, has_mappers, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -224,7 +224,8 @@ def _seen(pid: int, tid: int, by: _Means, *, every: bool) -> Seen | None:
         return None
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
-    name, subject, ranged = by.subjects.work(path, pid, means.operation, arguments)
+    files = files_of(stack)
+    name, subject, ranged = by.subjects.work(path, pid, means.operation, arguments, files)
     if state == "D" and not means.does and name not in HALTED.values() and by.freezer.keeps(path):
         name = FROZEN
     subject = 0 if name in ON_OTHERS else subject

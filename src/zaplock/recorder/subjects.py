@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from zaplock.system_calls import TRACED
@@ -46,14 +46,25 @@ class Subjects:
         self._own = _namespace("/proc/self")
         self._inside: dict[tuple[int, int], int] | None = None
 
-    def work(self, path: str, pid: int, operation: str, arguments: tuple[int, ...]) -> Work:
-        """Say what a task of process `pid` works on; without `arguments` if they can't be seen."""
+    def work(
+        self,
+        path: str,
+        pid: int,
+        operation: str,
+        arguments: tuple[int, ...],
+        files: Collection[str] = (),
+    ) -> Work:
+        """Say what a task of process `pid` works on; without `arguments` if they can't be seen.
+
+        They can't where it runs, or waits for a CPU. `files`: those of /proc/PID that it may read
+        then, by its stack; none if that tells nothing of it.
+        """
         if operation in _BY_PIDFD or operation in _BY_NUMBER:
             subject = self._named(path, pid, operation, arguments)
             return operation, subject, _shown(operation, arguments)
         if operation in _DETAILS:
             return operation, pid, _shown(operation, arguments)
-        if file := self._proc_file(path, operation, arguments):
+        if file := self._proc_file(path, operation, arguments, files):
             subject, name = file
             verb = "write" if operation.startswith("write") or operation == "pwrite64" else "read"
             return f"{verb} of /proc/{subject}/{name}", subject, (0, 0, 0)
@@ -71,7 +82,7 @@ class Subjects:
         return self._translated(number, _namespace(path)) if number else pid
 
     def _proc_file(
-        self, path: str, operation: str, arguments: tuple[int, ...]
+        self, path: str, operation: str, arguments: tuple[int, ...], files: Collection[str]
     ) -> tuple[int, str] | None:
         """Find which file of which process in /proc a task reads or writes."""
         kind = re.sub("^(read of|write of|access to) ", "", operation)
@@ -83,9 +94,10 @@ class Subjects:
 
         def linked(file: str) -> tuple[int, str] | None:
             link = self._link(path, file)
-            return link if link and (kind == operation or link[1] == kind) else None
+            return link if link and (link[1] in may_be if may_be else True) else None
 
-        # It runs, so its arguments can't be seen: the one open file of that name.
+        # Its arguments can't be seen: the one open file of such a name.
+        may_be = files if kind == operation else (kind,)
         return _only(path, linked)
 
     def _link(self, path: str, file: str) -> tuple[int, str] | None:

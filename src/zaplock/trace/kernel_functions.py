@@ -174,6 +174,10 @@ HAS = {
 }  # fmt: skip
 """Who has it, being inside: function, mode, what for."""
 
+WALKS_VMAS = frozenset({"m_start", "m_next", "proc_get_vma"})
+FILES_OF_VMAS = frozenset({"maps", "smaps", "numa_maps"})
+"""The files that go from VMA to VMA by these functions, all of them by the same."""
+
 INSIDE_OF = {
     "dup_mmap": (WRITE, ""),
     "exit_mmap": (READ, "exit"),

@@ -37,6 +37,7 @@ from zaplock.trace.kernel_functions import (
     EXIT_ZAPS,
     EXIT_ZAPS_SHARED,
     FAULTS,
+    FILES_OF_VMAS,
     GUARDS_UNDER_VMA_LOCK,
     HALTED,
     HAS,
@@ -54,6 +55,7 @@ from zaplock.trace.kernel_functions import (
     UNTIL,
     USEREVENT,
     USERFAULT,
+    WALKS_VMAS,
     WORK,
     WRITE,
     ZAP_UNDER_VMA_LOCK,
@@ -190,6 +192,19 @@ def _holder(inner: Sequence[str], call: str, kernel: tuple[int, int]) -> StackMe
             operation = _work(inner, call) or _own(found[1], call)
         return StackMeaning("holds", _mode(found[0], inner, kernel), operation)
     return StackMeaning("", "", operation, "handle_mm_fault" in names)
+
+
+def files_of(stack: Sequence[str]) -> frozenset[str]:
+    """Name the files of /proc/PID that a stack may be about, where functions serve several.
+
+    Source: fs/proc/task_mmu.c, whose m_start and m_next are those of maps, smaps and numa_maps.
+
+    >>> sorted(files_of(["rwsem_down_read_slowpath", "m_start", "seq_read_iter", "ksys_read"]))
+    ['maps', 'numa_maps', 'smaps']
+    >>> files_of(["pagemap_read", "ksys_read"])
+    frozenset()
+    """
+    return FILES_OF_VMAS if WALKS_VMAS.intersection(_since_return(stack)) else frozenset()
 
 
 def waits_for_mappers(stack: Sequence[str]) -> bool:
