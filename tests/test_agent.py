@@ -62,6 +62,7 @@ for line in sys.stdin:
     print(worst[0], flush=True)
 """
 LIMIT_NS = 20_000_000
+MOST_MIB = 32 << 10
 
 
 class Victim:
@@ -69,14 +70,21 @@ class Victim:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process, self.pid = process, process.pid
+        self._mib = 4096
 
-    def stall(self, mib: int = 4096) -> int:
-        """Unmap so much beside a thread that maps; return that thread's longest call, in ns."""
+    def stall(self) -> int:
+        """Unmap much beside a thread that maps; return that thread's longest call, in ns.
+
+        Next time it is twice as much where that was no clear stall on so fast a machine.
+        """
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(f"{mib}\n")
+        self.process.stdin.write(f"{self._mib}\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        lasted_ns = int(self.process.stdout.readline())
+        if lasted_ns < 2 * LIMIT_NS:
+            self._mib = min(2 * self._mib, MOST_MIB)
+        return lasted_ns
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -249,6 +250,24 @@ def test_the_two_sections_stand_beside_each_other() -> None:
     assert text.BEGIN in again
     assert text.marks(text.WAITERS)[0] in again
     assert "| debian:6.1 | maps, mmap | " in again
+
+
+def test_a_section_is_written_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a checkout, whose page has one."""
+    page = tmp_path / "docs" / "fidelity.md"
+    page.parent.mkdir()
+    page.write_text("by hand")
+    monkeypatch.chdir(tmp_path)
+    section = text.section([row()], [], [])
+    assert cli._write(argparse.Namespace(write=None), section) is None
+    assert page.read_text() == "by hand"
+    assert cli._write(argparse.Namespace(write="docs/fidelity.md"), section) == Path(
+        "docs/fidelity.md"
+    )
+    assert page.read_text().startswith("by hand")
+    assert section in page.read_text()
 
 
 def test_waiters_and_teardowns_are_two_questions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
 from zaplock.oracle import compare, corpus, memory_group, ops
-from zaplock.oracle.campaign import Bench, Report
+from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.guest_side import (
     GuestModel,
@@ -28,6 +28,7 @@ from zaplock.oracle.guest_side import (
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.report import Report
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
 from zaplock.oracle.themes import BY_SETTING
 from zaplock.oracle.windows import BELOW_RING, UNMAP_ALL, away_from_ring
@@ -60,7 +61,7 @@ def real() -> Iterator[RealSide]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "hugetlb")
+    yield from runs(KERNEL, "hugetlb", "ksm", "group", "swap")
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +71,14 @@ def old_guest() -> Iterator[GuestSide]:
 
 @pytest.fixture(scope="module")
 def guest_with_mounts() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "hugetlbfs")
+    yield from runs(KERNEL, "hugetlbfs", "shmem-sizes", "swap")
 
 
-@pytest.fixture(scope="module")
-def guest_with_sizes() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "shmem-sizes")
-
-
-def test_shared_memory_of_the_sizes_that_a_guest_allows_agrees(guest_with_sizes: GuestSide) -> None:
+def test_shared_memory_of_the_sizes_that_a_guest_allows_agrees(
+    guest_with_mounts: GuestSide,
+) -> None:
     """Of 32 kB where the file has room, of 2 MiB, 512, 64 and 16 kB where that is advised, too."""
-    side, place = guest_with_sizes, 0x4000_0000
+    side, place = guest_with_mounts, 0x4000_0000
     sequence = (
         Op("mmap", (place, 30 * PAGE, 3, 0x31, -1, 0)),
         Op("store", (place,)),
@@ -168,18 +166,13 @@ def test_what_a_kernel_loses_of_its_pool_is_given_back(guest_with_mounts: GuestS
         assert compare.first_divergence(sequence, steps, GuestModel(side).run(sequence)) is None
 
 
-@pytest.fixture(scope="module")
-def guest_with_ksmd() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "ksm", "group", "swap")
-
-
-def test_ksmd_and_memory_cgroups_agree_in_a_guest(guest_with_ksmd: GuestSide) -> None:
+def test_ksmd_and_memory_cgroups_agree_in_a_guest(guest: GuestSide) -> None:
     """cgroup2 has memory.high, too: who is killed has slept before, and nothing else shows.
 
     In the group beside, 80 of 64 MiB fit, since some may go to swap; beyond that all its members
     are killed.
     """
-    side = guest_with_ksmd
+    side = guest
     for theme, sequences in (("ksm", 12), ("group", 3)):
         scope = replace(guest_scope(side.release), themes=(theme,))
         report = Bench(lambda _: GuestModel(side), scope, side).slice(8, sequences=sequences)
@@ -216,13 +209,8 @@ def test_ksmd_agrees_where_smaps_does_not_tell_what_is_merged(old_guest: GuestSi
     assert report.operations > 100
 
 
-@pytest.fixture(scope="module")
-def guest_that_swaps() -> Iterator[GuestSide]:
-    yield from runs(KERNEL, "swap")
-
-
-def test_a_guest_swaps_to_a_disk_of_its_own(guest_that_swaps: GuestSide) -> None:
-    side = guest_that_swaps
+def test_a_guest_swaps_to_a_disk_of_its_own(guest_with_mounts: GuestSide) -> None:
+    side = guest_with_mounts
     assert side.environment.swap_pages > 16_000
     paged_out = (
         Op("mmap", (PLACE, 4 * PAGE, 3, 0x32, -1, 0)),
@@ -241,9 +229,9 @@ def test_a_guest_swaps_to_a_disk_of_its_own(guest_that_swaps: GuestSide) -> None
     assert report.operations > 500
 
 
-def test_a_guest_gives_ksmd_of_the_host_no_work(guest_that_swaps: GuestSide) -> None:
+def test_a_guest_gives_ksmd_of_the_host_no_work(guest: GuestSide) -> None:
     """QEMU would let its whole memory be mergeable, and disturb whoever uses ksmd beside it."""
-    pid = guest_that_swaps._guest_process._guest.process.pid
+    pid = guest._guest_process._guest.process.pid
     flags = re.findall(r"VmFlags:(.*)", Path(f"/proc/{pid}/smaps").read_text())
     assert flags
     assert not any(" mg" in line for line in flags)
@@ -493,7 +481,7 @@ BETWEEN_6_1_AND_6_12 = {  # rule: a sequence that shows it
 }
 
 
-@pytest.mark.parametrize("which", ["old_guest", "guest_with_ksmd"])
+@pytest.mark.parametrize("which", ["old_guest", "guest"])
 def test_rules_between_6_1_and_6_12_are_seen_on_both_sides(
     which: str, request: pytest.FixtureRequest
 ) -> None:
@@ -529,7 +517,7 @@ def _of_a_child_s_part(advice: int) -> tuple[Op, ...]:
 
 
 @pytest.mark.parametrize(("rule", "advice"), [("cold_sharing", 20), ("free_sharing", 8)])
-@pytest.mark.parametrize("which", ["guest_with_ksmd", "real"])
+@pytest.mark.parametrize("which", ["guest", "real"])
 def test_what_others_map_is_guessed_to_6_14_and_known_since(
     which: str, rule: str, advice: int, request: pytest.FixtureRequest
 ) -> None:

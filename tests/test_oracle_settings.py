@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from turns import when_its_turn_comes
 from zaplock.cli._oracle_text import print_report
 from zaplock.errors import UserError
 from zaplock.oracle import ksm
-from zaplock.oracle.campaign import Bench, Report
+from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.machine_settings import (
     FOLDERS,
@@ -30,6 +31,7 @@ from zaplock.oracle.machine_settings import (
 )
 from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Op
+from zaplock.oracle.report import Report
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.seeded_faults import FAULTS, inject
 
@@ -123,6 +125,23 @@ def test_what_a_sequence_itself_does_to_memory_disturbs_nothing(theme: str) -> N
     with closing(Bench(model_side, replace(COVERED, themes=(theme,)))) as bench, inject(fault):
         slices = (bench.slice(seed, sequences=5, shrinking=False) for seed in range(40))
         assert any(report.signatures for report in slices)  # others may disturb some
+
+
+@needs_kernel
+def test_a_damon_that_looks_disturbs(bench: Bench) -> None:
+    """It clears the marks of who was used, and pages out what is idle."""
+    watch = bench.real.surroundings(())
+    before = watch.look()
+    damons = [name for name in before.counters if name.startswith("kdamond ")]
+    if not damons:
+        pytest.skip("no DAMON is at work")
+    deadline = time.monotonic() + 100
+    while watch.since(before) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    disturbed = watch.disturbed(before, ())
+    assert any(name in disturbed for name in damons)
+    assert watch.since(before).counters != before.counters
+    assert "kdamond" not in watch.disturbed(watch.look(), ())  # for it sleeps in between
 
 
 MERGEABLE = """

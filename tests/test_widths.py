@@ -254,7 +254,7 @@ def of_the_matrix() -> None:
 
 def of_the_oracle() -> None:
     from zaplock.cli._oracle_text import print_report, print_table
-    from zaplock.oracle.campaign import Report
+    from zaplock.oracle.report import Report
     from zaplock.programs.replay import StraceVerdict
 
     report = Report()

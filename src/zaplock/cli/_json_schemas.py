@@ -745,8 +745,9 @@ class OracleJson(TypedDict):
     seconds: float
     divergences: list[DivergenceJson]
     kernel_faults: list[DivergenceJson]
-    unrepeatable: list[str]
+    unrepeatable: list[DivergenceJson]
     lost: list[str]
+    late: list[str]
     unsettled: dict[str, int]
     set_aside: int
     outcomes: dict[str, dict[str, int]]
@@ -815,7 +816,8 @@ class OracleThreadsJson(TypedDict):
     outcomes_of_explored: int
     seen_of_explored: int
     divergences: list[ThreadDivergenceJson]
-    not_repeated: list[str]
+    set_aside: list[str]
+    dropped: int
     not_known: list[str]
     lost: list[str]
 

@@ -22,8 +22,8 @@ from zaplock.cli._output_files import save
 from zaplock.untrusted_names import shell_word
 
 if TYPE_CHECKING:
-    from zaplock.oracle.campaign import Report
     from zaplock.oracle.compare import Divergence
+    from zaplock.oracle.report import Report
 
 
 def run_campaign(args: argparse.Namespace) -> Report:
@@ -74,9 +74,9 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
 def _watched(reports: Iterator[Report]) -> Report:
     """Show the reports as they come; return the last."""
     from zaplock.cli._progress import counter
-    from zaplock.oracle import campaign
+    from zaplock.oracle.report import Report
 
-    report = campaign.Report()
+    report = Report()
     with counter("oracle") as show:
         for report in reports:
             show(progress_text(report))
@@ -95,7 +95,7 @@ def _to_save(report: Report, themes: Collection[str]) -> Iterator[tuple[str, str
     from zaplock.oracle import corpus, script
 
     needed = {theme for theme in themes if theme in CHANGES_MACHINE}
-    for number, found in enumerate([*report.divergences, *report.kernel_faults]):
+    for number, found in enumerate([*report.divergences, *report.once, *report.kernel_faults]):
         name = _saved_as(found, number)
         sequence = found.sequence[: found.at + 1]
         yield f"{name}.json", corpus.dump(sequence, "; ".join(found.differences), needed)
@@ -109,7 +109,7 @@ def _saved_as(found: Divergence, number: int) -> str:
 
 def say_next(report: Report, args: argparse.Namespace) -> None:
     """Print what to type next, for what has been found and where it is."""
-    found = [*report.divergences, *report.kernel_faults]
+    found = [*report.divergences, *report.once, *report.kernel_faults]
     sides, themes = sides_text(args), "".join(f" --theme {theme}" for theme in args.theme or ())
     if found and not args.save:
         what = f"--seed {args.seed}{themes}{sides} --save out/oracle"

@@ -14,8 +14,8 @@ from zaplock.errors import UserError
 from zaplock.programs.recording import HOW
 
 if TYPE_CHECKING:
-    from zaplock.oracle.campaign import Report
     from zaplock.oracle.compare import Divergence
+    from zaplock.oracle.report import Report
     from zaplock.programs.replay import StraceVerdict
 
 
@@ -93,7 +93,7 @@ def progress(report: Report) -> str:
     rate = report.operations / report.seconds if report.seconds else 0.0
     return (
         f"{report.operations:,} operations, {rate:,.0f}/s a job, {len(report.coverage):,} kinds, "
-        f"{sum(report.signatures.values())} divergences"
+        f"{(report.signatures + report.once_signatures).total()} divergences"
     )
 
 
@@ -104,11 +104,16 @@ def print_report(report: Report, with_coverage: bool) -> None:
         print(_unsettled(report))
     for found in report.divergences:
         _print_divergence("DIVERGENCE", found, report.signatures[found.signature])
+    for found in report.once:
+        count = report.once_signatures[found.signature]
+        _print_divergence("DIVERGENCE, NOT AGAIN", found, count)
     for found in report.kernel_faults:
         count = report.kernel_signatures[found.signature]
         _print_divergence("THE KERNEL'S OWN ACCOUNTING", found, count)
     for line in report.lost[:3]:
         print(f"LOST {line}")
+    for line in report.late[:3]:
+        print(f"LATE ONCE {line}")
     if with_coverage:
         _print_coverage(report)
 
@@ -120,7 +125,8 @@ def _summary(report: Report) -> str:
         f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, "
         f"outcome, state); {sum(report.signatures.values())} divergences of "
         f"{len(report.signatures)} kinds, "
-        f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
+        f"{report.once_signatures.total()} more that did not come again, "
+        f"{len(report.lost)} lost sequences, "
         f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
     )
 
@@ -176,8 +182,9 @@ def print_report_json(report: Report, seed: int) -> None:
         "kernel_faults": [
             _as_json(d, report.kernel_signatures[d.signature]) for d in report.kernel_faults
         ],
-        "unrepeatable": report.unrepeatable,
+        "unrepeatable": [_as_json(d, report.once_signatures[d.signature]) for d in report.once],
         "lost": report.lost,
+        "late": report.late,
         "unsettled": dict(report.unsettled),
         "set_aside": report.set_aside,
         "outcomes": outcomes,

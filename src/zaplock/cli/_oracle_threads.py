@@ -68,7 +68,7 @@ def _to_save(report: ThreadReport) -> Iterator[tuple[str, str]]:
         why = "; ".join((found.told, *found.differences))
         yield f"threads-{number}.json", thread_files.dump(found.threaded, why)
     for kind, told in (
-        ("lost", report.lost), ("not-repeated", report.unrepeatable), ("not-known", report.unknown),
+        ("lost", report.lost), ("set-aside", report.set_aside), ("not-known", report.unknown),
     ):  # fmt: skip
         for number, one in enumerate(told):
             yield f"threads-{kind}-{number}.json", thread_files.dump(one.threaded, one.why)
@@ -95,7 +95,7 @@ def _print(report: ThreadReport) -> None:
             print(f"    {line}")
     if (more := len(report.divergences) - MOST_TOLD) > 0:
         print(f"and {more:,} divergences more")
-    for title, told in (("lost", report.lost), ("not repeated", report.unrepeatable),
+    for title, told in (("lost", report.lost), ("set aside", report.set_aside),
                         ("not known", report.unknown)):  # fmt: skip
         print(*(f"{title}: {one}" for one in told[:MOST_TOLD]), sep="\n", end="\n" if told else "")
     allowed = report.outcomes["in order"] + report.outcomes["interleaved"]
@@ -103,9 +103,16 @@ def _print(report: ThreadReport) -> None:
         f"{report.programs:,} programs of threads, {report.runs:,} runs: "
         f"{sum(report.outcomes.values()):,} outcomes, {allowed:,} allowed "
         f"({report.outcomes['interleaved']:,} by no order of whole calls), "
-        f"{len(report.divergences):,} divergences, {len(report.unrepeatable):,} not repeated, "
-        f"{len(report.unknown):,} not known, {len(report.lost):,} lost{_searched(report)}"
+        f"{len(report.divergences):,} divergences, {len(report.set_aside):,} set aside, "
+        f"{len(report.unknown):,} not known, {len(report.lost):,} lost"
+        f"{_dropped(report)}{_searched(report)}"
     )
+
+
+def _dropped(report: ThreadReport) -> str:
+    if not report.dropped:
+        return ""
+    return f"; {report.dropped:,} runs left out: a page of the process's own machinery was away"
 
 
 def _searched(report: ThreadReport) -> str:
@@ -128,7 +135,7 @@ def _document(report: ThreadReport, seed: int) -> dict[str, Any]:
              "differences": list(found.differences)}
             for found in report.divergences
         ],
-        "not_repeated": list(map(str, report.unrepeatable)),
+        "set_aside": list(map(str, report.set_aside)), "dropped": report.dropped,
         "not_known": list(map(str, report.unknown)), "lost": list(map(str, report.lost)),
     }  # fmt: skip
 

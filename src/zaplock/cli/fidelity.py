@@ -60,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--guest-size", default="128M", metavar="SIZE", help="what a guest maps (128M)")
     add("--host-size", default="2G", metavar="SIZE", help="what this machine maps (2G)")
     add("--no-hung", action="store_true", help="leave the hung tasks out")
-    add("--write", metavar="FILE", help="write the section of docs/fidelity.md (there, if it is)")
+    add("--write", metavar="FILE", help="write the section into FILE, in place of the one before "
+        "(docs/fidelity.md has them)")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -355,12 +356,12 @@ def _hung_run(plan: GuestPlan) -> GuestRun:
 
 
 def _write(args: argparse.Namespace, section: str, title: str = "") -> Path | None:
-    """Put a section into the file that was named, or into this project's; return which it was."""
+    """Put a section into the file that was named; return which it was, None if there was none."""
     from zaplock.cli import _fidelity_text as text
 
-    path = Path(args.write or "docs/fidelity.md")
-    if not args.write and not path.exists():
+    if not args.write:
         return None
+    path = Path(args.write)
     try:
         old = path.read_text() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:

@@ -58,6 +58,10 @@ class Lost(Exception):
     """The child hung or died in a way that no operation may cause; `str` says which."""
 
 
+class Late(Lost):
+    """The child had too little time, as it may have on a busy machine."""
+
+
 def _preparation() -> Callable[[], None]:
     libc, parent = ctypes.CDLL(None), os.getpid()
 
@@ -238,7 +242,7 @@ class BareProcess:
             if self._process.poll() is not None:
                 raise Lost(f"the bare process ended with {self._process.returncode}")
             if time.monotonic() > deadline:
-                raise Lost(f"a program was still running after {HANG_S:.0f} s")
+                raise Late(f"a program was still running after {HANG_S:.0f} s")
 
     def _futex(self, offset: int, operation: int, value: int, timeout: bytes | None) -> None:
         self._libc.syscall(

@@ -2,11 +2,11 @@
 
 A slice is a number of sequences whose seed follows from the run's seed and the slice's number
 alone, so a run repeats exactly, whatever the number of jobs, and whether they are processes of this
-machine or of a cluster, whose kernel is judged then. A divergence counts only if it comes
-again: the sequence is run afresh, and what does not repeat (an asynchronous khugepaged, say) is
-reported apart. Then it is shrunk. What runs while somebody changes the machine's settings (of huge
-pages, of KSM) is not counted at all, and neither is what differs only while something disturbs
-(`surroundings`): that is set aside.
+machine or of a cluster, whose kernel is judged then. A divergence that was seen counts. It is run
+afresh, and shrunk if it comes again; if not, it is told as one that was seen once. What runs while
+somebody changes the machine's settings (of huge pages, of KSM) is not counted at all, and neither
+is what differs only while something was seen to disturb (`surroundings`, or a page of the process's
+own machinery that was taken away): that is set aside.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import multiprocessing
 import os
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
 from typing import TypeVar
@@ -28,79 +26,25 @@ from zaplock.engines.sequential import PLAIN_FORMS
 from zaplock.errors import UserError
 from zaplock.executors import Cluster
 from zaplock.oracle import compare
-from zaplock.oracle.bare_process import Lost
+from zaplock.oracle.bare_process import Late, Lost
 from zaplock.oracle.compare import Divergence
-from zaplock.oracle.coverage import Coverage, Key
+from zaplock.oracle.coverage import Coverage
 from zaplock.oracle.generate import Generator
 from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.report import Report
 from zaplock.oracle.scope import EVERYTHING, Scope
 from zaplock.oracle.shrink import shrink
+from zaplock.oracle.surroundings import MachineLook
 from zaplock.workers import pool
 
 SLICE = 20  # sequences
 CALM_TRIES = 4  # to run a sequence that differed in peace, after 0, 50, 100, 150 ms
+_OWN_PAGE_AWAY = "a page of the bare process's own machinery was taken away"
+_STILL_WRITTEN = "pages were still being written to swap"
 MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
 T = TypeVar("T")
 SideMaker = Callable[[RealSide], Side]
-
-
-@dataclass(slots=True)
-class Report:
-    """What a run, or a slice of it, found. `seconds` is time at work, summed over jobs.
-
-    `unsettled`: what was changed under the run, or disturbed it, and how many operations ran
-    meanwhile, which are not counted as `operations`; `set_aside`: sequences that differed, or were
-    lost, then.
-    """
-
-    operations: int = 0
-    sequences: int = 0
-    seconds: float = 0.0
-    divergences: list[Divergence] = field(default_factory=list)
-    signatures: Counter[str] = field(default_factory=Counter)
-    kernel_faults: list[Divergence] = field(default_factory=list)
-    kernel_signatures: Counter[str] = field(default_factory=Counter)
-    unrepeatable: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    unsettled: Counter[str] = field(default_factory=Counter)
-    set_aside: int = 0
-    coverage: Counter[Key] = field(default_factory=Counter)
-
-    def merge(self, other: Report) -> None:
-        """Add another slice's findings."""
-        self.operations += other.operations
-        self.sequences += other.sequences
-        self.seconds += other.seconds
-        _add_new(self.divergences, other.divergences)
-        _add_new(self.kernel_faults, other.kernel_faults)
-        self.signatures.update(other.signatures)
-        self.kernel_signatures.update(other.kernel_signatures)
-        self.unrepeatable += other.unrepeatable
-        self.lost += other.lost
-        self.unsettled.update(other.unsettled)
-        self.set_aside += other.set_aside
-        self.coverage.update(other.coverage)
-
-    @property
-    def agrees(self) -> bool:
-        """Tell whether the sides never differed; the kernel's own faults are not counted here.
-
-        They don't where all was set aside, since the machine's settings had changed.
-        """
-        nothing_counts = bool(self.unsettled) and not self.operations
-        return not (self.signatures or self.lost or nothing_counts)
-
-
-def _add_new(known: list[Divergence], found: list[Divergence]) -> None:
-    for divergence in found:
-        if all(divergence.signature != other.signature for other in known):
-            known.append(divergence)
-
-
-def _set_aside(report: Report, disturbed: str) -> None:
-    report.set_aside += 1
-    report.unsettled[disturbed] += 0
 
 
 class Bench:
@@ -118,6 +62,7 @@ class Bench:
         self.scope = scope
         self._surroundings = self.real.surroundings(scope.themes)
         self._told: set[str] = set()  # signatures of what has been shrunk
+        self._looked = self._surroundings.look()
 
     def close(self) -> None:
         """End both sides."""
@@ -127,6 +72,7 @@ class Bench:
     def slice(self, seed: int, sequences: int = SLICE, shrinking: bool = True) -> Report:
         """Run some sequences of a seed. What was shrunk once is only counted from then on."""
         report, coverage, began_at = Report(), Coverage(), self._surroundings.mark()
+        self._looked = self._surroundings.look()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
         made = [generator.sequence() for _ in range(sequences)]
@@ -148,6 +94,7 @@ class Bench:
         coverage: Coverage,
         shrinking: bool,
     ) -> None:
+        self._looked = self._surroundings.since(self._looked)
         real = self._run(sequence, report)
         if later is not None:
             self.real.begin(later)
@@ -157,18 +104,23 @@ class Bench:
         report.sequences += 1
         coverage.add(sequence, real, self.real.environment.baseline)
         found = compare.first_divergence(sequence, real, self.model.run(sequence))
-        if found:
-            self._judge(found, real, report, shrinking)
         fault = compare.leftovers(sequence, real)
+        if not found and not fault:
+            return
+        disturbed = self._disturbed(self._looked, sequence)
+        if found:
+            self._judge(found, real, disturbed, report, shrinking)
         if fault:
-            self._judge_kernel(fault, real, report, shrinking)
+            self._judge_kernel(fault, real, disturbed, report, shrinking)
+        self._looked = self._surroundings.look()
 
     def _run(self, sequence: tuple[Op, ...], report: Report) -> list[OracleStep] | None:
         """Run a sequence on the real side: twice if it was lost, as it may be by a busy machine."""
         try:
             return self.real.run(sequence)
         except Lost as error:
-            once = f"lost: {error}"
+            first = error
+        at_first = self._surroundings.disturbed(self._looked, sequence)
         steps: list[OracleStep] = []
 
         def lost() -> Lost | None:
@@ -179,35 +131,69 @@ class Bench:
             return None
 
         again, disturbed = self.in_peace(sequence, lost)
-        if again is None:
-            report.unrepeatable.append(once)
-            return steps
-        if disturbed:
-            _set_aside(report, disturbed)
+        self._looked = self._surroundings.look()
+        told = f": {'; '.join(map(str, sequence))}"
+        if again is not None and not disturbed:
+            report.lost.append(f"{again}{told}")
+        elif isinstance(first, Late) and again is None:
+            report.late.append(f"{first}{told}")
+        elif at_first:
+            report.put_aside(at_first)
+        elif not isinstance(first, Late):
+            report.lost.append(f"{first}, once{told}")
         else:
-            report.lost.append(f"{again}: {'; '.join(map(str, sequence))}")
-        return None
+            report.put_aside(disturbed)
+        return steps if again is None else None
+
+    def _disturbed(self, before: MachineLook, sequence: tuple[Op, ...]) -> str:
+        """Say what has disturbed the last run on the real side, which was after a look."""
+        if self.real.own_page_away():
+            return _OWN_PAGE_AWAY
+        return self._surroundings.disturbed(before, sequence)
 
     def _judge(
-        self, found: Divergence, real: list[OracleStep], report: Report, shrinking: bool
+        self,
+        found: Divergence,
+        real: list[OracleStep],
+        at_first: str,
+        report: Report,
+        shrinking: bool,
     ) -> None:
         upto = found.sequence[: found.at + 1]
         try:
             again, disturbed = self.in_peace(upto, lambda: self.diverge(upto))
         except Lost:
             again, disturbed = None, ""
-        if again is None:
-            report.unrepeatable.append(f"{found.signature}; {found.differences[0]}")
-            return
-        if disturbed:
-            _set_aside(report, disturbed)
-            return
-        report.signatures[found.signature] += 1
-        if self._is_told(found, report.divergences, shrinking):
-            return
-        if shrinking and len(self._told) <= MAX_SHRUNK:
-            again = self._shrunk_in_peace(again, [step.outcome.result for step in real])
-        report.divergences.append(again)
+        if again is None and not at_first and self.real.settles(upto):
+            at_first = _STILL_WRITTEN
+        if self._came_again(found, again, at_first, disturbed, report):
+            assert again is not None
+            report.signatures[found.signature] += 1
+            if not self._is_told(found, report.divergences, shrinking):
+                if shrinking and len(self._told) <= MAX_SHRUNK:
+                    again = self._shrunk_in_peace(again, [step.outcome.result for step in real])
+                report.divergences.append(again)
+
+    def _came_again(
+        self,
+        found: Divergence,
+        again: Divergence | None,
+        at_first: str,
+        disturbed: str,
+        report: Report,
+    ) -> bool:
+        """Tell whether a divergence came again in peace; else keep it as one that came once.
+
+        It is set aside if it came only while something disturbed: `at_first`, and when it came
+        again.
+        """
+        if again is not None and not disturbed:
+            return True
+        if at_first:
+            report.put_aside(at_first)
+        else:
+            report.keep_once(found)
+        return False
 
     def _shrunk_in_peace(self, found: Divergence, results: list[int]) -> Divergence:
         """Shrink a divergence; what is left of it must differ in peace, too."""
@@ -232,7 +218,7 @@ class Bench:
             time.sleep(0.05 * number)
             before = self._surroundings.look()
             wrong = run()
-            disturbed = self._surroundings.disturbed(before, sequence)
+            disturbed = self._disturbed(before, sequence)
             if wrong is None or not disturbed:
                 return wrong, ""
         return wrong, disturbed
@@ -245,7 +231,12 @@ class Bench:
         return any(other.signature == found.signature for other in reported)
 
     def _judge_kernel(
-        self, fault: Divergence, real: list[OracleStep], report: Report, shrinking: bool
+        self,
+        fault: Divergence,
+        real: list[OracleStep],
+        at_first: str,
+        report: Report,
+        shrinking: bool,
     ) -> None:
         try:
             again, disturbed = self.in_peace(
@@ -254,12 +245,14 @@ class Bench:
             )
         except Lost:
             again, disturbed = None, ""
-        if again is None or again.signature != fault.signature:
-            report.unrepeatable.append(f"{fault.signature}; {fault.differences[0]}")
-            return
-        if disturbed:
-            _set_aside(report, disturbed)
-            return
+        if again is not None and again.signature != fault.signature:
+            again = None
+        if self._came_again(fault, again, at_first, disturbed, report):
+            self._count_kernel(fault, real, report, shrinking)
+
+    def _count_kernel(
+        self, fault: Divergence, real: list[OracleStep], report: Report, shrinking: bool
+    ) -> None:
         report.kernel_signatures[fault.signature] += 1
         if self._is_told(fault, report.kernel_faults, shrinking):
             return

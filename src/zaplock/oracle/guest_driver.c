@@ -88,6 +88,22 @@ static void nap(long ns)
 	nanosleep(&t, NULL);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* Nap for a 16th of the time since a moment: who waits long looks up seldom. */
+static void nap_since(uint64_t since)
+{
+	uint64_t ns = (now_ns() - since) / 16;
+
+	nap(ns < 200000 ? 200000 : ns > 20000000 ? 20000000 : ns);
+}
+
 /* Field `number` (from 1) of /proc/self/stat. */
 static uint64_t stat_field(int number)
 {
@@ -409,6 +425,7 @@ static void set_up(char **argv)
 int main(int argc, char **argv)
 {
 	uint64_t answered = 0;
+	uint64_t idle_since;
 
 	(void)argc;
 	set_up(argv);
@@ -418,8 +435,9 @@ int main(int argc, char **argv)
 	__sync_synchronize();
 	memcpy((void *)words, "ZAPLIVE1", 8);
 	for (;;) {
+		idle_since = now_ns();
 		while (words[GO] == answered)
-			nap(200000);
+			nap_since(idle_since);
 		__sync_synchronize();
 		if (words[RESTART]) {
 			stop();

@@ -34,8 +34,8 @@ from zaplock.measure.guest import build, kernels, qemu
 from zaplock.model import flags as f
 from zaplock.model.shared_folios import POLICIES, Sizes
 from zaplock.oracle import memory_group, ops, ring, shmem_setting, stub, swap_file
-from zaplock.oracle.bare_process import Lost, check_machine
-from zaplock.oracle.campaign import Bench, Report, slice_seed
+from zaplock.oracle.bare_process import Late, check_machine
+from zaplock.oracle.campaign import Bench, slice_seed
 from zaplock.oracle.draw_arguments import TO_WATCHED
 from zaplock.oracle.huge_pool import GIGANTIC_PAGES, PAGES
 from zaplock.oracle.ksm import SETTINGS
@@ -45,6 +45,7 @@ from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.program import BareProgram
 from zaplock.oracle.program_operations import SETTLING_NS
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
+from zaplock.oracle.report import Report
 from zaplock.oracle.scope import Scope
 from zaplock.oracle.surroundings import Peace
 from zaplock.oracle.themes import BY_SETTING
@@ -116,7 +117,7 @@ class GuestProcess:
         self._wait(lambda: self._get(_DONE) == number, HANG_S)
         status = self._get(_STATUS)
         if status == _LOST:
-            raise Lost("the guest's bare process was gone, or ran for a minute")
+            raise Late("the guest's bare process was gone, or ran for a minute")
         return status
 
     def program(self, length: int) -> bytes:
@@ -234,6 +235,10 @@ class GuestSide(RealSide):
     def _run_in_turn(self, sequence: Sequence[Op], built: BareProgram) -> None:
         self._run(built.code)
 
+    def own_page_away(self) -> bool:
+        """Nobody else is there to take one; and kernels before 5.14 do not populate the ring."""
+        return False
+
     def _tells_who_was_used(self) -> bool:
         """Debian's kernels age pages in generations, and mark them otherwise than is known here."""
         return False
@@ -300,6 +305,8 @@ def booted(spec: str, themes: Collection[str] = ()) -> Iterator[GuestSide]:
         ),
     )  # fmt: skip
     kernel = kernels.find(spec)
+    if told := kernels.release_in(kernel.content()):
+        _refuse_younger(told, themes)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
         side = GuestSide(guest, themes)
         try:

@@ -42,7 +42,7 @@ from zaplock.protocols.design import Cx, Design
 
 Answer = Literal["in order", "interleaved", "not allowed", "not known"]
 """not known: the search came to a limit before it had seen every interleaving."""
-SEARCH = SearchLimits(states=400_000, seconds=20.0, memory=2 << 30)
+SEARCH = SearchLimits(states=2_000_000, seconds=20.0, memory=2 << 30)
 
 
 @step

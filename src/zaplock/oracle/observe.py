@@ -8,6 +8,7 @@ that were met before are found by their bytes.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -37,6 +38,7 @@ ON_DISK = FILES[DISK_SLOT]
 _COUNT = struct.Struct("<q").unpack_from
 _HEAD, _HEAD_SIZE = ring.SMAPS_HEAD.unpack_from, ring.SMAPS_HEAD.size
 _FLAGS, _COUNTED_FROM = b"VmFlags: ", b"VmPeak"
+_WHOLE_RING = re.compile(rb"^Rss: +%d kB" % (ring.RING_SIZE >> 10), re.MULTILINE).search
 _new = tuple.__new__
 _CACHE_LIMIT = 200_000
 _VMLCK, _VMRSS = COUNTERS.index("VmLck"), COUNTERS.index("VmRSS")
@@ -148,6 +150,8 @@ class Parser:
         self._last: Snapshot | None = None
         self._counted: tuple[int, ...] = ()
         self._ring_locked = False
+        self.ring_away = False
+        """Whether a page of the ring, which each program begins with whole, was missing since."""
         self._end = ring.TASK_SIZE
         self._status_fields = _Fields((*COUNTERS, "VmHWM"), {"VmExec": ("VmExe", "VmLib")})
         self.baseline = baseline
@@ -250,6 +254,7 @@ class Parser:
         if start >= self._end or start == ring.RING:
             if start == ring.RING:
                 self._ring_locked = "lo" in spelled
+                self.ring_away |= _WHOLE_RING(text) is None
             return None
         figures = self._bodies.get(text)
         if figures is None:

@@ -190,6 +190,14 @@ class RealSide:
         self._surroundings.themes = themes
         return self._surroundings
 
+    def own_page_away(self) -> bool:
+        """Tell whether, while the last program ran, a page of the ring was seen not to be mapped.
+
+        Whoever pages out what is idle (DAMON) takes it out of the page table for a while, and the
+        counters have it no more. It is told by smaps, so not where it is back by then.
+        """
+        return self._parser.ring_away
+
     def begin(self, sequence: Sequence[Op]) -> None:
         """Take note of what is to run next: nothing here, where the model is on the same CPU."""
 
@@ -263,6 +271,7 @@ class RealSide:
 
     def _run(self, code: bytes) -> None:
         """Run machine code in the child; one that dies midway is made anew, and Lost is raised."""
+        self._parser.ring_away = False
         try:
             status = self._child.run(code)
         except Lost:

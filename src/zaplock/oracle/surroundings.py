@@ -1,16 +1,16 @@
 """What else may have made a sequence differ: whoever else works on the machine, and the kernel.
 
-The model has a machine to itself. So a difference counts only if the sequence was run once more in
-peace, that is, between two looks at the machine that show nothing of what is listed here: no
-setting changed or written to, also if it was changed back; no memory reclaimed or moved about, no
-huge page that could not be had, nobody killed for want of memory; swap and the pools of huge pages
-as at the start; and, where ksmd was at work, nobody else with memory that it may merge. All of it
-is told by counters that never go back, by values, or by a watch on writes.
+The model has a machine to itself. So a difference counts if it came in peace, that is, between two
+looks at the machine that show nothing of what is listed here: no setting changed or written to,
+also if it was changed back; no memory reclaimed or moved about, no huge page that could not be had,
+nor one that khugepaged made; no DAMON that looked which pages are used, which clears their marks,
+and pages out what is idle; swap and the pools of huge pages as at the start; and, where ksmd was at
+work, nobody else with memory that it may merge. All of it is told by counters that never go back,
+by values, or by a watch on writes.
 
 Not seen: settings that are written through another mount of sysfs (a container's own), a process
 with mergeable memory that lives no longer than the run (other runs of zaplock wait: see
-ksm.MergingTurn), or that has pages of an almost empty pool so long, and pages that DAMON takes, for
-which nothing counts.
+ksm.MergingTurn), or that has pages of an almost empty pool so long.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ _charge, and only its own members notice."""
 _PLENTY = 64  # huge pages, more than a sequence uses: other jobs of a run may have the rest
 _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
 _SWAPS = Path("/proc/swaps")
+_KDAMONDS = (
+    ("/sys/kernel/mm/damon/admin/kdamonds", "*/pid"),
+    ("/sys/module", "damon_*/parameters/kdamond_pid"),
+)
+"""Where DAMON tells its threads: by sysfs, and of its modules (reclaim, lru_sort)."""
+_MADE = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed")
+"""How many huge pages khugepaged has made: MADV_COLLAPSE does not count there (khugepaged.c)."""
 _LEAST_SWAP_KB = 32 << 10
 _KSM = "ksm/"
 
@@ -123,6 +130,11 @@ class MachineWatch:
             tuple(ksm.mergers()) if "ksm" in self.themes else (),
         )
 
+    def since(self, look: MachineLook) -> MachineLook:
+        """Return a look, but for what happens often and is quickly told: DAMON is at work."""
+        now = {name: _slices(name) for name in look.counters if name.startswith(_KDAMOND)}
+        return look._replace(counters={**look.counters, **now}) if now else look
+
     def disturbed(self, before: MachineLook, sequence: Sequence[Op]) -> str:
         """Say what has disturbed a sequence that ran since a look; "" where nothing has."""
         now, names = self.look(), self._written_since(before.written)
@@ -174,7 +186,27 @@ class MachineWatch:
         for name in _FALLBACKS:
             refused = int(told.get(f"{name}_charge", 0))
             counters[name] = str(int(told.get(name, 0)) - refused)
+        if _MADE.exists():  # a kernel may be built without huge pages
+            counters["khugepaged/pages_collapsed"] = _MADE.read_text()
+        pids = {file.read_text().strip() for where, file_name in _KDAMONDS
+                for file in Path(where).glob(file_name)}  # fmt: skip
+        for pid in pids:
+            name = f"{_KDAMOND}{pid}"
+            if slices := _slices(name):
+                counters[name] = slices
         return counters
+
+
+_KDAMOND = "kdamond "
+
+
+def _slices(name: str) -> str:
+    """Tell how often a kdamond has run: it wakes once for each time that it looks."""
+    try:
+        with open(f"/proc/{name.removeprefix(_KDAMOND)}/schedstat") as file:
+            return file.read()
+    except OSError:  # there is none, or none any more
+        return ""
 
 
 def _without_ksm(settings: Settings) -> Settings:
@@ -230,6 +262,10 @@ class Peace(MachineWatch):
     def look(self) -> MachineLook:
         """Look at nothing."""
         return MachineLook(0, {}, {}, {}, ())
+
+    def since(self, look: MachineLook) -> MachineLook:
+        """Nothing happens."""
+        return look
 
     def disturbed(self, before: MachineLook, sequence: Sequence[Op]) -> str:
         """Nothing disturbs."""

@@ -1,9 +1,11 @@
 """A run of programs of threads: the real kernel shows outcomes, the model must allow each.
 
 Every program runs again and again, each time with other delays, until nothing new has been seen for
-some runs. An outcome that the model does not
-allow is a divergence if it comes again in `AGAIN` more runs (a page of the process's own machinery
-that was paged out for a while does not), as is a rule that the model itself breaks on the way; a
+some runs. An outcome that the model does not allow is a divergence, as is a rule that the model
+itself breaks on the way; it is told how often it came in `AGAIN` more runs, but outcomes of threads
+are rare by nature, and one that came once has come. It is set aside only where something was seen
+to disturb the machine while it came (`surroundings`). A run in which a page of the process's own
+machinery was seen to be away is no run: its counters lack that page. A
 program whose search came to a limit before the outcome was met is counted as not known. One program
 in `EXPLORED_EVERY` is searched to its end whether or not that is needed, so that the model's own
 rules are watched in interleavings that the kernel did not happen to take.
@@ -24,6 +26,7 @@ from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.campaign import slice_seed
 from zaplock.oracle.interleavings import SEARCH, Interleavings
 from zaplock.oracle.real import RealSide
+from zaplock.oracle.surroundings import MachineLook
 from zaplock.oracle.thread_outcomes import from_nearest, outcome_text
 from zaplock.oracle.thread_programs import ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -72,7 +75,8 @@ class ThreadReport:
 
     `unknown`: programs with an outcome of which nothing is known. `explored`: programs of which all
     interleavings were looked at; `reached`: how many outcomes these have; `seen`: how many of them
-    the kernel has shown.
+    the kernel has shown. `set_aside`: programs with an outcome that is not allowed, and what
+    disturbed the machine then. `dropped`: runs that lacked a page of the process's own machinery.
     """
 
     programs: int = 0
@@ -84,13 +88,14 @@ class ThreadReport:
     reached: int = 0
     seen: int = 0
     divergences: list[ThreadDivergence] = field(default_factory=list)
-    unrepeatable: list[Unjudged] = field(default_factory=list)
+    set_aside: list[Unjudged] = field(default_factory=list)
+    dropped: int = 0
     unknown: list[Unjudged] = field(default_factory=list)
     lost: list[Unjudged] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
-        """Tell whether every outcome was allowed, as far as it is known or came again."""
+        """Tell whether every outcome was allowed, as far as it is known and was not set aside."""
         return not (self.divergences or self.lost)
 
 
@@ -100,6 +105,7 @@ class ThreadBench:
     def __init__(self, design: Design, wrap: Wrap = lambda protocol: protocol) -> None:
         """Start the real side. `wrap` puts a fault into every protocol of the model."""
         self.real = RealSide()
+        self._surroundings = self.real.surroundings(())
         self.design = design
         self.wrap = wrap
         self.explored_every = EXPLORED_EVERY
@@ -124,7 +130,9 @@ class ThreadBench:
     ) -> None:
         """Run one program a few times and judge its outcomes."""
         try:
-            seen, runs = self._outcomes(generator, threaded)
+            before = self._surroundings.look()
+            seen, runs = self._outcomes(generator, threaded, report)
+            disturbed = self._disturbed(before, threaded)
         except Lost as error:
             report.lost.append(Unjudged(threaded, str(error)))
             return
@@ -134,7 +142,7 @@ class ThreadBench:
         model = Interleavings(self.real.environment, self.design, threaded, self.wrap, self.limits)
         try:
             for outcome in seen:
-                self._judge(generator, model, outcome, report)
+                self._judge(generator, model, outcome, disturbed, report)
             if report.programs % self.explored_every == 0:
                 model.explored()
         except Violation as found:
@@ -147,13 +155,16 @@ class ThreadBench:
             self._broken(threaded, violation, report)
 
     def _outcomes(
-        self, generator: ThreadedGenerator, threaded: ThreadedProgram
+        self, generator: ThreadedGenerator, threaded: ThreadedProgram, report: ThreadReport
     ) -> tuple[set[ThreadedOutcome], int]:
         """Run a program until it shows nothing new; return its outcomes, and how often it ran."""
         seen, runs, since_new = set[ThreadedOutcome](), 0, 0
         while since_new < NOTHING_NEW and runs < self.most_runs:
             outcome = self.real.run_threads(threaded, generator.delays(threaded), self.cpus)
             runs += 1
+            if self.real.own_page_away():
+                report.dropped += 1
+                continue
             since_new = since_new + 1 if outcome in seen else 0
             seen.add(outcome)
         return seen, runs
@@ -163,6 +174,7 @@ class ThreadBench:
         generator: ThreadedGenerator,
         model: Interleavings,
         outcome: ThreadedOutcome,
+        disturbed: str,
         report: ThreadReport,
     ) -> None:
         answer = model.judge(outcome)
@@ -172,14 +184,15 @@ class ThreadBench:
             report.unknown.append(Unjudged(model.threaded, why))
         elif answer == "not allowed" and not model.violations:
             told = f"no interleaving gives {outcome_text(outcome)}"
+            before = self._surroundings.look()
             try:
                 again = sum(self._comes(generator, model.threaded, outcome) for _ in range(AGAIN))
             except Lost as error:
                 report.lost.append(Unjudged(model.threaded, f"{told}; run again, {error}"))
                 return
             differences = from_nearest(outcome, model.explored())
-            if not again:
-                report.unrepeatable.append(Unjudged(model.threaded, told))
+            if disturbed and (not again or self._disturbed(before, model.threaded)):
+                report.set_aside.append(Unjudged(model.threaded, f"{told}; {disturbed} meanwhile"))
                 return
             report.divergences.append(
                 ThreadDivergence(model.threaded, outcome, told, again, differences)
@@ -188,7 +201,13 @@ class ThreadBench:
     def _comes(
         self, generator: ThreadedGenerator, threaded: ThreadedProgram, outcome: ThreadedOutcome
     ) -> bool:
-        return self.real.run_threads(threaded, generator.delays(threaded), self.cpus) == outcome
+        came = self.real.run_threads(threaded, generator.delays(threaded), self.cpus) == outcome
+        return came and not self.real.own_page_away()
+
+    def _disturbed(self, before: MachineLook, threaded: ThreadedProgram) -> str:
+        """Say what has disturbed a program that ran since a look; "" where nothing was seen."""
+        operations = [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
+        return self._surroundings.disturbed(before, operations)
 
     def _broken(
         self, threaded: ThreadedProgram, violation: Violation, report: ThreadReport
