@@ -2,13 +2,13 @@
 
 Nearly every outcome of the real kernel is that of some order of whole operations, and such orders
 are some of the exhaustive engine's interleavings; so they are tried first (`whole_operations`).
-What no order explains is looked for among all interleavings of the
-operations' steps (`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page,
-and locks granted to any waiter; and what these don't have, among those in which CPUs have also
-looked up ahead of time what their thread's loads and stores will need, as they may whenever they
-like (the set-up leaves such translations, and CPUs run ahead). A search that comes to a limit says
-so: its outcomes are some of the allowed ones, and nothing follows from one that is not among them.
-What it has found must keep a rule of its own (`thread_accesses`).
+What no order explains is looked for among all interleavings of the operations' steps
+(`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page, and locks granted
+to any waiter; and what these don't have, among those in which CPUs have also looked up ahead of
+time what their thread's loads and stores will need, as they may whenever they like (the set-up
+leaves such translations, and CPUs run ahead). A search that comes to a limit says so: its outcomes
+are some of the allowed ones, and nothing follows from one that is not among them. What it has found
+must keep a rule of its own (`thread_accesses`).
 """
 
 from __future__ import annotations
