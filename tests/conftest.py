@@ -121,6 +121,7 @@ ONLY_COMPUTE = {
     "test_store",
     "test_strace_versions",
     "test_strangers",
+    "test_thread_accesses",
     "test_timed",
     "test_timed_locks",
     "test_timed_rwsem",

@@ -18,10 +18,11 @@ from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.programs import parser
 from zaplock.programs import text as strace_text
+from zaplock.programs.about_memory import UNMODELLED
 from zaplock.programs.calls import CALLS
 from zaplock.programs.descriptors import DESCRIPTORS
 from zaplock.programs.recording import EXECS
-from zaplock.programs.replay import UNMODELLED, StraceReplay, StraceVerdict
+from zaplock.programs.replay import StraceReplay, StraceVerdict
 from zaplock.system_calls import CLONES
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))

@@ -59,6 +59,16 @@ def test_a_fork_may_leave_out_a_drivers_mapping(tmp_path: Path, child: str) -> N
     assert ruled(tmp_path, text)[1] == 0
 
 
+@pytest.mark.parametrize(("told", "child"), [("yes", TWO), ("no", ONE)])
+def test_the_recorder_tells_what_a_fork_has_copied_of_drivers(
+    tmp_path: Path, told: str, child: str
+) -> None:
+    text = f"100 {MAP.format('3<anon_inode:[perf_event]>')} = {AT}\n100 fork() = 101\n"
+    copied = f"# pid: 101\n# copied: 7ffff7efe000-7ffff7f00000 {told}\n"
+    assert ruled(tmp_path, f"{text}{copied}101 {child}\n") == (2, 0, 0)
+    assert ruled(tmp_path, f"{text}{copied}101 {WRONG}\n")[1] == 1
+
+
 def test_the_ring_of_io_setup_is_mapped_and_unmapped(tmp_path: Path) -> None:
     ring = "# end: 7ffff7efe000-7ffff7f00000 rw-s 00000000 00:10 5 /[aio] (deleted)\n"
     made = f"100 {ONE}\n100 munmap({AT}, 8192) = 0\n100 io_setup(4, [{AT}]) = 0\n"

@@ -167,6 +167,7 @@ _CALLS = (
           }),
     _call("creat", 85, "path mode", traced=False),
     _call("setrlimit", 160, "resource limit", traced=False),
+    _call("arch_prctl", 158, "option address", traced=False),
     _call("personality", 135, "persona", traced=False),
     _call("io_setup", 206, "nr_events context", traced=False),
     _call("io_destroy", 207, "context", traced=False),

@@ -60,14 +60,14 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.seals import add_seals
 from zaplock.protocols.served_calls import SERVED
-from zaplock.protocols.uffd_move import uffdio_move
-from zaplock.protocols.userfaultfd import (
+from zaplock.protocols.uffd_fill import (
     uffdio_continue,
     uffdio_copy_page,
     uffdio_poison,
-    uffdio_writeprotect,
     uffdio_zeropage,
 )
+from zaplock.protocols.uffd_move import uffdio_move
+from zaplock.protocols.userfaultfd import uffdio_writeprotect
 from zaplock.system_calls import as_int
 
 _MASK = (1 << 64) - 1

@@ -24,12 +24,13 @@ from zaplock.engines.checking.exhaustive import SearchLimits
 from zaplock.model.violations import Violation
 from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.campaign import slice_seed
-from zaplock.oracle.interleavings import SEARCH, Interleavings, Wrap
+from zaplock.oracle.interleavings import SEARCH, Interleavings
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.surroundings import MachineLook
 from zaplock.oracle.thread_outcomes import from_nearest, outcome_text
 from zaplock.oracle.thread_programs import ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
+from zaplock.oracle.whole_operations import Wrap
 from zaplock.protocols.design import Design
 
 NOTHING_NEW = 5

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from zaplock.model import flags as f
-from zaplock.programs import monitors
+from zaplock.programs import keys, limits, monitors, segments
+from zaplock.programs.arguments import NotRecorded, numbers
 from zaplock.programs.dialects import UNKNOWN_NAME
+from zaplock.programs.file_kinds import label
 from zaplock.programs.file_tables import Facts
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number, quoted
+from zaplock.programs.text import CONSTANTS, descriptor, file_of, number, quoted
 from zaplock.protocols import (
     brk,
     ksm,
@@ -34,20 +36,8 @@ from zaplock.protocols.placement import huge_size_of
 from zaplock.protocols.served_calls import SERVED
 from zaplock.system_calls import SYSTEM_CALLS
 
-
-class NotRecorded(ValueError):
-    """A fact that a call needs is not in the recording; `str` says which."""
-
-
 Handler = Callable[[StraceWorld, LiveSpace, TracedCall], int]
 _MASK = (1 << 64) - 1
-
-
-def numbers(call: TracedCall, count: int) -> list[int]:
-    """Return the first arguments of a call as unsigned numbers."""
-    if len(call.arguments) < count:
-        raise ValueError(f"{call.name} has {len(call.arguments)} arguments and takes {count}")
-    return [number(argument) & _MASK for argument in call.arguments[:count]]
 
 
 def _by_its_numbers(name: str) -> Handler:
@@ -131,17 +121,9 @@ def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mremap.mremap(world.cx(live), *values))
 
 
-_NO_KEY = 0xFFFF_FFFF  # -1
-
-
 def _mprotect(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     start, length, prot = numbers(call, 3)
-    key = number(call.arguments[3]) & 0xFFFF_FFFF if call.name == "pkey_mprotect" else _NO_KEY
-    if key == _NO_KEY:
-        key = -1
-    elif key > 15 or call.result == -errno.EINVAL:
-        return -errno.EINVAL  # which keys are allocated shows by what the calls return
-    return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot, key))
+    return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot))
 
 
 _REMOTE = (f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_WILLNEED, f.MADV_COLLAPSE)
@@ -156,7 +138,7 @@ def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> i
     count = number(call.arguments[2])
     if number(call.arguments[4]) or count > _MOST_RANGES:
         return -errno.EINVAL
-    if len(ranges) != count and call.result == -errno.EFAULT:
+    if len(ranges) != count and world.sees_paths:
         return -errno.EFAULT  # what the recorder could not read the kernel could not either
     if len(ranges) != count:
         raise NotRecorded("not every range of its vector is in the recording")
@@ -204,7 +186,7 @@ def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     Source: fs/aio.c aio_setup_ring.
     """
     if not call.arguments[1].startswith(("[", "{")):
-        if call.result == -errno.EFAULT:
+        if world.sees_paths or not number(call.arguments[1]):
             return -errno.EFAULT
         raise NotRecorded("where the ring of io_setup lies is not in the recording")
     inside = call.arguments[1].strip("[]{}")
@@ -260,11 +242,31 @@ def _brk(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     if not live.known.heap:
         live.known = replace(live.known, heap=True)
         if not space.count("start_brk"):
+            if not may_begin_heap(live, call.result):
+                raise NotRecorded("where the heap begins was learnt from this call")
             space.counters.put("start_brk", call.result)
             space.counters.put("brk", call.result)
         elif f.page_align(call.result) == space.count("brk"):
             space.counters.put("brk", call.result)
     return world.run(live, brk.brk(world.cx(live), wanted))
+
+
+def may_begin_heap(live: LiveSpace, at: int) -> bool:
+    """Return whether the kernel may have drawn the place where the heap begins.
+
+    That is up to 1 GiB (32 MiB in 32 bits) behind the program's end, or where programs are loaded
+    that an executed linker loads. Source: fs/binfmt_elf.c, arch/x86/kernel/process.c
+    arch_randomize_brk.
+    """
+    is_narrow = live.known.limits.is_narrow
+    ends = [area.end for area in live.traced.begin if not area.name.startswith("[")]
+    loads = [_LOADS_NARROW] if is_narrow else [_LOADS]
+    reach = (32 << 20) + f.PAGE_SIZE if is_narrow else (1 << 30) + f.PAGE_SIZE
+    return not ends or any(0 <= at - place <= reach for place in (*ends, *loads))
+
+
+_LOADS, _LOADS_NARROW = 0x5555_5555_4000, 0x40_0000
+"""Where programs are loaded that can be anywhere (ELF_ET_DYN_BASE)."""
 
 
 _OF_A_PROCESS = {
@@ -290,80 +292,14 @@ def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
 
 
-_RLIMITS = {2: "rlimit_data", 3: "rlimit_stack", 8: "rlimit_memlock", 9: "rlimit_as"}
+def _arch_prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Map the vdso, where none of the kernel's own mappings is (ARCH_MAP_VDSO_64).
 
-
-def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> None:
-    """Set a limit; whether it binds who may lock memory at all is told by the next mlock."""
-    name = _RLIMITS.get(resource)
-    if name:
-        world.limit(live, **{name: min(soft, 1 << 63)})
-        live.known = replace(live.known, given=live.known.given | {name})
-
-
-def set_hard_limit(world: StraceWorld, live: LiveSpace, resource: int, hard: int) -> None:
-    """Set a hard limit, where it decides about memory: that of RLIMIT_DATA does."""
-    if resource == CONSTANTS["RLIMIT_DATA"]:
-        world.limit(live, rlimit_data_hard=min(hard, 1 << 63))
-
-
-def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
-    """Take all limits for what nobody has told: one of them was set."""
-    world.limit(live, **dict.fromkeys(_RLIMITS.values(), 1 << 63))
-    live.known = replace(live.known, given=live.known.given - {*_RLIMITS.values()})
-
-
-LIMITS = frozenset(_RLIMITS)
-MACHINES = ("mappings", "memory", "huge_pages", "lowest")
-
-
-def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) -> None:
-    """Set a limit of the machine: mappings, bytes of memory or huge pages, the lowest address."""
-    if name == "mappings":
-        world.limit(live, max_map_count=value)
-    elif name == "lowest":
-        world.limit(live, mmap_min_addr=value)
-    elif name == "memory":
-        world.limit(live, overcommit_pages=value >> f.PAGE_SHIFT)
-    else:
-        reserved = int(world.machine.globals.get("hugetlb_reserved", 0))
-        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE + reserved)
-    live.known = replace(live.known, given=live.known.given | {name})
-
-
-def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    at = 0 if call.name == "setrlimit" else 1
-    told, resource = call.arguments[at + 1], number(call.arguments[at])
-    if call.result == 0 and told not in ("NULL", "0", "0x0") and (at == 0 or is_own(call)):
-        soft = field(told, "rlim_cur")
-        if not soft:
-            raise NotRecorded("which limit was set is not in the recording")
-        set_limit(world, live, resource, number(soft))
-        if hard := field(told, "rlim_max"):
-            set_hard_limit(world, live, resource, number(hard))
-    return call.result
-
-
-def is_own(call: TracedCall) -> bool:
-    """Return whether prlimit64 is about the caller."""
-    told = re.match(r"-?\d+", call.arguments[0])
-    return told is not None and int(told[0]) in (0, call.pid)
-
-
-def shmat_call(
-    world: StraceWorld, live: LiveSpace, call: TracedCall, length: int | None = None
-) -> int:
-    """Attach a segment, whose length is that of shmget, or given."""
-    segment, address, flags = numbers(call, 3)
-    if segment >> 31 & 1:
-        return -22  # no segment has a negative id
-    file = world.segments.get(segment) or dict(live.known.segments).get(segment)
-    if file is None:
-        if length is None:
-            raise NotRecorded("the size of the segment is not in the recording")
-        file = world.new_segment(length)
-        live.known = replace(live.known, segments=(*live.known.segments, (segment, file)))
-    return world.run(live, shm.shmat(world.cx(live), file, address, flags))
+    Source: arch/x86/entry/vdso/vma.c map_vdso_once.
+    """
+    if any(vma.ops == "special" for vma in world.vmas(live)) and call.result != -errno.EINVAL:
+        return -errno.EEXIST
+    raise NotRecorded("the model has no ARCH_MAP_VDSO, or whether the kernel has is not recorded")
 
 
 CALLS: dict[str, Handler] = {
@@ -373,18 +309,21 @@ CALLS: dict[str, Handler] = {
     "mbind": mbind,
     "set_mempolicy_home_node": home_node,
     "mprotect": _mprotect,
-    "pkey_mprotect": _mprotect,
+    "pkey_mprotect": keys.protect,
+    "pkey_alloc": keys.allocate,
+    "pkey_free": keys.free,
     "process_madvise": _process_madvise,
     "brk": _brk,
     "io_setup": _io_setup,
     "io_destroy": _io_destroy,
     "mincore": _mincore,
     "ioctl": monitors.ioctl,
-    "shmat": shmat_call,
+    "shmat": segments.shmat_call,
     "shmdt": lambda world, live, call: world.run(
         live, shm.shmdt(world.cx(live), *numbers(call, 1))
     ),
-    "setrlimit": _setrlimit,
-    "prlimit64": _setrlimit,
+    "setrlimit": limits.setrlimit,
+    "prlimit64": limits.setrlimit,
+    "arch_prctl": _arch_prctl,
     "prctl": _prctl,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zaplock.programs import ptrace as p
 
 _CLONE_VM, _CLONE_THREAD, _CLONE_NEWUSER = 0x100, 0x10000, 0x1000_0000
+_CLONE_NEWIPC = 0x800_0000
 
 
 def text_of(event: int, *, is_thread: bool) -> str:
@@ -24,9 +25,9 @@ def makes_thread(told: str) -> bool:
     return bool(_flags(told) & _CLONE_THREAD)
 
 
-def makes_user_namespace(told: str) -> bool:
-    """Return whether what a call makes has capabilities of its own."""
-    return bool(_flags(told) & _CLONE_NEWUSER)
+def makes_namespace(told: str) -> bool:
+    """Return whether what a call makes has capabilities or segments of its own."""
+    return bool(_flags(told) & (_CLONE_NEWUSER | _CLONE_NEWIPC))
 
 
 def _flags(told: str) -> int:

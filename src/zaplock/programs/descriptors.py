@@ -12,7 +12,15 @@ from zaplock.programs.file_tables import FileTables
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import MONITOR
-from zaplock.programs.text import CONSTANTS, descriptor, field, number, quoted, without_comments
+from zaplock.programs.text import (
+    CONSTANTS,
+    descriptor,
+    field,
+    known_flags,
+    number,
+    quoted,
+    without_comments,
+)
 
 
 def _kind_of_opened(call: TracedCall) -> str:
@@ -124,7 +132,7 @@ def _closed_range(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None
 
 def _unshared(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     with suppress(ValueError, IndexError):
-        if call.result == 0 and number(call.arguments[0]) & CONSTANTS["CLONE_FILES"]:
+        if call.result == 0 and known_flags(call.arguments[0]) & CONSTANTS["CLONE_FILES"]:
             _change(world, live, live.known.files.copied(call.pid, call.pid))
 
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 import errno
 
 from zaplock.model import flags as f
-from zaplock.programs.calls import CALLS, mapped_file, mmap_call, numbers, shmat_call
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import CALLS, mapped_file, mmap_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
+from zaplock.programs.segments import segment_of, shmat_call
 from zaplock.programs.text import number
 from zaplock.protocols.placement import unaligned_area
 
@@ -47,8 +49,8 @@ def _mmap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 
 
 def _shmat(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    segment, address, flags = numbers(call, 3)
-    file = world.segments.get(segment)
+    _, address, flags = numbers(call, 3)
+    _, file = segment_of(world, live, call)
     if address or file is None:
         return _NO
     if _place(world, live, world.machine.files[file].size, 0) != call.result:

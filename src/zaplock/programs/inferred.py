@@ -14,14 +14,8 @@ import msgspec
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
-from zaplock.programs.calls import (
-    CALLS,
-    hole_above,
-    mapped_file,
-    mmap_call,
-    numbers,
-    shmat_call,
-)
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import CALLS, hole_above, mapped_file, mmap_call
 from zaplock.programs.huge_places import PLACED_FOR_HUGE_PAGES, placed_for_huge_pages
 from zaplock.programs.recorded_world import (
     LiveSpace,
@@ -30,6 +24,7 @@ from zaplock.programs.recorded_world import (
     without_linker,
 )
 from zaplock.programs.recording import TracedCall
+from zaplock.programs.segments import segment_of, shmat_call
 from zaplock.programs.text import CONSTANTS, number
 from zaplock.programs.unrecorded import LOCKING
 
@@ -168,10 +163,10 @@ def _of_a_removed_segment(world: StraceWorld, live: LiveSpace, call: TracedCall)
 
     Source: ipc/shm.c do_shm_rmid, shm_may_destroy.
     """
-    segment = numbers(call, 1)[0]
-    is_removed = world.removed.get(segment, call.line) < call.line
+    named, file = segment_of(world, live, call)
+    is_removed = world.removed.get(named, call.line) < call.line
     mapped = {vma.file for vma in world.vmas(live)}
-    return -EINVAL if is_removed and world.segments.get(segment) not in mapped else 0
+    return -EINVAL if is_removed and file not in mapped else 0
 
 
 def take_base(live: LiveSpace, call: TracedCall) -> bool:
@@ -201,9 +196,10 @@ def may_begin_there(live: LiveSpace) -> bool:
     if limits.bottom_up:
         above = limits.mmap_base - limits.legacy_base
         return 0 <= above < _MMAP_RANDOM << f.PAGE_SHIFT
-    if "rlimit_stack" not in live.known.given:
+    stack = live.known.first_stack_limit
+    if stack is None or stack < 0:
         return False
-    gaps = (limits.rlimit_stack + _STACK_GUARD, limits.rlimit_stack + _STACK_GUARD + _STACK_RANDOM)
+    gaps = (stack + _STACK_GUARD, stack + _STACK_GUARD + _STACK_RANDOM)
     least, most = (max(128 << 20, min(gap, f.TASK_SIZE_4_LEVELS // 6 * 5)) for gap in gaps)
     lowest = f.TASK_SIZE_4_LEVELS - most - ((_MMAP_RANDOM - 1) << f.PAGE_SHIFT)
     return lowest - f.PAGE_SIZE < limits.mmap_base <= f.TASK_SIZE_4_LEVELS - least

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.programs.dialects import UNKNOWN_NAME
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.file_kinds import label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import Area
 
 

@@ -26,6 +26,7 @@ NUMBERS = {
     245: "io_setup", 246: "io_destroy", 257: "remap_file_pages", 274: "mbind", 295: "openat",
     310: "unshare", 330: "dup3", 340: "prlimit64", 346: "setns", 354: "seccomp",
     356: "memfd_create", 358: "execveat", 374: "userfaultfd", 376: "mlock2", 380: "pkey_mprotect",
+    381: "pkey_alloc", 382: "pkey_free",
     395: "shmget", 396: "shmctl", 397: "shmat", 398: "shmdt", 425: "io_uring_setup", 435: "clone3",
     436: "close_range", 437: "openat2", 440: "process_madvise", 450: "set_mempolicy_home_node",
     453: "map_shadow_stack", 462: "mseal",

@@ -11,10 +11,12 @@ import fcntl
 import os
 import re
 import stat
+from functools import cache
 from pathlib import Path
 
 from zaplock.model import flags as f
 from zaplock.oracle import real
+from zaplock.programs.file_kinds import is_driver
 from zaplock.programs.file_tables import Facts, facts_text
 from zaplock.programs.kernel_files import forbids_execution
 from zaplock.programs.task_status import leader
@@ -25,7 +27,7 @@ _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
     "Max stack size": "stack",
 }  # fmt: skip
-_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17}
+_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17, "sys_resource": 24}
 
 
 def maps_lines(tid: int, key: str) -> list[str]:
@@ -186,24 +188,58 @@ def length_lines(tid: int, low: int, high: int, told: dict[tuple[int, int], int]
 
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
-    found = [*limits(tid), *capabilities(tid)]
+    found = [*limits(tid), *capabilities(tid), ipc_line(tid)]
     persona = int(read_text(f"/proc/{tid}/personality"), 16)
     if persona & READ_IMPLIES_EXEC:
         found.append("# capable: read_implies_exec yes")
     if persona & ADDR_COMPAT_LAYOUT or _sysctl("legacy_va_layout"):
         found.append("# capable: bottom_up yes")
-    return found + machine_limits()
+    return [*found, *machine_limits(), f"# limit: keys {_keys()}"]
+
+
+@cache
+def _keys() -> int:
+    """Return how many protection keys a program has, if the kernel has switched them on."""
+    return 16 if "ospke" in read_text("/proc/cpuinfo").partition("\n\n")[0].split() else 0
+
+
+def ipc_line(tid: int) -> str:
+    """Write in which IPC namespace a task is."""
+    return f"# ipc: {os.stat(f'/proc/{tid}/ns/ipc').st_ino}"
+
+
+def segment_lines(tid: int, segment: int, at: int) -> list[str]:
+    """Write how long a segment is that was attached at an address, as its mapping shows."""
+    for line in read_text(f"/proc/{tid}/maps").splitlines():
+        span, _, _, _, inode = line.split(None, 5)[:5]
+        start, end = (int(bound, 16) for bound in span.split("-"))
+        if start == at and inode == str(segment & 0xFFFF_FFFF):
+            page = os.statvfs(f"/proc/{tid}/map_files/{span}").f_bsize
+            return [f"# segment: {segment} {end - start} {page if page >= f.PMD_SIZE else 0}"]
+    return []
+
+
+def copied_lines(tid: int, child: int) -> list[str]:
+    """Write which mappings of drivers a new child has got of its maker (VM_DONTCOPY)."""
+    spans = _of_drivers(tid)
+    theirs = set(_of_drivers(child)) if spans else set()
+    return [f"# copied: {span} {'yes' if span in theirs else 'no'}" for span in spans]
+
+
+def _of_drivers(tid: int) -> list[str]:
+    fields = (line.split(None, 5) for line in read_text(f"/proc/{tid}/maps").splitlines())
+    return [found[0] for found in fields if len(found) > 5 and is_driver(found[5].rstrip())]
 
 
 def limits(tid: int) -> list[str]:
-    """Write the limits of a thread's process, of its data the hard one, too."""
+    """Write the limits of a thread's process, soft and hard."""
     found = []
     for line in read_text(f"/proc/{tid}/limits").splitlines():
         for told, name in _LIMITS.items():
             if line.startswith(told):
                 soft, hard = line[26:].split()[:2]
                 found.append(f"# limit: {name} {soft}")
-                found += [f"# limit: {name}_hard {hard}"] if name == "data" else []
+                found.append(f"# limit: {name}_hard {hard}")
     return found
 
 

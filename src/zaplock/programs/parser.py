@@ -7,11 +7,14 @@ a recorder's (`zaplock oracle --trace` writes them, see `notes`):
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
-    # limit: NAME BYTES        as, data (data_hard), memlock, stack; mappings, memory, huge_pages,
-                               lowest
-    # capable: NAME yes|no     whether it has ipc_lock, sys_rawio; read_implies_exec, bottom_up
+    # limit: NAME BYTES        as, data, memlock, stack (AS_hard); mappings, memory, huge_pages,
+                               lowest, keys
+    # capable: NAME yes|no     ipc_lock, sys_rawio, sys_resource; read_implies_exec, bottom_up
     # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
+    # copied: START-END yes|no  whether a fork has copied a driver's mapping
+    # ipc: NUMBER            its IPC namespace, from here on
+    # segment: ID BYTES PAGE   how long a segment of shared memory is, and its huge pages (0: none)
     # untold: WHY              what the process does from here on is not in the recording
     # widths: 32 64            it has the calls of 32-bit programs, too
 
@@ -210,6 +213,25 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             state.notes.append(Note(state.pid, number, key, (_range(value),)))
         except ValueError as error:
             state.unreadable.append(f"line {number}: {error}")
+    elif key == "copied":
+        _close_block(state, state.pid)
+        span, _, told = value.rstrip().partition(" ")
+        try:
+            state.notes.append(
+                Note(state.pid, number, key, (_range(span),), "", int(told == "yes"))
+            )
+        except ValueError as error:
+            state.unreadable.append(f"line {number}: {error}")
+    elif key in ("ipc", "segment"):
+        _close_block(state, state.pid)
+        numbers = [int(word) for word in value.split() if _DIGITS.fullmatch(word)]
+        if key == "ipc" and len(numbers) == 1:
+            state.notes.append(Note(state.pid, number, key, (), "", numbers[0]))
+        elif key == "segment" and len(numbers) == 3:
+            name = f"{numbers[0]} {numbers[2]}"
+            state.notes.append(Note(state.pid, number, key, (), name, numbers[1]))
+        else:
+            state.unreadable.append(f"line {number}: {value!r} is no {key}")
     elif key == "untold":
         _close_block(state, state.pid)
         state.notes.append(Note(state.pid, number, key, (), value))
@@ -382,7 +404,8 @@ def area(line: str) -> Area:
     offset = int(parts[2], 16) if re.fullmatch("[0-9a-f]+", parts[2]) else 0
     span = _range(parts[0])
     name = parts[5].strip() if len(parts) > 5 else ""
-    return Area(span.start, span.end, parts[1], offset, name.removesuffix(" (deleted)"))
+    inode = int(parts[4]) if name.startswith("/SYSV") and parts[4].isdigit() else 0
+    return Area(span.start, span.end, parts[1], offset, name.removesuffix(" (deleted)"), inode)
 
 
 def _range(text: str) -> Area:

@@ -27,6 +27,18 @@ def mbind(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, program)
 
 
+def follow_mbind(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Give a range the policy that it has after an mbind which asked for pages, too.
+
+    Where pages are to be moved it has that before one is found that can't be. Where none are, the
+    first page on a wrong node ends the call. Source: mm/mempolicy.c do_mbind.
+    """
+    how = number(call.arguments[5]) & 0xFFFF_FFFF
+    if call.result == 0 or how & (mempolicy.MPOL_MF_MOVE | mempolicy.MPOL_MF_MOVE_ALL):
+        told = (*call.arguments[:5], str(how & ~mempolicy.MPOL_MF_STRICT))
+        mbind(world, live, call._replace(arguments=told))
+
+
 def _nodes_of(call: TracedCall, most_bits: int) -> int | None:
     """Return the mask that strace shows as [0x1], or a negative errno; None where it is lost."""
     told = call.arguments[3]

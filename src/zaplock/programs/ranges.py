@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
-from zaplock.programs.calls import numbers, page_size
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import page_size
 from zaplock.programs.recording import TracedCall
 
 OF_A_RANGE = frozenset({

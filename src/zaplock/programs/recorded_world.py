@@ -37,12 +37,14 @@ from zaplock.model.vma import (
     device_of,
     insert,
     lookup,
+    opened_as,
     overlapping,
     vma_of,
     zero_name,
 )
 from zaplock.programs.file_tables import NO_FILES, Facts, FileTables
 from zaplock.programs.filters import SeccompFilters
+from zaplock.programs.ipc_namespaces import IpcNamespaces
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
@@ -51,7 +53,10 @@ from zaplock.protocols.fault import expand_stack
 from zaplock.protocols.mempolicy import Policies
 from zaplock.protocols.rmap import unmap_mapping_range
 from zaplock.protocols.seals import OF_CODE
+from zaplock.protocols.served_calls import SERVED
 
+Segment = tuple[str, int]
+"""A segment of System V: its IPC namespace, and its id there."""
 LONG = 1 << 40
 RING = "[aio]"
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
@@ -80,9 +85,12 @@ class Known:
     be the recording's fault. `heap`, `base`: is it known
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
-    by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
-    capabilities the recording tells. `crossing`: threads whose calls have another width than the
-    addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program).
+    by namespace and id. `monitors`: whose address space each userfaultfd watches. `given`: which
+    limits and capabilities the recording tells. `crossing`: threads whose calls have another
+    width than the addresses (32-bit calls of a 64-bit program, or 64-bit ones of a 32-bit program).
+    `keys`: which protection keys are allocated (None: not known) of `most_keys`. `hard_limits`: by
+    resource; `raises_limits`: whether it may raise them (CAP_SYS_RESOURCE). `first_stack_limit`:
+    under which RLIMIT_STACK it was laid out, -1 where that was set before anybody told it.
     """
 
     limits: ResourceLimits
@@ -94,9 +102,14 @@ class Known:
     doubt: str = ""
     modes: tuple[tuple[int, int], ...] = ()
     files: FileTables = NO_FILES
-    segments: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[Segment, int], ...] = ()
     monitors: tuple[tuple[int, int], ...] = ()
     crossing: frozenset[int] = frozenset()
+    keys: frozenset[int] | None = None
+    most_keys: int = 0
+    hard_limits: tuple[tuple[int, int], ...] = ()
+    raises_limits: bool | None = None
+    first_stack_limit: int | None = None
 
     def without_clouds(self, start: int, end: int) -> Known:
         """Return what is known when a range is known again."""
@@ -138,8 +151,10 @@ class StraceWorld:
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
-        self.segments: dict[int, int] = {}
-        self.removed: dict[int, int] = {}
+        self.segments: dict[Segment, int] = {}
+        self.guessed: set[Segment] = set()
+        self.namespaces: IpcNamespaces | None = None
+        self.removed: dict[Segment, int] = {}
         """In which line each segment was removed (IPC_RMID)."""
         self.drivers: set[int] = set()
         self._rings: dict[int, int] = {}
@@ -184,14 +199,16 @@ class StraceWorld:
         for item in traced.begin:
             if item.start >= f.TASK_SIZE_4_LEVELS:
                 continue
-            file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
+            file, opened = self.attached(item)
+            if not file and item.name and not item.name.startswith("["):
+                file = self.file(item.name)
             is_zero = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
             anonymous, file = (file, 0) if is_zero else (0, file)
             pgoff = (item.offset if file or anonymous else item.start) >> f.PAGE_SHIFT
             vma = Vma(
                 live.mm, item.start, item.end, vm_flags(item), pgoff, file,
                 name=zero_name(anonymous) if anonymous else "", anon_name=anon_name(item.name),
-                ops="special" if item.name in SPECIAL else "secret" if is_secret(item.name) else "",
+                ops=opened or kind_of_special(item.name),
             )  # fmt: skip
             insert(self.machine, task, vma)
             account(space, vma.flags, vma.nr_pages)
@@ -215,6 +232,13 @@ class StraceWorld:
         clouds, files = (*parent.known.clouds, *hidden), parent.known.files.forked(maker)
         known = replace(parent.known, clouds=clouds, doubt=doubt, files=files)
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
+
+    def take_copied(self, live: LiveSpace, area: Area, *, is_there: bool) -> None:
+        """Note whether a fork has copied a driver's mapping."""
+        live.known = live.known.without_clouds(area.start, area.end)
+        if not is_there:
+            length = area.end - area.start
+            self.run(live, SERVED["munmap"](self.cx(live), area.start, length))
 
     def use(self, live: LiveSpace) -> None:
         """Let the machine have the limits of a space."""
@@ -303,6 +327,16 @@ class StraceWorld:
         held = self.machine.files[file].seals
         is_code = seals & SEAL_EXEC and not held & SEAL_EXEC
         self.set_seals(file, held | seals | (OF_CODE if is_code else 0))
+
+    def attached(self, item: Area) -> tuple[int, str]:
+        """Return the segment of an area, and by which opening it is mapped: (0, "") for none.
+
+        Areas of one shmat lie as far from each other as their offsets do.
+        """
+        found = self.namespaces.of(0, 0) if self.namespaces else None
+        file = self.segments.get((found or "", item.inode)) if item.inode else None
+        is_segment = file is not None and item.name.startswith("/SYSV")
+        return (file or 0, opened_as(item.start - item.offset)) if is_segment else (0, "")
 
     def new_segment(self, size: int, key: int = 0, huge_size: int = 0) -> int:
         """Make a segment of System V shared memory, of huge pages where their size is given."""
@@ -417,6 +451,11 @@ def is_driver(path: str) -> bool:
     if path == "/dev/zero" or is_secret(path) or path.startswith(_IN_MEMORY):
         return False
     return path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/", "/dmabuf:", *_SOCKETS))
+
+
+def kind_of_special(name: str) -> str:
+    """Return which operations a mapping has that is the kernel's own, or secret, "" for others."""
+    return "special" if name in SPECIAL else "secret" if is_secret(name) else ""
 
 
 def is_secret(path: str) -> bool:

@@ -44,13 +44,15 @@ class TracedCall(NamedTuple):
 
 
 class Area(NamedTuple):
-    """One line of /proc/PID/maps; `name` is the path as it stands there, without (deleted)."""
+    """One line of /proc/PID/maps; `name` is the path as it stands there, without (deleted);
+    `inode`: of a segment of System V its id."""
 
     start: int
     end: int
     perms: str
     offset: int
     name: str
+    inode: int = 0
 
 
 class Note(NamedTuple):
@@ -59,9 +61,11 @@ class Note(NamedTuple):
     `kind`: "begin" or "end" (`areas`), "anon" or "sealed" (one of `areas`), "limit" or "capable"
     (`name`, `value`), "length" (`name` is an address in hexadecimal, `value` below 0 where it could
     not be had), "file" (`name` is what `file_tables.facts_of` reads), "copies files" or "shares
-    files" (a child `value` in the memory of its maker), "exit" (the process ended here), "lost" (a
-    thread of it has no lines: `name` says so), "untold" (no more lines come of it, `name` says
-    why), "width" (from here on its calls have `value` bits).
+    files" (a child `value` in the memory of its maker), "exit" (the process ended here), "copied"
+    (whether it has got a driver's mapping, one of `areas`, of its maker), "ipc"
+    (`value` is its IPC namespace), "segment" (`name` is its id and the size of its huge pages,
+    `value` its length), "lost" (a thread of it has no lines: `name` says so), "untold" (no more
+    lines come of it, `name` says why), "width" (from here on its calls have `value` bits).
     """
 
     pid: int

@@ -20,6 +20,8 @@ from zaplock.programs.written_pages import written_ranges
 _QUIET = frozenset(
     {
         "userfaultfd",
+        "pkey_alloc",
+        "pkey_free",
         "open",
         "openat",
         "openat2",
@@ -77,6 +79,8 @@ class RecordingWriter:
     _unusual: set[int] = field(default_factory=set)
     """Threads whose calls have another width than their addresses."""
     _unread: set[int] = field(default_factory=set)
+    _segments: set[tuple[str, int]] = field(default_factory=set)
+    """Segments whose length is told, by namespace."""
 
     def begun(self, thread: TracedThread) -> None:
         """Write what the result of a call may hang on that is about to be made."""
@@ -101,7 +105,7 @@ class RecordingWriter:
         if thread.name not in _QUIET:
             self._forget_written(thread, result)
         if thread.name in spelling.CHANGES_PRIVILEGES and not result:
-            self._note(thread.tid, notes.capabilities(thread.tid))
+            self._note(thread.tid, [*notes.capabilities(thread.tid), notes.ipc_line(thread.tid)])
         if thread.name and thread.told:
             shown = spelling.result_text(thread.tid, thread.name, result)
             if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
@@ -112,6 +116,17 @@ class RecordingWriter:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:
                 self._write(f"{thread.tid} {thread.told} = {shown}")
+            if thread.name == "shmat" and result > 0:
+                self._tell_segment(thread, result)
+
+    def _tell_segment(self, thread: TracedThread, at: int) -> None:
+        """Write once in each namespace how long a segment is."""
+        segment = thread.arguments[0]
+        named = notes.ipc_line(thread.tid), segment
+        if named not in self._segments:
+            self._segments.add(named)
+            with contextlib.suppress(OSError):
+                self._note(thread.tid, notes.segment_lines(thread.tid, segment, at))
 
     def unfinished(self, thread: TracedThread) -> None:
         """Write the call that a thread is in as one whose end is still to come."""
@@ -119,11 +134,14 @@ class RecordingWriter:
             self._write(f"{thread.tid} {thread.told[:-1]} <unfinished ...>")
             thread.is_written = True
 
-    def made(self, thread: TracedThread, child: int, *, has_own_capabilities: bool) -> None:
+    def made(self, thread: TracedThread, child: int, *, is_in_namespace: bool) -> None:
         """Write what a call has made."""
         self._write(f"{thread.tid} {thread.told} = {child}")
-        if has_own_capabilities:
-            self._note(child, notes.capabilities(child))
+        if not thread.shares:
+            with contextlib.suppress(OSError):
+                self._note(child, notes.copied_lines(thread.tid, child))
+        if is_in_namespace:
+            self._note(child, [*notes.capabilities(child), notes.ipc_line(child)])
 
     def executed(self, thread: TracedThread, told: str) -> None:
         """Write an execve, and the address space that it has made."""

@@ -78,7 +78,8 @@ class TracedSpace:
     known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran in it.
     `threads`: who has made whom of them. `guests`: who may belong elsewhere, and why that is not
     known. `makes_monitors`: whether it has made a userfaultfd; `has_foreign_monitor`: whether
-    another process works with one of it.
+    another process works with one of it. `visitors`: who is another process in the same memory
+    (vfork, CLONE_VM without CLONE_THREAD).
     """
 
     number: int
@@ -91,6 +92,7 @@ class TracedSpace:
     guests: dict[int, str] = field(default_factory=dict)
     makes_monitors: bool = False
     has_foreign_monitor: bool = False
+    visitors: set[int] = field(default_factory=set)
 
 
 def spaces_of(recording: StraceRecording) -> list[TracedSpace]:
@@ -254,6 +256,9 @@ class _Sorter:
         """
         is_new = call.result not in space.pids
         self._enter(call.result, space)
+        flags = flags_of(call)
+        if call.name == "vfork" or not (flags is None or flags & CONSTANTS["CLONE_THREAD"]):
+            space.visitors.add(call.result)
         kind = "shares files" if shares_files(call) else "copies files"
         space.items.append(Note(call.pid, call.line, kind, (), "", call.result))
         if not is_new:

@@ -21,7 +21,8 @@ PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "shmctl", "dup", "dup2", "dup3", "close", "close_range", "io_uring_setup", "mlock",
     "munlock", "mlockall", "munlockall",
-    "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
+    "remap_file_pages", "mlock2", "pkey_mprotect", "pkey_alloc", "pkey_free", "mseal",
+    "io_destroy", "personality", "arch_prctl",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node", "seccomp",
     "ptrace", *CHANGES_PRIVILEGES,
 )  # fmt: skip
@@ -149,7 +150,7 @@ def _limit(tid: int, address: int, pair: str = "<QQ") -> str:
     size = struct.calcsize(pair)
     held = _read(tid, address, size) if address else b""
     if len(held) < size:
-        return "NULL"
+        return hex(address) if address else "NULL"
     soft, hard = (
         _UNLIMITED if pair == "<II" and one == _NARROW_UNLIMITED else one
         for one in struct.unpack(pair, held)
@@ -165,7 +166,15 @@ def _resource(number: int) -> str:
 
 
 def _prlimit64(tid: int, a: tuple[int, ...]) -> list[str]:
-    return [str(a[0]), _resource(a[1]), _limit(tid, a[2]), hex(a[3])]
+    """Write whose limit is meant as 0 where it is the caller's own process, whatever namespace."""
+    told = read_text(f"/proc/{tid}/status")
+    own = (told.partition(f"\n{key}:")[2].partition("\n")[0].split() for key in ("NSpid", "NStgid"))
+    return [
+        "0" if any(ids[-1:] == [str(a[0])] for ids in own) else str(a[0]),
+        _resource(a[1]),
+        _limit(tid, a[2]),
+        hex(a[3]),
+    ]
 
 
 def _process_madvise(tid: int, a: tuple[int, ...], pair: str = "<QQ") -> list[str]:

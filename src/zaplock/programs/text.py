@@ -8,6 +8,7 @@ parentheses (`3<a(b>`), sockets hold `->`, numbers that have no name come beside
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from zaplock.model import flags as model_flags
 
@@ -29,13 +30,15 @@ CONSTANTS = {
     "PR_MDWE_REFUSE_EXEC_GAIN": 1, "PR_MDWE_NO_INHERIT": 2, "PR_SET_THP_DISABLE": 41,
     "PR_SET_MEMORY_MERGE": 67, "PR_SET_SECCOMP": 22,
     "CLOSE_RANGE_UNSHARE": 2, "CLOSE_RANGE_CLOEXEC": 4, "CLONE_FILES": 0x400,
-    "CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_VFORK": 0x4000,
+    "CLONE_NEWIPC": 0x800_0000, "CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_VFORK": 0x4000,
     "MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
     "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6, "MPOL_F_STATIC_NODES": 1 << 15,
     "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13,
     "MPOL_MF_STRICT": 1, "MPOL_MF_MOVE": 2, "MPOL_MF_MOVE_ALL": 4, "IPC_PRIVATE": 0, "IPC_RMID": 0,
     "UFFDIO_REGISTER_MODE_MISSING": 1, "UFFDIO_REGISTER_MODE_WP": 2,
     "UFFDIO_REGISTER_MODE_MINOR": 4,
+    "ARCH_MAP_VDSO_X32": 0x2001, "ARCH_MAP_VDSO_32": 0x2002, "ARCH_MAP_VDSO_64": 0x2003,
+    "PKEY_DISABLE_ACCESS": 1, "PKEY_DISABLE_WRITE": 2,
     "MFD_CLOEXEC": 1, "MFD_ALLOW_SEALING": 2, "MFD_HUGETLB": 4, "MFD_NOEXEC_SEAL": 8,
     "MFD_EXEC": 16, "MFD_HUGE_2MB": 21 << 26, "MFD_HUGE_1GB": 30 << 26,
     "O_RDONLY": 0, "O_WRONLY": 1, "O_RDWR": 2,
@@ -50,6 +53,8 @@ LIMITS = {CONSTANTS[f"RLIMIT_{name.upper()}"]: name for name in ("as", "data", "
 
 READ_IMPLIES_EXEC = 0x40_0000
 """The personality in which what can be read can be executed."""
+ADDR_LIMIT_3GB = 0x800_0000
+"""The personality in which a 32-bit program has 3 GiB."""
 ADDR_COMPAT_LAYOUT = 0x20_0000
 """The personality in which mappings go up, as they did before 2.6."""
 
@@ -121,6 +126,15 @@ def number(text: str) -> int:
     value = 0
     for part in without_comments(text).split("|"):
         value |= _term(part.strip())
+    return value
+
+
+def known_flags(text: str) -> int:
+    """Return those of an argument's flags that have a number here; the others don't matter."""
+    value = 0
+    for part in without_comments(text).split("|"):
+        with suppress(ValueError):
+            value |= _term(part.strip())
     return value
 
 

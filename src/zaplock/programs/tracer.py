@@ -27,7 +27,7 @@ from zaplock.errors import UserError
 from zaplock.outputs import place
 from zaplock.programs import narrow_calls, spelling, untraced
 from zaplock.programs import ptrace as p
-from zaplock.programs.clones import makes_thread, makes_user_namespace, shares_memory, text_of
+from zaplock.programs.clones import makes_namespace, makes_thread, shares_memory, text_of
 from zaplock.programs.ending import handing_on, send
 from zaplock.programs.recording import EXECS
 from zaplock.programs.recording_writer import RecordingWriter, TracedThread
@@ -314,8 +314,8 @@ class Tracer:
         mm = thread.mm if thread.shares else self._new_mm()
         pid = thread.pid if makes_thread(thread.told) else child
         self.threads[child] = TracedThread(child, pid, mm, is_in_narrow=thread.is_in_narrow)
-        own = makes_user_namespace(thread.told)
-        self.writer.made(thread, child, has_own_capabilities=own)
+        own = makes_namespace(thread.told)
+        self.writer.made(thread, child, is_in_namespace=own)
         self._done(thread)
         if thread.tid in self.unasked:
             self.unasked[child] = self.unasked[thread.tid]

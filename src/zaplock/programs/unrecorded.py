@@ -25,11 +25,8 @@ from errno import (
 )
 
 from zaplock.model import flags as f
-from zaplock.programs.calls import (
-    numbers,
-    page_size,
-    pidfd_owner,
-)
+from zaplock.programs.arguments import numbers
+from zaplock.programs.calls import page_size, pidfd_owner
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
     WIDE,
@@ -39,7 +36,7 @@ from zaplock.programs.recorded_world import (
     linker_of,
 )
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
-from zaplock.programs.text import descriptor, file_of, number
+from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 from zaplock.system_calls import CLONES
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -172,9 +169,16 @@ def _of_protection(world: StraceWorld, live: LiveSpace, call: TracedCall, got: i
         return "PR_SET_MDWE, a noexec mount or a security module forbids it; none is recorded"
     if call.result == -EACCES and got == 0 and prot & f.PROT_WRITE and call.name != "mmap":
         return "how the mapped file was opened is not in the recording"
-    if call.name == "pkey_mprotect":
+    if call.name == "pkey_mprotect" and live.known.keys is None:
         return "which protection keys are allocated is not in the recording"
     return ""
+
+
+def _of_keys(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """A mapping that can be executed and not read takes a key, too (execute_only_pkey)."""
+    if not call.name.startswith("pkey_") or not live.known.most_keys:
+        return ""
+    return "whether an execute-only mapping has taken a protection key is not in the recording"
 
 
 def _of_seals(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -222,6 +226,9 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
 def _of_pages(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     if call.name == "mincore" and call.result == -EFAULT:
         return "where the vector lies is not in the recording"
+    is_strict = call.name == "mbind" and number(call.arguments[5]) & CONSTANTS["MPOL_MF_STRICT"]
+    if is_strict and -EIO in (call.result, got):
+        return "it depends on pages (MPOL_MF_STRICT), which a trace doesn't show"
     return "it depends on pages, which a trace doesn't show" if depends_on_pages(call) else ""
 
 
@@ -338,7 +345,7 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_seals, _of_locking, _of_length, _of_memory, _of_pages, _of_kernel,
-    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size, _of_hint,
-    _of_stack, _of_width,
+    _of_file, _of_protection, _of_keys, _of_seals, _of_locking, _of_length, _of_memory, _of_pages,
+    _of_kernel, _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size,
+    _of_hint, _of_stack, _of_width,
 )  # fmt: skip

@@ -51,11 +51,15 @@ async def process_vm_rw(cx: Cx, mm: int, address: int, write: bool) -> int:
 
 
 async def pin_locked(cx: Cx, mm: int, address: int, write: bool) -> int:
-    """Pin a page, faulting it in where it is absent; the caller holds the lock for read."""
-    frame = await follow_page_mask(cx, mm, address, write)
-    if not frame:
+    """Pin a page, faulting it in where it is absent; the caller holds the lock for read.
+
+    It is looked for again after a fault, and faulted in once more if it has gone meanwhile, for as
+    long as it goes (__get_user_pages, retry).
+    """
+    while not (frame := await follow_page_mask(cx, mm, address, write)):
         error = await fixup_user_fault(cx, mm, address, write)
-        frame = error or await follow_page_mask(cx, mm, address, write) or -EFAULT
+        if error:
+            return error
     return frame
 
 
@@ -79,8 +83,15 @@ def follow_page(m: Machine, task: Task, mm: int, address: int, write: bool) -> i
 
 @step
 def follow_page_pte(m: Machine, task: Task, table: FoundTable, address: int, write: bool) -> int:
-    """Take a reference on what an entry maps, under the page-table lock: the frame, or 0."""
-    return pin_entry(m, task, entry_at(m, task, table, address), address, write)
+    """Take a reference on what an entry maps, under the page-table lock: the frame, or 0.
+
+    What has no page can't be pinned: -EFAULT.
+    """
+    pte = entry_at(m, task, table, address)
+    if pte is not None and pte.kind == "pfn":
+        m.spend("gup_page")
+        return -EFAULT
+    return pin_entry(m, task, pte, address, write)
 
 
 def pin_entry(m: Machine, task: Task, pte: Pte | None, address: int, write: bool) -> int:

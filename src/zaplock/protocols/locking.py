@@ -171,8 +171,19 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
     vma = m.vmas[handle]
     if isinstance(vma, FreedVma) or vma.lock_seq in (EXCLUDED, m.mm(vma.mm).count("lock_seq")):
         return False
-    m.vma_readers.put(handle, tuple(sorted((*m.vma_readers.get(handle, ()), task.tid))))
+    _enter(m, task, handle)
     return True
+
+
+@step
+def vma_start_read_locked(m: Machine, task: Task, handle: int) -> None:
+    """Read-lock a VMA under the mmap_lock: nobody has it for write then, so this does not fail."""
+    m.touch(task, "vma", handle)
+    _enter(m, task, handle)
+
+
+def _enter(m: Machine, task: Task, handle: int) -> None:
+    m.vma_readers.put(handle, tuple(sorted((*m.vma_readers.get(handle, ()), task.tid))))
 
 
 @step

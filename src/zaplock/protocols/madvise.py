@@ -42,7 +42,7 @@ from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
-from zaplock.protocols.guards import guard
+from zaplock.protocols.guards import BEGINS_ANEW, MOST_BEGINNINGS, begins_anew, guard
 from zaplock.protocols.huge_files import punch_huge_hole
 from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
@@ -223,6 +223,20 @@ async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
 
 
 async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
+    """Zap, guard or look at pages: the whole call once more where it is to begin anew.
+
+    A system call does so by restart_syscall, vector_madvise with the range that it has come to.
+    """
+    for begun in range(1, MOST_BEGINNINGS + 1):
+        result = await advise_pages_once(cx, start, end, advice, begun == MOST_BEGINNINGS)
+        if result != -BEGINS_ANEW:
+            break
+        if not await begins_anew():
+            return -EINTR
+    return result
+
+
+async def advise_pages_once(cx: Cx, start: int, end: int, advice: int, is_last: bool) -> int:
     """Zap, guard or look at pages: under the VMA's lock alone where the design has that."""
     zaps_by_vma = cx.design.dontneed_lock == "vma" and advice in ZAPS
     guards_by_vma = cx.design.guard_lock == "vma" and advice in GUARDS
@@ -231,7 +245,7 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
         if handle:
             vma = await read_vma(handle)
             if end <= vma.end and not vma.flags & VM_UFFD_FLAGS and not lacks_anon_vma(vma, advice):
-                result = await advise_vma(cx, handle, vma, start, end, advice)
+                result = await advise_vma(cx, handle, vma, start, end, advice, is_last)
                 await vma_end_read(handle)
                 return result
             await vma_end_read(handle)
@@ -241,7 +255,7 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
         return -EPERM
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        return await advise_vma(cx, handle, vma, low, high, advice)
+        return await advise_vma(cx, handle, vma, low, high, advice, is_last)
 
     error, holes = await apply_to_range(cx, start, end, visit)
     await up_read(cx.mmap_lock)
@@ -254,8 +268,10 @@ def lacks_anon_vma(vma: Vma, advice: int) -> bool:
     return advice == f.MADV_GUARD_INSTALL and private and not vma.anon_vma
 
 
-async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int) -> int:
-    """Do what an advice asks of the pages of one VMA."""
+async def advise_vma(
+    cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int, is_last: bool
+) -> int:
+    """Do what an advice asks of the pages of one VMA; `is_last`: see `guard`."""
     refused = refused_by_seal(cx, vma, advice)
     if refused:
         return refused
@@ -284,7 +300,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_REMOVE:
         return await remove_pages(cx, vma, low, high)
     if advice in GUARDS:
-        return await guard(cx, handle, vma, low, high, advice == f.MADV_GUARD_INSTALL)
+        installs = advice == f.MADV_GUARD_INSTALL
+        return await guard(cx, handle, vma, low, high, installs, is_last)
     if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
         await up_read(cx.mmap_lock)  # while the file system reads ahead
         await down_read(cx.mmap_lock)

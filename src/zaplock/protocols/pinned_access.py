@@ -170,7 +170,7 @@ async def pin_pages(cx: Cx, first: int, start: int, end: int, write: bool) -> li
     at = start
     while at < end:
         until = min(end, at + step_length)
-        walked = await populate_in_hold(cx, at, until, write, pinned_from)
+        walked = await populate_in_hold(cx, at, until, write, pinned_from, False)
         if walked.error and cx.grain:
             break
         while at < walked.at and (frame := await follow_page(cx.mm, at, write)):

@@ -93,7 +93,24 @@ def get_unmapped_area(
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
     if huge:
-        return huge_area(m, space, address, length, flags, size, rounds_down)
+        found = huge_area(m, space, address, length, flags, size, rounds_down)
+    else:
+        found = area_of_pages(m, space, address, length, flags, file, pgoff, aligns)
+    return found if found <= limits.task_size - length else -ENOMEM  # it may have shrunk since exec
+
+
+def area_of_pages(
+    m: Machine,
+    space: Mm,
+    address: int,
+    length: int,
+    flags: int,
+    file: int,
+    pgoff: int,
+    aligns: str,
+) -> int:
+    """Return where a mapping of small pages goes, at the hint or in a gap."""
+    limits = space.limits
     if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns, limits.is_narrow):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from errno import EFAULT, EINVAL, ENOMEM
 from signal import SIGBUS, SIGSEGV
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zaplock.model.anonymous_fault import meets_huge_pages
 from zaplock.model.dirty import follows_dirty
@@ -32,7 +32,7 @@ from zaplock.model.flags import (
 from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.page_copy import begin_copy, finish_copy, large_to_copy
 from zaplock.model.page_fault import fault_page, populate_range
-from zaplock.model.pagetable import alloc_tables, split_huge_zero
+from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.pinned_pages import NOT_PINNED, Pinning, unshare_pages, write_pinned_pages
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
@@ -102,9 +102,18 @@ def asks_pages(vma: Vma) -> bool:
 
 
 async def populate_pages(
-    cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool, pinned_from: int = NOT_PINNED
+    cx: Cx,
+    handle: int,
+    vma: Vma,
+    low: int,
+    high: int,
+    write: bool,
+    pinned_from: int = NOT_PINNED,
+    looks_again: bool = True,
 ) -> tuple[int, int]:
     """Fault in [low, high) of a VMA in steps of the grain; `pinned_from`: see `fault_range`.
+
+    looks_again: the caller does not look itself for what has gone meanwhile.
 
     Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
     write has made dirty, after which the mmap_lock is to be let go, since balance_dirty_pages may
@@ -123,23 +132,72 @@ async def populate_pages(
     stops = write and cx.design.dirty_fault_lets_go
     splits = write and not cx.design.replaces_huge_zero
     copies = write and not cx.design.reuses_large
+    pins = pinned_from != NOT_PINNED
+    more = (bool(late), pinned_from, cx.design.reuses_large) if pins else late
+    part = Part(handle, vma, write, looks_again, (splits, copies, stops), more)
     for at in range(low, high, grain):
-        if await no_memory(cx):
-            return -ENOMEM, at
         until = min(at + grain, high)
-        # Page by page others may come between what is mapped around a page and the page itself.
-        around = cx.grain == 1 and not write and bool(vma.file)
-        alone = around and await fault_around(handle, at)
-        pins = pinned_from != NOT_PINNED
-        more = (bool(late), pinned_from, cx.design.reuses_large) if pins else late
-        error, came_to = await fault_range(
-            handle, at, until, write, splits, copies, stops, alone, *more
-        )
+        error, came_to = await fault_part(cx, part, at, until)
         if error:
             return _ERRNO.get(error, -ENOMEM), came_to
         if came_to < until:
             return 0, came_to
     return 0, high
+
+
+class Part(NamedTuple):
+    """What a populating call asks of a VMA's pages: see `fault_range`."""
+
+    handle: int
+    vma: Vma
+    write: bool
+    looks_again: bool
+    rules: tuple[bool, bool, bool]
+    more: tuple[Any, ...]
+
+
+async def fault_part(cx: Cx, part: Part, low: int, high: int) -> tuple[int, int]:
+    """Fault [low, high) in, and what has gone by the time it is looked for once more.
+
+    After each fault its page is looked for again, as long as it goes; what is there at first is not
+    faulted in, and is looked for once (__get_user_pages, retry). Returns what `fault_range` does,
+    but for the last.
+    """
+    while low < high:
+        if await no_memory(cx):
+            return -ENOMEM, low
+        # Page by page others may come between what is mapped around a page and the page itself.
+        around = cx.grain == 1 and not part.write and bool(part.vma.file)
+        alone = around and await fault_around(part.handle, low)
+        error, came_to, was_there = await fault_range(
+            part.handle, low, high, part.write, *part.rules, alone, *part.more
+        )
+        if error or came_to < high or was_there or not part.looks_again:
+            return error, came_to
+        low = await first_gone(part.handle, low, high, part.write)
+    return 0, high
+
+
+@step
+def first_gone(m: Machine, task: Task, handle: int, low: int, high: int, write: bool) -> int:
+    """Return the first address in [low, high) whose page has gone, `high` if none has."""
+    vma = found_vma(m, task, handle)
+    return _reaches(m, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT, write) << PAGE_SHIFT
+
+
+def _reaches(m: Machine, vma: Vma, first: int, last: int, write: bool) -> int:
+    """Return how far from `first` on all pages are there, for a write such as can be written to.
+
+    Huge pages of hugetlbfs are not looked for.
+    """
+    if vma.flags & VM_HUGETLB:
+        return last
+    at = first
+    for start, end, pte in m.mm(vma.mm).ptes.overlapping(first, last):
+        if start > at or pte.kind in ABSENT or (write and not pte.writable):
+            break
+        at = end
+    return min(at, last)
 
 
 async def let_go_for_once(cx: Cx) -> None:
@@ -174,17 +232,19 @@ def fault_range(
     page_first: bool = False,
     pinned_from: int = NOT_PINNED,
     keeps_large: bool = True,
-) -> tuple[int, int]:
+) -> tuple[int, int, bool]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
-    page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
+    page of a shared file that it made dirty, else to `high`; and whether all was there before.
+    `splits_zero`: the huge zero page is
     mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
     which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: the
     address from which on the call pins pages, or NOT_PINNED; then `keeps_large`: see `Pinning`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    was_there = _reaches(m, vma, first, last, write) == last
     for vpn in (*range(first, last, PAGES_PER_PMD), last - 1) if splits_zero else ():
         split_huge_zero(m, task, m.mm(vma.mm), vpn)
     for vpn, pte in large_to_copy(m, vma, first, last) if copies else ():
@@ -197,9 +257,13 @@ def fault_range(
             if not (error or knows or soil_huge_entry(m, m.mm(vma.mm), vpn)):
                 mark_dirty(m, vma, vpn)
             if error or tells:
-                return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
+                return (
+                    error,
+                    vpn << PAGE_SHIFT,
+                    False,
+                )  # who tells looks once more, and touches it then
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
-        return 0, high
+        return 0, high, was_there
     private = not vma.flags & VM_SHARED and not vma.anon_vma
     if asks_pages(vma) or (vma.flags & VM_HUGETLB and page_first):
         needs = private and reaches_own_page(m, vma, low, high, write, page_first)
@@ -219,7 +283,7 @@ def fault_range(
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
         soil_touched(m, m.mm(vma.mm), first, last, before, bool(error))
-    return error, high
+    return error, high, was_there
 
 
 class Walked(NamedTuple):
@@ -237,11 +301,17 @@ class Walked(NamedTuple):
 
 
 async def populate_in_hold(
-    cx: Cx, start: int, end: int, write: bool, pinned_from: int = NOT_PINNED
+    cx: Cx,
+    start: int,
+    end: int,
+    write: bool,
+    pinned_from: int = NOT_PINNED,
+    looks_again: bool = True,
 ) -> Walked:
     """Fault in [start, end) up to the first error, or to where the hold is to be let go once.
 
-    `pinned_from`: pages are pinned, from this address on in all.
+    `pinned_from`: pages are pinned, from this address on in all. `looks_again`: see
+    `populate_pages`.
     """
     at = start
     while at < end:
@@ -252,7 +322,7 @@ async def populate_in_hold(
         if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
             return Walked(-EINVAL, at, False, True)
         high = min(end, vma.end)
-        error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from)
+        error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from, looks_again)
         if error or at < high:
             return Walked(error, at, not error, False)
     return Walked(0, at, False, False)

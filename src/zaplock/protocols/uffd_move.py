@@ -36,11 +36,10 @@ from zaplock.model.pagetable import ABSENT, HUGE, alloc_tables, split_entries
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.vma import Vma, anon_vma_prepare, read_vma, vma_of
-from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read, vma_start_read
-from zaplock.protocols.table_walk import vma_lookup
+from zaplock.model.vma import Vma, read_vma, vma_of
+from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
+from zaplock.protocols.uffd_fill import UFFDIO_DONTWAKE, lock_to_fill
 from zaplock.protocols.uffd_range import is_range
-from zaplock.protocols.userfaultfd import UFFDIO_DONTWAKE, lacks_anon_vma
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -65,7 +64,7 @@ async def uffdio_move(cx: Cx, context: int, start: int, length: int, source: int
         return -EINVAL
     if mode & ~(UFFDIO_DONTWAKE | ALLOW_SRC_HOLES):
         return -EINVAL
-    target = await _lock_target(cx, start)
+    target = await lock_to_fill(cx, start)
     if not target:
         return -ENOENT
     vma = await read_vma(target)
@@ -83,23 +82,6 @@ async def uffdio_move(cx: Cx, context: int, start: int, length: int, source: int
         await vma_end_read(origin)
     await vma_end_read(target)
     return 0 if moved == length else -EAGAIN if moved > 0 else moved
-
-
-async def _lock_target(cx: Cx, start: int) -> int:
-    """Lock the VMA at an address, which gets an anon_vma first (uffd_lock_vma); 0 for none."""
-    handle = await lock_vma_under_rcu(cx.mm, start)
-    if handle and not lacks_anon_vma(await read_vma(handle)):
-        return handle
-    if handle:
-        await vma_end_read(handle)
-    await down_read(cx.mmap_lock)
-    handle = await vma_lookup(cx.mm, start)
-    if handle:
-        if lacks_anon_vma(await read_vma(handle)):
-            await anon_vma_prepare(handle)
-        await vma_start_read(handle)
-    await up_read(cx.mmap_lock)
-    return handle
 
 
 @step

@@ -3,46 +3,32 @@
 A context is a number. `m.uffd_events[context]` is the queue of what its monitor has not read
 yet: ("fault", address, tid) and ("unmap", start, end, tid). Who caused an unmap event waits until
 the monitor has read it; who caused a fault waits until the monitor has answered it. The monitor
-needs the mmap_lock for read to answer (UFFDIO_COPY), which is why the event must be delivered after
-the unlock.
+needs the mmap_lock for read to answer (UFFDIO_COPY; from 6.9 on only where a writer has the VMA, or
+it has no anon_vma), which is why the event must be delivered after the unlock.
 
 Sources: fs/userfaultfd.c; unmap events since 4.11 (897ab3e0c49e).
 """
 
 from __future__ import annotations
 
-from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from errno import EINVAL, ENOENT
+from typing import TYPE_CHECKING, Any
 
-from zaplock.model.dirty import note_written
-from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
     PAGE_SHIFT,
-    PAGE_SIZE,
-    VM_ACCESS_FLAGS,
-    VM_HUGETLB,
-    VM_SHARED,
     VM_UFFD_FLAGS,
     VM_UFFD_MISSING,
     VM_UFFD_WP,
-    VM_WRITE,
 )
-from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.mm import Pte
-from zaplock.model.pagetable import HUGE, alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.vma import (
-    Vma,
-    anon_vma_prepare,
     change,
     lookup,
     overlapping,
-    read_vma,
     vma_of,
 )
-from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
-from zaplock.protocols.table_walk import vma_lookup
+from zaplock.protocols.uffd_fill import Fill, fill_page, uffdio_copy_page
 from zaplock.protocols.uffd_range import is_range, uffd_wp_range
 
 if TYPE_CHECKING:
@@ -160,7 +146,7 @@ async def monitor(cx: Cx, context: int, tag: int, nr_events: int) -> int:
     for _ in range(nr_events):
         event = await next_event(context)
         if event[0] == "fault":
-            await uffdio_copy(cx, cx.mm, event[1], tag)
+            await answer(cx, event[1], tag)
             await wake_fault(context, event[1], event[2])
         elif event[0] == "unmap":
             unmaps += 1
@@ -168,11 +154,16 @@ async def monitor(cx: Cx, context: int, tag: int, nr_events: int) -> int:
     return unmaps
 
 
-async def uffdio_copy(cx: Cx, mm: int, address: int, tag: int) -> int:
-    """Put a page that holds `tag` at an address (UFFDIO_COPY), under the mmap_lock for read."""
-    await down_read(("mmap_lock", mm))
-    result = await mcopy_atomic(mm, address, tag)
-    await up_read(("mmap_lock", mm))
+async def answer(cx: Cx, address: int, tag: int) -> int:
+    """Put a page that holds `tag` at an address (UFFDIO_COPY): 0 or a negative errno.
+
+    Before 6.9 this is one hold of the mmap_lock for read, and what is watched has an anon_vma.
+    """
+    if cx.design.uffd_prepares_first:
+        return await uffdio_copy_page(cx, address, tag, 0)
+    await down_read(cx.mmap_lock)
+    result = await mcopy_atomic(cx.mm, address, tag)
+    await up_read(cx.mmap_lock)
     return result
 
 
@@ -187,183 +178,6 @@ def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int
     if vma.start > address or not vma.flags & VM_UFFD_MISSING:
         return -ENOENT
     return fill_page(m, task, vma, address >> PAGE_SHIFT, Fill("copy", tag))
-
-
-class Fill(NamedTuple):
-    """What a monitor puts into pages, and by which rules of its kernel's.
-
-    kind: "copy" (pages that hold `tag`), "zeros", "continue" (what the file has there) or "poison".
-    protects: write-protected at once. finds_end: the end of a file is looked at with a page in hand
-    (see `fill_page`). sizes_devices: a copy is held against a device's size, too, which is none.
-    over: the kinds of markers in whose place a page may be put.
-    """
-
-    kind: Literal["copy", "zeros", "continue", "poison"]
-    tag: int = 0
-    protects: bool = False
-    finds_end: bool = True
-    sizes_devices: bool = True
-    over: tuple[str, ...] = ()
-
-
-def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
-    """Fill a page of a watched VMA: 0 or a negative errno.
-
-    In a private mapping that is a page of one's own or the zero page; in a shared one the file gets
-    it (mfill_atomic_pte, shmem_mfill_atomic_pte). Beyond the end of a file there is none: -ENOMEM,
-    or -EFAULT from a kernel that `finds_end` only when it has a page. UFFDIO_CONTINUE maps the page
-    that the file has there: -EFAULT where it has none, and beyond its end -EFAULT or, from such a
-    kernel, -EINVAL. Poison is put where nothing is at all, not even a marker.
-    """
-    space, pte = m.mm(vma.mm), m.mm(vma.mm).ptes.at(vpn)
-    if pte is not None and pte.kind in HUGE:
-        return -EEXIST
-    alloc_tables(m, task, space, vpn, vpn + 1)
-    pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
-    size = m.files[vma.file].size if vma.file else 0
-    in_file = vma.flags & VM_SHARED
-    taken = pte is not None and pte.kind not in fill.over
-    if fill.kind == "continue":
-        return _continue_page(m, task, vma, vpn, pgoff, taken, fill)
-    sized = vma.file or (vma.name and (fill.sizes_devices or fill.kind != "copy"))
-    if sized and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
-        no_page = in_file and not fill.finds_end and fill.kind != "poison"
-        return -ENOMEM if no_page else -EFAULT
-    writable, closed = bool(vma.flags & VM_WRITE), not vma.flags & VM_ACCESS_FLAGS
-    if fill.kind == "poison" or (fill.kind == "zeros" and not in_file):
-        if pte is not None:
-            return -EEXIST
-        kind = "poison" if fill.kind == "poison" else "zero"
-        install(m, task, space, vpn, vpn + 1, Pte(kind, 0, False, closed and kind == "zero"))
-        return 0
-    if taken or (in_file and m.page_cache(vma.file).at(pgoff) is not None):
-        return -EEXIST
-    if in_file:
-        pfn = fill_cache(m, task, vma.file, pgoff, pgoff + 1)
-        change_frames(m, task, pfn, pfn + 1, refs=1)
-        note_written(m, pfn, pfn + 1)
-    else:
-        pfn = alloc_frames(m, task, "anon", 1)
-    if fill.tag:
-        m.content.set(pfn, pfn + 1, fill.tag)
-    kind = "shmem" if in_file else "anon"
-    pte = Pte(kind, pfn - vpn, writable and not fill.protects, closed, fill.protects)
-    install(m, task, space, vpn, vpn + 1, pte)
-    return 0
-
-
-def _continue_page(
-    m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int, taken: bool, fill: Fill
-) -> int:
-    """Map a page of a file in memory, in a private mapping for reading only."""
-    if pgoff >= -(-m.files[vma.file].size >> PAGE_SHIFT):
-        return -EINVAL if fill.finds_end else -EFAULT
-    if m.page_cache(vma.file).at(pgoff) is None:
-        return -EFAULT
-    pfn = cached_frame(m, task, vma.file, pgoff)
-    if taken:
-        return -EEXIST
-    change_frames(m, task, pfn, pfn + 1, refs=1)
-    note_written(m, pfn, pfn + 1)  # so reclaim writes it (mfill_atomic_install_pte)
-    writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
-    closed = not vma.flags & VM_ACCESS_FLAGS
-    pte = Pte("shmem", pfn - vpn, writable and not fill.protects, closed, fill.protects)
-    install(m, task, m.mm(vma.mm), vpn, vpn + 1, pte)
-    return 0
-
-
-UFFDIO_DONTWAKE, UFFDIO_WP = 1, 2
-
-
-async def uffdio_copy_page(cx: Cx, start: int, tag: int, mode: int) -> int:
-    """UFFDIO_COPY of a page that holds `tag`, as of 6.9; 0 or an errno."""
-    return await _fill_range(cx, start, PAGE_SIZE, mode, UFFDIO_WP, Fill("copy", tag))
-
-
-async def uffdio_zeropage(cx: Cx, start: int, length: int, mode: int) -> int:
-    """UFFDIO_ZEROPAGE; 0 or an errno."""
-    return await _fill_range(cx, start, length, mode, 0, Fill("zeros"))
-
-
-async def uffdio_continue(cx: Cx, start: int, length: int, mode: int) -> int:
-    """UFFDIO_CONTINUE: map what a file in memory has already; 0 or an errno."""
-    modes = UFFDIO_WP if cx.design.uffd_continues_protected else 0
-    return await _fill_range(cx, start, length, mode, modes, Fill("continue"))
-
-
-async def uffdio_poison(cx: Cx, start: int, length: int, mode: int) -> int:
-    """UFFDIO_POISON: from now on whoever touches these pages dies; 0 or an errno."""
-    if not cx.design.uffd_poison:
-        return -EINVAL
-    return await _fill_range(cx, start, length, mode, 0, Fill("poison"))
-
-
-async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fill: Fill) -> int:
-    """Fill a range; `modes`: what may be asked for besides UFFDIO_DONTWAKE. 0 or an errno.
-
-    From 6.9 on under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, and
-    it gets that before anybody asks whether it is watched. Before, always under the mmap_lock, and
-    only what can be filled gets one. Where only a part could be filled: -EAGAIN.
-    """
-    if not is_range(cx, start, length) or mode & ~(UFFDIO_DONTWAKE | modes):
-        return -EINVAL
-    first, fill = cx.design.uffd_prepares_first, fill._replace(protects=bool(mode & UFFDIO_WP))
-    handle = await lock_vma_under_rcu(cx.mm, start) if first else 0
-    if handle and lacks_anon_vma(await read_vma(handle)):
-        await vma_end_read(handle)
-        handle = 0
-    by_vma = bool(handle)
-    if not by_vma:
-        await down_read(cx.mmap_lock)
-        handle = await vma_lookup(cx.mm, start)
-        lacks = handle and lacks_anon_vma(await read_vma(handle))
-        if lacks and (first or not await unfillable(handle, start, length, fill)):
-            await anon_vma_prepare(handle)
-    by_rules = fill._replace(
-        finds_end=cx.design.uffd_beyond_end == "EFAULT",
-        sizes_devices=cx.design.uffd_sizes_devices,
-        over=("poison", "uffd_wp", "guard")[: 3 if cx.design.uffd_fills_guards else 2],
-    )
-    filled = await fill_range(handle, start, length, by_rules) if handle else -ENOENT
-    await (vma_end_read(handle) if by_vma else up_read(cx.mmap_lock))
-    return 0 if filled == length else -EAGAIN if filled > 0 else filled
-
-
-def lacks_anon_vma(vma: Vma) -> bool:
-    """Return whether a private mapping has no anon_vma yet."""
-    return not vma.flags & VM_SHARED and not vma.anon_vma
-
-
-def refused_fill(m: Machine, vma: Vma, start: int, length: int, fill: Fill) -> int:
-    """Return why nothing of a range can be filled, 0 where it can."""
-    if start + length > vma.end or not vma.uffd:
-        return -ENOENT
-    if fill.protects and not vma.flags & VM_UFFD_WP:
-        return -EINVAL
-    if vma.flags & VM_HUGETLB and (fill.kind == "zeros" or (start | length) % vma.huge_size):
-        return -EINVAL
-    if fill.kind == "continue" and (not vma.file or m.files[vma.file].kind != "shmem"):
-        return -EINVAL
-    return 0
-
-
-@step
-def unfillable(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
-    """Return the errno with which a fill of a range ends before it begins, or 0."""
-    return refused_fill(m, vma_of(m, task, handle), start, length, fill)
-
-
-@step
-def fill_range(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
-    """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
-    vma = vma_of(m, task, handle)
-    if error := refused_fill(m, vma, start, length, fill):
-        return error
-    for done in range(0, length, PAGE_SIZE):
-        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, fill)
-        if error:
-            return done or error
-    return length
 
 
 UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE = 1, 2
