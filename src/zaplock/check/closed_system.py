@@ -363,7 +363,7 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
     m.vmas.put(handle, vma)
     space.tree.put(start, handle)
     space.add("map_count", 1)
-    account(space, flags, file, last - first)
+    account(space, flags, last - first)
     if file:
         link_vma(m, file, handle)
         if mapping.kind == "pfn":

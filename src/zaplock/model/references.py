@@ -94,7 +94,7 @@ def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
     for run in (*_small_of_folios(m, space, first, last), None):
         if batch and (run is None or not _goes_on(batch[-1], run)):
             if sum(part.last - part.first for part in batch) > 1:
-                _share_bits(m, space, batch)
+                _share_bits(space, batch)
             batch = []
         batch += [run] if run is not None else []
 
@@ -111,7 +111,7 @@ class _Part(NamedTuple):
     head: int
 
 
-def _share_bits(m: Machine, space: Mm, batch: list[_Part]) -> None:
+def _share_bits(space: Mm, batch: list[_Part]) -> None:
     """Give the entries of a batch each other's bits."""
     old = all(part.pte.old for part in batch)
     clean = all(part.pte.clean for part in batch)

@@ -517,7 +517,7 @@ def keep_mark(m: Machine, task: Task, handle: int, of: Vma) -> None:
 # Accounting
 
 
-def account(space: Mm, flags: int, file: int, nr_pages: int) -> None:
+def account(space: Mm, flags: int, nr_pages: int) -> None:
     """Count pages of a mapping into total_vm and its parts (vm_stat_account)."""
     space.add("total_vm", nr_pages)
     account_parts(space, flags, nr_pages)

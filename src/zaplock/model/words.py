@@ -168,22 +168,6 @@ def exchange(m: Machine, task: Task, word: str, value: int, order: Order) -> int
     return before
 
 
-def cmpxchg(word: str, old: int, new: int, order: Order = "full") -> Step[int]:
-    """Write `new` where a word is `old`, and return what it was.
-
-    One that fails orders nothing. It sees the latest value, which is stricter than the kernel's.
-    """
-    return WaitStep(compare_exchange, (word, old, new, order), is_drained, (BUFFERS,))
-
-
-def compare_exchange(m: Machine, task: Task, word: str, old: int, new: int, order: Order) -> int:
-    """Write `new` where a word is `old`, and return what it was."""
-    before = value_of(m, word)
-    if before == old:
-        _update(m, task, word, new, order)
-    return before
-
-
 def _update(m: Machine, task: Task, word: str, value: int, order: Order) -> int:
     if m.memory != "relaxed":
         m.cells(WORDS).put(word, value)

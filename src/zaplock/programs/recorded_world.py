@@ -211,7 +211,7 @@ class StraceWorld:
                 ops=opened or kind_of_special(item.name),
             )  # fmt: skip
             insert(self.machine, task, vma)
-            account(space, vma.flags, vma.file, vma.nr_pages)
+            account(space, vma.flags, vma.nr_pages)
         heap = [a for a in traced.begin if a.name == "[heap]"]
         if heap:
             space.counters.put("start_brk", heap[0].start)

@@ -144,7 +144,7 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     born = born_dirty(m, mergeable_flags(space, flags, ""))
     vma = Vma(mm, old_end, new_end, born, old_end >> PAGE_SHIFT)
     handle = insert(m, task, vma)
-    account(space, flags, 0, pages)
+    account(space, flags, pages)
     if flags & VM_LOCKED:
         space.add("locked_vm", pages)
     if not merge_with_heap(m, task, space, handle):

@@ -143,7 +143,7 @@ def remove_all(m: Machine, task: Task, mm: int, handles: Handles) -> None:
     committed = 0
     for handle in handles:
         vma = vma_of(m, task, handle)
-        account(m.mm(mm), vma.flags, vma.file, -vma.nr_pages)
+        account(m.mm(mm), vma.flags, -vma.nr_pages)
         committed += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
         m.mm(mm).add("locked_vm", -vma.nr_pages if vma.flags & VM_LOCKED else 0)
         forget_vma(m, vma, handle)

@@ -357,7 +357,7 @@ def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
     if vma.pgoff < grow or not stack_fits(m, vma, address, grow):
         return -ENOMEM
     forbid_torn_down(m, task, vma.mm, address, vma.start)
-    account(space, vma.flags, vma.file, grow)
+    account(space, vma.flags, grow)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", grow)
     m.commit(grow)

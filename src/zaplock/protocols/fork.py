@@ -124,7 +124,7 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
         reserves=False,
         lock_seq=-1,
     )
-    account(m.mm(child), copy.flags, copy.file, copy.nr_pages)
+    account(m.mm(child), copy.flags, copy.nr_pages)
     return insert(m, task, copy)
 
 

@@ -433,7 +433,7 @@ def link_new_vma(
     if reserves and forgets_reserve:
         vma = change(vma, spent=())
     handle = insert(m, task, vma)
-    account(m.mm(mm), vm_flags, file, vma.nr_pages)
+    account(m.mm(mm), vm_flags, vma.nr_pages)
     return handle
 
 

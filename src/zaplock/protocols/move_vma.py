@@ -246,7 +246,7 @@ def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
     """Count a copied mapping (vrm_stat_account)."""
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
-    account(space, vma.flags, vma.file, length >> PAGE_SHIFT)
+    account(space, vma.flags, length >> PAGE_SHIFT)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", length >> PAGE_SHIFT)
 

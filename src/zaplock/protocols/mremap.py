@@ -317,7 +317,7 @@ def expand(
     pages = new_end - vma.end >> PAGE_SHIFT
     if vma.flags & VM_ACCOUNT and commit(m, pages):
         return -ENOMEM
-    account(space, vma.flags, vma.file, pages)
+    account(space, vma.flags, pages)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))

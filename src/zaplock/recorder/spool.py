@@ -155,11 +155,6 @@ def _pieces(folder: Folder) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := _PIECE.fullmatch(name)))
 
 
-def has_spool(folder: Folder) -> bool:
-    """Say whether something was spooled and not yet decoded."""
-    return UNDECODED in os.listdir(f"/proc/self/fd/{folder.descriptor}")
-
-
 def size_of(folder: Folder) -> int:
     """Add up how many bytes of a spool there are."""
     total = 0

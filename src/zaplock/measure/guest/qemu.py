@@ -142,7 +142,7 @@ def _run(
 ) -> capsule.Capsule:
     with Scratch("guest") as folder:
         user = _lay_out(folder, kernel, build.probe(), accelerator, machine.disk)
-        command = _command(kernel, machine, arguments, accelerator, folder)
+        command = _command(machine, arguments, accelerator, folder)
         status, said = _supervised(command, folder, limit_s, progress, user)
         result = capsule.read(folder / "capsule")
         if status != _SUCCEEDED or result is None:
@@ -177,7 +177,7 @@ def running(
     with Scratch("guest") as folder:
         user = _lay_out(folder, kernel, init, accelerator, machine.disk)
         with (folder / "said").open("w+b") as said:
-            command = _command(kernel, machine, arguments, accelerator, folder)
+            command = _command(machine, arguments, accelerator, folder)
             process = _started(command, folder, said, user)
             try:
                 yield LiveGuest(kernel, process, folder, folder / "capsule")
@@ -221,7 +221,7 @@ def _started(
 
 
 def _command(
-    kernel: Kernel, machine: GuestMachine, arguments: Sequence[str], accelerator: str, folder: Path
+    machine: GuestMachine, arguments: Sequence[str], accelerator: str, folder: Path
 ) -> list[str]:
     boot = [_QUIET_BOOT, _SHORT_BOOT, *machine.boot_options]
     clock = ["-smp", str(machine.nr_cpus)]
