@@ -140,13 +140,14 @@ class StraceWorld:
 
     `sees_seals`, `sees_limits`, `sees_closes`, `sees_execs`, `sees_paths`: whether mseal,
     setrlimit, close, execve and the path of every descriptor would be in the recording, and
-    `has_narrow_calls` what 32-bit programs do; `sees_narrow_calls`: some of that is. `drivers`:
+    `sees_cuts`: whether whatever cuts mappings would be; `has_narrow_calls`: what 32-bit programs
+    do; `sees_narrow_calls`: some of that is. `drivers`:
     files whose mappings their drivers decide about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
-        self.sees_execs = self.sees_narrow_calls = False
+        self.sees_execs = self.sees_narrow_calls = self.sees_cuts = False
         self.has_narrow_calls = True
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)

@@ -268,6 +268,19 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     return ""
 
 
+def _cut(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """A list of calls by name (strace -e trace=mmap,...) may lack those that cut mappings."""
+    if call.name != "mremap" or call.result != -EFAULT or got < 0 or world.sees_cuts:
+        return ""
+    return "whether mlock or madvise has cut the mapping is not in the recording: trace %memory"
+
+
+CUTTING = frozenset(
+    {"madvise", "mlock", "mlock2", "mlockall", "msync", "mincore", "mbind", "mseal"}
+)
+"""Who has one of these in a recording has them all, most likely: %memory, or all calls."""
+
+
 def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     """Mappings of devices, rings and sockets may not be cut, moved or protected as others are.
 
@@ -346,6 +359,7 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 _RULES = (
     _of_file, _of_protection, _of_keys, _of_seals, _of_locking, _of_length, _of_memory, _of_pages,
-    _of_kernel, _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size,
+    _of_kernel, _of_monitor, _written, _cut,
+    _of_driver, _of_filter, _of_process, _of_segment, _of_size,
     _of_hint, _of_stack, _of_width,
 )  # fmt: skip
