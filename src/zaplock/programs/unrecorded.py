@@ -218,7 +218,8 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     refused_brk = call.name == "brk" and got > call.result >= 0
     if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
         return ""
-    if {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
+    is_bound = call.pid not in live.traced.visitors  # those have limits of their own
+    if is_bound and {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
         return ""
     return "limits (RLIMIT_AS, RLIMIT_DATA, memory, map count) are not in the recording"
 
@@ -359,7 +360,6 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 _RULES = (
     _of_file, _of_protection, _of_keys, _of_seals, _of_locking, _of_length, _of_memory, _of_pages,
-    _of_kernel, _of_monitor, _written, _cut,
-    _of_driver, _of_filter, _of_process, _of_segment, _of_size,
-    _of_hint, _of_stack, _of_width,
+    _of_kernel, _of_monitor, _written, _cut, _of_driver, _of_filter, _of_process, _of_segment,
+    _of_size, _of_hint, _of_stack, _of_width,
 )  # fmt: skip
