@@ -111,3 +111,10 @@ def test_a_program_in_namespaces_agrees(tmp_path: Path) -> None:
     verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.differing_maps) == ([], [])
     assert verdict.refused == []
+
+
+def test_the_number_of_a_namespace_that_is_gone_is_given_again(tmp_path: Path) -> None:
+    enters = "# pid: 100\n# ipc: 4026532999\n100 unshare(0x8000000) = 0\n"
+    text = enters + MADE.format(100, 8192) + ATTACHED.format(100, LONG) + enters
+    gone = text + "100 shmat(0, NULL, 0) = -1 EINVAL (x)\n"
+    assert ruled(tmp_path, f"# pid: 100\n# ipc: 4026531839\n{gone}") == (2, 0, 0)
