@@ -27,12 +27,12 @@ from errno import (
 from zaplock.model import flags as f
 from zaplock.programs.arguments import numbers
 from zaplock.programs.calls import page_size, pidfd_owner
+from zaplock.programs.file_kinds import is_driver
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
     WIDE,
     LiveSpace,
     StraceWorld,
-    is_driver,
     linker_of,
 )
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
