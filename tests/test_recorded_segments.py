@@ -97,8 +97,9 @@ int main(void) {
   attach(found); attach(shmget(0x4321, 1, 0600)); attach(shmget(0x4321, 0, 0));
   shmctl(there, IPC_RMID, 0);
   setns(home, 0);
-  attach(before); attach(segment(9));
-  shmctl(before, IPC_RMID, 0);
+  int last = segment(9);
+  attach(before); attach(last);
+  shmctl(before, IPC_RMID, 0); shmctl(last, IPC_RMID, 0);
   return 0;
 }
 """
