@@ -421,3 +421,19 @@ def test_who_asks_for_x32_where_there_is_none_is_compared(
     shown = capsys.readouterr().out
     assert (told in shown) == ptrace.has_x32()
     assert ("0 calls refused" in shown) != ptrace.has_x32()
+
+
+def test_what_a_list_of_calls_leaves_out_makes_no_difference(tmp_path: Path) -> None:
+    """strace -e trace=mmap,munmap,mprotect,brk,mremap: what an mlock has cut shows as EFAULT."""
+    library = "mmap(0x7ffff7000000, 4096, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_FIXED, 3</lib/c>, 0)"
+    text = f"100 {library} = 0x7ffff7000000\n100 brk(NULL) = 0x555555556000\n"
+    text += f"100 mprotect(0x7ffff7f00000, 4096, PROT_READ) = 0\n100 {ONE}\n"
+    moves = "100 mremap(0x7ffff7efe000, 8192, 12288, MREMAP_MAYMOVE) = -1 EFAULT (x)\n"
+    verdict = replay(tmp_path, text + moves)
+    assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (4, [], 1)
+    assert "whether mlock or madvise has cut" in verdict.refused[0]
+    for shown in (
+        "madvise(0x7ffff7efe000, 4096, MADV_NORMAL) = 0",
+        'execve("x", [], []) = -1 E (x)',
+    ):
+        assert ruled(tmp_path, f"{text}100 {shown}\n{moves}")[1] == 1

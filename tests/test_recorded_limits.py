@@ -60,6 +60,11 @@ def test_a_vforked_child_limits_itself_alone(tmp_path: Path) -> None:
     child = "101 setrlimit(RLIMIT_AS, {rlim_cur=4096, rlim_max=4096}) = 0\n101 exit_group(0) = ?\n"
     maps = "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7ffff7efe000\n"
     assert ruled(tmp_path, f"100 vfork() = 101\n{child}{maps}") == (1, 0, 1)
+    told = "".join(f"# limit: {name} unlimited\n" for name in ("as", "data", "memory"))
+    told = f"# pid: 100\n{told}# limit: mappings 65530\n100 vfork() = 101\n{child}"
+    short = maps.replace("0x7ffff7efe000", "-1 ENOMEM (x)")
+    assert ruled(tmp_path, told + short) == (0, 1, 1)
+    assert ruled(tmp_path, told.replace("101 exit", "101" + short[3:] + "101 exit")) == (0, 0, 2)
 
 
 KEYS = "# pid: 100\n# limit: keys {}\n"

@@ -97,8 +97,9 @@ int main(void) {
   attach(found); attach(shmget(0x4321, 1, 0600)); attach(shmget(0x4321, 0, 0));
   shmctl(there, IPC_RMID, 0);
   setns(home, 0);
-  attach(before); attach(segment(9));
-  shmctl(before, IPC_RMID, 0);
+  int last = segment(9);
+  attach(before); attach(last);
+  shmctl(before, IPC_RMID, 0); shmctl(last, IPC_RMID, 0);
   return 0;
 }
 """
@@ -111,3 +112,10 @@ def test_a_program_in_namespaces_agrees(tmp_path: Path) -> None:
     verdict = StraceReplay(parser.parse(path)).play()
     assert (verdict.differing, verdict.differing_maps) == ([], [])
     assert verdict.refused == []
+
+
+def test_the_number_of_a_namespace_that_is_gone_is_given_again(tmp_path: Path) -> None:
+    enters = "# pid: 100\n# ipc: 4026532999\n100 unshare(0x8000000) = 0\n"
+    text = enters + MADE.format(100, 8192) + ATTACHED.format(100, LONG) + enters
+    gone = text + "100 shmat(0, NULL, 0) = -1 EINVAL (x)\n"
+    assert ruled(tmp_path, f"# pid: 100\n# ipc: 4026531839\n{gone}") == (2, 0, 0)

@@ -32,6 +32,7 @@ class IpcNamespaces:
         self._changes: Changes = defaultdict(list)
         self.new: set[Name] = set()
         self._makers: set[int] = set()
+        self._names: dict[str, Name] = {}
         self._tells = any(note.kind == "ipc" for note in recording.notes)
         self._first: Name = FIRST
         notes = [note for note in recording.notes if note.kind == "ipc"]
@@ -40,10 +41,11 @@ class IpcNamespaces:
         events: list[TracedCall | Note] = [*recording.calls, *notes]
         for event in sorted(events, key=_when):
             if isinstance(event, Note):
-                self._changes[event.pid].append((event.line, str(event.value)))
+                name = self._names.get(str(event.value), str(event.value))
+                self._changes[event.pid].append((event.line, name))
                 if event.pid in self._makers:
                     self._makers.discard(event.pid)
-                    self.new.add(str(event.value))
+                    self._rename(event.pid)
             elif 0 <= event.result < UNKNOWN:
                 self._take(event)
 
@@ -68,10 +70,21 @@ class IpcNamespaces:
         if self._tells and call.name in CLONES:
             self._makers.add(task)
         elif self._tells:  # what has changed is noted before the call
-            self.new.add(self.of(task, line) or "")
+            self._rename(task)
         else:
             self._changes[task].append((line, f"line {call.line}"))
             self.new.add(f"line {call.line}")
+
+    def _rename(self, task: int) -> None:
+        """Tell a new namespace from those that had its number before and are gone."""
+        if not self._changes[task]:
+            return
+        line, name = self._changes[task][-1]
+        number = (name or "").partition(" ")[0]
+        new = f"{number} since line {line}"
+        self._changes[task][-1] = line, new
+        self._names[number] = new
+        self.new.add(new)
 
     def _enter(self, call: TracedCall) -> None:
         """Follow a setns: its descriptor's path tells the namespace (-y), or that it is another."""

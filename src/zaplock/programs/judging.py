@@ -140,7 +140,7 @@ class Judge:
             is_reason = isinstance(error, (NotRecorded, monitors.Elsewhere))
             why = told if is_reason else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
-                limits.forget_limits(self.world, live)
+                limits.forget_limits(self.world, live, call)
             if isinstance(error, monitors.Elsewhere):
                 self.doubt_children(why)
                 return Ruling("refused", call, why)

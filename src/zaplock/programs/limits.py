@@ -45,8 +45,11 @@ def begin_with(world: StraceWorld, live: LiveSpace, resource: int, soft: int) ->
         live.known = replace(live.known, first_stack_limit=min(soft, 1 << 63))
 
 
-def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
-    """Take all limits for what nobody has told: one of them was set."""
+def forget_limits(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Take all limits for what nobody has told, where a call has set one of this process."""
+    is_others = call.name == "prlimit64" and not is_own(live, call)
+    if is_others or call.pid in live.traced.visitors:
+        return
     world.limit(live, **dict.fromkeys(_RLIMITS.values(), 1 << 63))
     given = live.known.given - {*_RLIMITS.values()}
     live.known = replace(live.known, given=given, hard_limits=())

@@ -7,8 +7,6 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +40,14 @@ from zaplock.model.vma import (
     vma_of,
     zero_name,
 )
+from zaplock.programs.file_kinds import (
+    SPECIAL,
+    is_driver,
+    is_secret,
+    kind_of,
+    kind_of_special,
+    label,
+)
 from zaplock.programs.file_tables import NO_FILES, Facts, FileTables
 from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.ipc_namespaces import IpcNamespaces
@@ -59,7 +65,6 @@ Segment = tuple[str, int]
 """A segment of System V: its IPC namespace, and its id there."""
 LONG = 1 << 40
 RING = "[aio]"
-SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
 LINKERS = ("ld-", "ld.so", "ld64.so", "ld-linux")
 _PLENTY = 1 << 30
 
@@ -140,13 +145,14 @@ class StraceWorld:
 
     `sees_seals`, `sees_limits`, `sees_closes`, `sees_execs`, `sees_paths`: whether mseal,
     setrlimit, close, execve and the path of every descriptor would be in the recording, and
-    `has_narrow_calls` what 32-bit programs do; `sees_narrow_calls`: some of that is. `drivers`:
+    `sees_cuts`: whether whatever cuts mappings would be; `has_narrow_calls`: what 32-bit programs
+    do; `sees_narrow_calls`: some of that is. `drivers`:
     files whose mappings their drivers decide about. `filters`: what may forbid calls.
     """
 
     def __init__(self) -> None:
         self.sees_seals = self.sees_limits = self.sees_closes = self.sees_paths = False
-        self.sees_execs = self.sees_narrow_calls = False
+        self.sees_execs = self.sees_narrow_calls = self.sees_cuts = False
         self.has_narrow_calls = True
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
@@ -444,53 +450,6 @@ def foreign(areas: Sequence[Area], *, sees_narrow: bool) -> str:
     ends = [area.end for area in areas if area.name != "[vsyscall]"]
     wide = ends and max(ends) > f.TASK_SIZE_4_LEVELS
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
-
-
-def is_driver(path: str) -> bool:
-    """Return whether what can be done with mappings of a path is its driver's to say."""
-    if path == "/dev/zero" or is_secret(path) or path.startswith(_IN_MEMORY):
-        return False
-    return path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/", "/dmabuf:", *_SOCKETS))
-
-
-def kind_of_special(name: str) -> str:
-    """Return which operations a mapping has that is the kernel's own, or secret, "" for others."""
-    return "special" if name in SPECIAL else "secret" if is_secret(name) else ""
-
-
-def is_secret(path: str) -> bool:
-    """Return whether a path is that of memfd_secret, as links of descriptors and maps show it."""
-    return path in ("/secretmem (deleted)", "/secretmem", "anon_inode:[secretmem]")
-
-
-_NEVER_MAPPED = (
-    "anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[timerfd]", "anon_inode:inotify",
-    "anon_inode:[signalfd]", "anon_inode:[userfaultfd]", "/dev/null", "/dev/full", "/dev/random",
-    "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/kmsg", "/dev/fuse", "/dev/kvm", "/dev/net/tun",
-    "/dev/userfaultfd", "anon_inode:[fanotify]", "anon_inode:[pidfd]",
-)  # fmt: skip
-"""Files without a mmap of their own: ENODEV. The recorder writes a directory with a / behind it."""
-_NEVER_MAPPED_KINDS = re.compile(r"(?:.*/|/proc/\d+/[a-z_]+|pid:-?\d+|[a-z_]+:\[\d+\])")
-"""So are directories, what /proc has of a process, pidfds, pipes, namespaces and most sockets."""
-_IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
-_SOCKETS = ("socket:", "TCP", "UDP", "UNIX", "NETLINK", "PACKET")
-
-
-def kind_of(path: str) -> str:
-    """Tell from its path what a file is, as far as mappings differ by it."""
-    if label(path) == "zero":
-        return "zero"
-    if _NEVER_MAPPED_KINDS.fullmatch(path) or path.startswith(_SOCKETS) or path in _NEVER_MAPPED:
-        return "none"
-    if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
-        return "shmem"
-    return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
-
-
-def label(path: str) -> str:
-    """Return the name by which mappings of a path are compared: its last part."""
-    path = path.removesuffix(" (deleted)")
-    return path.lstrip("/") if "memfd:" in path else posixpath.basename(path)
 
 
 def anon_name(name: str) -> str:

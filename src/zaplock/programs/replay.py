@@ -97,6 +97,7 @@ class StraceReplay:
         self.world.sees_seals = self.knows_writes or "mseal" in names
         self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
+        self.world.sees_cuts = self.knows_writes or bool(names & {*EXECS, *unrecorded.CUTTING})
         self.world.sees_narrow_calls = bool(names & OF_32_BITS)
         self.world.has_narrow_calls = recording.has_narrow_calls
         self.world.sees_execs = recording.is_own or bool(names & set(EXECS))

@@ -27,12 +27,12 @@ from errno import (
 from zaplock.model import flags as f
 from zaplock.programs.arguments import numbers
 from zaplock.programs.calls import page_size, pidfd_owner
+from zaplock.programs.file_kinds import is_driver
 from zaplock.programs.ranges import ranges_of
 from zaplock.programs.recorded_world import (
     WIDE,
     LiveSpace,
     StraceWorld,
-    is_driver,
     linker_of,
 )
 from zaplock.programs.recording import UNKNOWN, StraceRecording, TracedCall
@@ -218,7 +218,8 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     refused_brk = call.name == "brk" and got > call.result >= 0
     if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
         return ""
-    if {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
+    is_bound = call.pid not in live.traced.visitors  # those have limits of their own
+    if is_bound and {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
         return ""
     return "limits (RLIMIT_AS, RLIMIT_DATA, memory, map count) are not in the recording"
 
@@ -266,6 +267,19 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     if any(start < joint < start + length for joint in live.joints):
         return "whether two mappings had become one depends on which pages were written"
     return ""
+
+
+def _cut(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """A list of calls by name (strace -e trace=mmap,...) may lack those that cut mappings."""
+    if call.name != "mremap" or call.result != -EFAULT or got < 0 or world.sees_cuts:
+        return ""
+    return "whether mlock or madvise has cut the mapping is not in the recording: trace %memory"
+
+
+CUTTING = frozenset(
+    {"madvise", "mlock", "mlock2", "mlockall", "msync", "mincore", "mbind", "mseal"}
+)
+"""Who has one of these in a recording has them all, most likely: %memory, or all calls."""
 
 
 def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -346,6 +360,6 @@ def _of_hint(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 _RULES = (
     _of_file, _of_protection, _of_keys, _of_seals, _of_locking, _of_length, _of_memory, _of_pages,
-    _of_kernel, _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_segment, _of_size,
-    _of_hint, _of_stack, _of_width,
+    _of_kernel, _of_monitor, _written, _cut, _of_driver, _of_filter, _of_process, _of_segment,
+    _of_size, _of_hint, _of_stack, _of_width,
 )  # fmt: skip
