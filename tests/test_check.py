@@ -21,6 +21,7 @@ from zaplock.check.verdicts import check, closed_system, find_design, find_scena
 from zaplock.cli import main
 from zaplock.designs import SHIPPED
 from zaplock.designs.linux import linux, releases_that_differ
+from zaplock.designs.rules_read import observe
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.errors import UserError
@@ -136,6 +137,15 @@ def test_a_verdict_is_that_of_all_designs_with_the_rules_that_were_asked_for(sce
     for cell in filter(lambda cell: cell.shared, cells):
         alone = check_row(scenario, [cell.design])[0]
         assert replace(alone, seconds=0) == replace(cell, seconds=0, shared=False)
+
+
+def test_what_a_design_is_asked_in_a_loop_makes_no_other_states() -> None:
+    """Who goes round a loop is where he was, though he read a rule on the way."""
+    scenario, design = find_scenario("fork-guarded"), SHIPPED["linux-6.18"]
+    plain, observed = (
+        explore(closed_system(scenario, each, fair=True)) for each in (design, observe(design))
+    )
+    assert (observed.answer, observed.states) == (plain.answer, plain.states)
 
 
 WRAPPED = """

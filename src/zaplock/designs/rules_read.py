@@ -31,6 +31,10 @@ class _Observed:
         self.__dict__[name] = value
         return value
 
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        """Be the design behind it: what was read meanwhile makes no other position."""
+        return _Observed, (self.__dict__["__wrapped__"],)
+
 
 def observe(design: Design) -> Design:
     """Return a stand-in for a design that remembers what is read of it."""
