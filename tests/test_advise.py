@@ -291,6 +291,7 @@ def test_processes_that_cannot_be_read_are_named() -> None:
     assert warnings(os.getpid()) == [] or "one thread" in warnings(os.getpid())[0]
 
 
+@pytest.mark.by_chance
 def test_this_kernel_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zaplock.advise.costs.LENGTHS", (32 << 20,))
     costs = measure_costs()

@@ -7,7 +7,7 @@ some order of *moments*. A call is done as a whole at one moment, but for what `
 and from then until it returns a CPU may still know what the call has taken away: a translation of
 the page that was found before and is not flushed yet. Who reads by that gets the old content, who
 writes by it changes the old page, and both are done. Only who asks for the mmap_lock for write
-waits until a call that keeps him out has returned.
+waits until a call that excludes it has returned.
 
 Each access is looked at alone, and with it one page, so that what else happens is left open: what
 other operations return does not matter. Orders of the same state are one. A search of more than
@@ -80,7 +80,7 @@ def strange(whole: WholeOperations, access: Access, results: set[int]) -> tuple[
     return (results - found if orders.is_whole else set()), found
 
 
-class Known(NamedTuple):
+class OldTranslation(NamedTuple):
     """A translation that CPUs may still have: to which frame, what that held last, may it write?"""
 
     frame: int
@@ -97,7 +97,7 @@ class _Place(NamedTuple):
 
     at: int = 0
     done: bool = False
-    known: tuple[Known, ...] = ()
+    known: tuple[OldTranslation, ...] = ()
     past: frozenset[int] = frozenset()
 
     def next(self) -> _Place:
@@ -236,7 +236,7 @@ class _Orders:
             self._go_on(places, tried | {(thread, part)})
         self.store.undo(mark)
 
-    def _after(self, places: _Places, thread: int, op: Op, seen: Known | None) -> _Place:
+    def _after(self, places: _Places, thread: int, op: Op, seen: OldTranslation | None) -> _Place:
         """Return a thread's place with what its operation, or a part of that, has taken away.
 
         Who accesses the page by itself has looked it up, and knows nothing older any more.
@@ -280,21 +280,21 @@ class _Orders:
     def _keeps_out(self, other: int, index: int, op: Op) -> bool:
         holder = self.threads[other][index]
         if holder.name == "ftruncate" or advice.MADV_REMOVE in holder.args[2:3]:
-            return False  # they look for who maps a file, and hold none of his locks
+            return False  # they look for who maps a file, and hold none of its locks
         return holder.name in EXCLUSIVE or op.name in OF_ALL or covers(op, self.page)
 
     # What a page's entry says
 
-    def _seen(self) -> Known | None:
+    def _seen(self) -> OldTranslation | None:
         """Return what a CPU finds that looks the page up."""
         vpn = self.page >> PAGE_SHIFT
         pte = self.world.space.ptes.at(vpn)
         if pte is None or pte.kind in ABSENT or pte.no_access:
             return None
         frame = ZERO_PFN if pte.kind in ("zero", "zero_thp") else vpn + pte.delta
-        return Known(frame, self.world.machine.content.at(frame) or 0, pte.writable)
+        return OldTranslation(frame, self.world.machine.content.at(frame) or 0, pte.writable)
 
-    def _taken(self, seen: Known | None) -> tuple[Known, ...]:
+    def _taken(self, seen: OldTranslation | None) -> tuple[OldTranslation, ...]:
         """Return what has been taken away of what a CPU had seen, if anything was."""
         now = self._seen()
         if seen is None or (now and now.frame == seen.frame and now.writable >= seen.writable):
@@ -305,7 +305,7 @@ class _Orders:
         found = self.world.machine.frames.at(frame)
         return found is not None and not found.freed_by
 
-    def _known(self, places: _Places, thread: int) -> list[Known]:
+    def _known(self, places: _Places, thread: int) -> list[OldTranslation]:
         """List what a thread's CPU may still know of the page, with what it holds by now."""
         content, past = self.world.machine.content, places[thread].past
         return [
@@ -318,7 +318,7 @@ class _Orders:
         ]
 
 
-def _by_translation(op: Op, known: list[Known]) -> set[int]:
+def _by_translation(op: Op, known: list[OldTranslation]) -> set[int]:
     """Return what an access gives by a translation that is not flushed yet."""
     if op.name == "load":
         return {one.tag for one in known}

@@ -30,7 +30,7 @@ _HARMLESS = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class CallJudge:
     """Rules on calls. `doubt_children`: what to do where a child may be none of its fork's."""
 
     world: StraceWorld

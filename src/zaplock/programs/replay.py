@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from zaplock.programs import inferred, keys, limits, orders, segments, unrecorded
 from zaplock.programs.file_tables import FileTables, facts_of
 from zaplock.programs.filters import SeccompFilters
-from zaplock.programs.judging import Judge
+from zaplock.programs.judging import CallJudge
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import (
@@ -91,7 +91,7 @@ class StraceReplay:
     def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
         self.world = StraceWorld()
-        self.judge = Judge(self.world, self._doubt_children)
+        self.judge = CallJudge(self.world, self._doubt_children)
         self.knows_writes = recording.knows_writes
         names = {call.name for call in recording.calls}
         self.world.sees_seals = self.knows_writes or "mseal" in names

@@ -170,7 +170,7 @@ async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fi
         if not handle:
             return -ENOENT
         filled = await fill_pages(cx, handle, start, length, fill)
-        await vma_end_read(handle)
+        await unlock_filled(cx, handle)
     else:
         await down_read(cx.mmap_lock)
         filled = await fill_under_mmap_lock(cx, start, length, fill)
@@ -182,21 +182,33 @@ async def lock_to_fill(cx: Cx, start: int) -> int:
     """Lock the VMA at an address, which gets an anon_vma first (uffd_lock_vma); 0 for none.
 
     Who does not get it at once looks it up under the mmap_lock, and gives that back with the VMA
-    locked.
+    locked. Where VMAs have no locks the mmap_lock stays held (uffd_mfill_lock without
+    CONFIG_PER_VMA_LOCK).
     """
-    handle = await lock_vma_under_rcu(cx.mm, start)
-    if handle and not lacks_anon_vma(await read_vma(handle)):
-        return handle
-    if handle:
-        await vma_end_read(handle)
+    if cx.design.vma_locks:
+        handle = await lock_vma_under_rcu(cx.mm, start)
+        if handle and not lacks_anon_vma(await read_vma(handle)):
+            return handle
+        if handle:
+            await vma_end_read(handle)
     await down_read(cx.mmap_lock)
     handle = await vma_lookup(cx.mm, start)
     if handle:
         if lacks_anon_vma(await read_vma(handle)):
             await anon_vma_prepare(handle)
+        if not cx.design.vma_locks:
+            return handle
         await vma_start_read_locked(handle)
     await up_read(cx.mmap_lock)
     return handle
+
+
+async def unlock_filled(cx: Cx, handle: int) -> None:
+    """Give back what `lock_to_fill` has locked (uffd_mfill_unlock)."""
+    if cx.design.vma_locks:
+        await vma_end_read(handle)
+    else:
+        await up_read(cx.mmap_lock)
 
 
 async def fill_under_mmap_lock(cx: Cx, start: int, length: int, fill: Fill) -> int:

@@ -38,7 +38,8 @@ from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, read_vma, vma_of
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
-from zaplock.protocols.uffd_fill import UFFDIO_DONTWAKE, lock_to_fill
+from zaplock.protocols.table_walk import vma_lookup
+from zaplock.protocols.uffd_fill import UFFDIO_DONTWAKE, lock_to_fill, unlock_filled
 from zaplock.protocols.uffd_range import is_range
 
 if TYPE_CHECKING:
@@ -70,18 +71,25 @@ async def uffdio_move(cx: Cx, context: int, start: int, length: int, source: int
     vma = await read_vma(target)
     origin = target
     if not vma.start <= source < vma.end:
-        origin = await lock_vma_under_rcu(cx.mm, source)
+        origin = await _lock_origin(cx, source)
     if not origin:  # it is looked for once more, under the mmap_lock
-        await vma_end_read(target)
+        await unlock_filled(cx, target)
         await down_read(cx.mmap_lock)
         await up_read(cx.mmap_lock)
         return -ENOENT
     by_rules = MoveRules(bool(mode & ALLOW_SRC_HOLES), cx.design.finds_zeros)
     moved = await move_pages(target, origin, context, start, source, length, by_rules)
-    if origin != target:
+    if origin != target and cx.design.vma_locks:
         await vma_end_read(origin)
-    await vma_end_read(target)
+    await unlock_filled(cx, target)
     return 0 if moved == length else -EAGAIN if moved > 0 else moved
+
+
+async def _lock_origin(cx: Cx, source: int) -> int:
+    """Lock the VMA at an address; under the mmap_lock, where VMAs have no locks, only find it."""
+    if cx.design.vma_locks:
+        return await lock_vma_under_rcu(cx.mm, source)
+    return await vma_lookup(cx.mm, source)
 
 
 @step
