@@ -48,11 +48,13 @@ _FILLED = ("uffd_zeropage", "uffd_poison", "uffd_continue", "uffd_writeprotect")
 class Moments(NamedTuple):
     """What may be done to a page before an operation is done as a whole, and what after it.
 
-    All of that may be done several times, or not at all.
+    All of that may be done several times, or not at all. begins_anew: before it is done it may let
+    go of all that it holds.
     """
 
     before: tuple[Op, ...]
     after: tuple[Op, ...]
+    begins_anew: bool = False
 
 
 def moments(op: Op, page: int) -> Moments:
@@ -66,7 +68,8 @@ def moments(op: Op, page: int) -> Moments:
         return Moments((), ())
     arguments = [value for value in op.args if isinstance(value, int)]
     if op.name in _ADVISING:
-        return Moments(_advised(op.name, arguments[2], page, faults), ())
+        begins_anew = arguments[2] == advice.MADV_GUARD_INSTALL
+        return Moments(_advised(op.name, arguments[2], page, faults), (), begins_anew)
     if op.name == "uffd_unregister":
         return Moments((Op("uffd_writeprotect", (page, PAGE_SIZE, 0)),), ())
     if op.name in _FILLED:

@@ -150,6 +150,9 @@ class _Orders:
                 self._return(places, tried, thread)
             else:
                 self._whole(places, thread)
+                if place.known and self.moments[thread][place.at].begins_anew:
+                    again = place._replace(known=())
+                    self._go_on((*places[:thread], again, *places[thread + 1 :]), tried)
         for thread, place in under_way:
             parts = self.moments[thread][place.at]
             for part in parts.after if place.done else parts.before:
