@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from test_oracle import WINDOW, needs_kernel
 
+from zaplock import advice
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines import sequential
 from zaplock.engines.sequential import LockCall
@@ -111,6 +112,22 @@ def test_the_kernels_own_faults_take_the_mmap_lock(bench: Bench, call: Op) -> No
     found = lock_sequences.compare(bench.real, model, [sequence])
     assert found.operations == len(sequence)
     assert not found.differences, found.differences
+
+
+@needs_kernel
+def test_a_cold_page_that_a_fork_has_shared_is_read_where_it_is(bench: Bench) -> None:
+    """MADV_COLD leaves it on a CPU's list, which would hold it: it would be copied, and clean."""
+    cold = advice.MADV_COLD
+    sequence = (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x22, 0, 0)),
+        Op("process_vm_writev", (WINDOW, 4 * PAGE)),
+        Op("process_vm_writev", (WINDOW + PAGE, 2 * PAGE)),  # so it is active
+        Op("fork", ()),
+        Op("madvise", (WINDOW + 2 * PAGE, PAGE, cold)),
+        Op("process_vm_readv", (WINDOW, 4 * PAGE)),
+    )
+    model = ModelSide(bench.real.environment)
+    assert first_divergence(sequence, bench.real.run(sequence), model.run(sequence)) is None
 
 
 CHARGED = (

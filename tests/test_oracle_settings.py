@@ -287,3 +287,26 @@ def test_root_in_a_container_is_not_told_to_be_root(theme: str) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "run it as root outside of any container" in done.stderr
+
+
+KDAMOND = next(Path("/sys/kernel/mm/damon/admin/kdamonds").glob("*/pid"), None)
+
+
+@needs_kernel
+@pytest.mark.skipif(KDAMOND is None, reason="needs a thread of DAMON's")
+def test_who_reads_of_damon_at_the_same_time_disturbs_no_look(bench: Bench) -> None:
+    """Its files refuse whoever reads while another one does."""
+    assert KDAMOND is not None
+    code = (
+        f"import os\nfile = os.open({str(KDAMOND)!r}, os.O_RDONLY)\nprint(flush=True)\n"
+        "while True:\n try: os.pread(file, 64, 0)\n except OSError: pass"
+    )
+    watch = bench.real.surroundings(())
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as reader:
+        try:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            looks = [watch.look().counters for _ in range(300)]
+        finally:
+            reader.kill()
+    assert len({frozenset(look) for look in looks}) == 1

@@ -252,6 +252,11 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
     )
 
 
+def lists_pages(sequence: Many[Op]) -> bool:
+    """Return whether MADV_COLD puts pages on a CPU's list, which holds them for a while."""
+    return any(advice_of(op) == advice.MADV_COLD for op in sequence)
+
+
 def makes_huge(op: Op) -> bool:
     """Return whether there may be huge pages after an operation."""
     return advice_of(op) in _MAKES_HUGE

@@ -78,7 +78,8 @@ on it or something has it done, so which page is copied would be a matter of tim
 def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
     references = ops.shows_references(sequence)
-    if look is not OBSERVING or not (references or ops.shows_lazyfree(sequence)):
+    listed = references or ops.shows_lazyfree(sequence) or ops.lists_pages(sequence)
+    if look is not OBSERVING or not listed:
         names = names._replace(cpu=-1)
     build_into = Builder()
     if look is OBSERVING and references:

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Collection, Iterable, Sequence
+from errno import EBUSY
 from pathlib import Path
 from typing import NamedTuple
 
+from zaplock.errors import UserError
 from zaplock.oracle import ksm
 from zaplock.oracle.huge_pool import POOLS, pool_of
 from zaplock.oracle.machine_settings import (
@@ -46,11 +49,12 @@ _charge, and only its own members notice."""
 _PLENTY = 64  # huge pages, more than a sequence uses: other jobs of a run may have the rest
 _POOLED = {"hugetlb", "gigantic", "hugetlbfs"}
 _SWAPS = Path("/proc/swaps")
-_KDAMONDS = (
+_KDAMOND_FILES = (
     ("/sys/kernel/mm/damon/admin/kdamonds", "*/pid"),
     ("/sys/module", "damon_*/parameters/kdamond_pid"),
 )
 """Where DAMON tells its threads: by sysfs, and of its modules (reclaim, lru_sort)."""
+_BUSY_TRIES = 1000
 _MADE = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed")
 """How many huge pages khugepaged has made: MADV_COLLAPSE does not count there (khugepaged.c)."""
 _LEAST_SWAP_KB = 32 << 10
@@ -188,9 +192,7 @@ class MachineWatch:
             counters[name] = str(int(told.get(name, 0)) - refused)
         if _MADE.exists():  # a kernel may be built without huge pages
             counters["khugepaged/pages_collapsed"] = _MADE.read_text()
-        pids = {file.read_text().strip() for where, file_name in _KDAMONDS
-                for file in Path(where).glob(file_name)}  # fmt: skip
-        for pid in pids:
+        for pid in _kdamonds():
             name = f"{_KDAMOND}{pid}"
             if slices := _slices(name):
                 counters[name] = slices
@@ -198,6 +200,24 @@ class MachineWatch:
 
 
 _KDAMOND = "kdamond "
+
+
+def _kdamonds() -> set[str]:
+    """Name DAMON's threads: -1 is none."""
+    files = (file for where, name in _KDAMOND_FILES for file in Path(where).glob(name))
+    return {pid for pid in map(_told, files) if pid}
+
+
+def _told(file: Path) -> str:
+    """Read a file of DAMON's, which refuses whoever reads while another one does (EBUSY)."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            return file.read_text().strip()
+        except OSError as error:
+            if error.errno != EBUSY:  # it has gone
+                return ""
+        time.sleep(0.001)
+    raise UserError(f"{file} is busy all the time: end what reads it, or DAMON itself")
 
 
 def _slices(name: str) -> str:
