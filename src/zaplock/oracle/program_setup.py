@@ -48,8 +48,9 @@ class ProgramNames(NamedTuple):
     `filled`: the name of the descriptor by which the read-only file is filled; `filled_group`: the
     file by which a process joins the group of `fill_group`. `cpu`: where a sequence runs whose
     lazily free or used pages are counted, or that has cold ones, since each CPU has lists of its
-    own of pages to work off; -1: none are. `settling_ns`: where there is swap, how long a paging out waits before each of its
-    repetitions, since pages go on being written after MADV_PAGEOUT has returned.
+    own of pages to work off; -1: none are. `settling_ns`: where there is swap, how long a paging
+    out waits before each of its repetitions, since pages go on being written after MADV_PAGEOUT has
+    returned.
     """
 
     files: tuple[int, ...]
