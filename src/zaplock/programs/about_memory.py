@@ -9,15 +9,18 @@ from zaplock.model import flags as f
 from zaplock.model.mm import LIMITED_TASK_SIZE, NARROW_TASK_SIZE
 from zaplock.programs.arguments import numbers
 from zaplock.programs.calls import CALLS
-from zaplock.programs.limits import LIMITS
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
 from zaplock.programs.spaces import OF_32_BITS, is_of_monitor
-from zaplock.programs.text import ADDR_LIMIT_3GB, CONSTANTS, READ_IMPLIES_EXEC, number
+from zaplock.programs.text import (
+    ADDR_LIMIT_3GB,
+    CONSTANTS,
+    LIMITS,
+    READ_IMPLIES_EXEC,
+    number,
+)
 
-UNMODELLED = {
-    "map_shadow_stack", "uselib", *OF_32_BITS,
-}  # fmt: skip
+UNMODELLED = {"map_shadow_stack", "uselib", *OF_32_BITS}
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
 _PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
@@ -44,8 +47,7 @@ def is_about_memory(call: TracedCall) -> bool:
     return call.name in CALLS or call.name in UNMODELLED
 
 
-MAPS_VDSO = (0x2001, 0x2002, 0x2003)
-"""ARCH_MAP_VDSO_X32, _32 and _64."""
+MAPS_VDSO = tuple(CONSTANTS[f"ARCH_MAP_VDSO_{kind}"] for kind in ("X32", "32", "64"))
 
 _ASKS = 0xFFFF_FFFF
 """What personality is given to change nothing; all above its 32 bits is cut off."""

@@ -33,11 +33,9 @@ class IpcNamespaces:
         self.new: set[Name] = set()
         self._makers: set[int] = set()
         self._names: dict[str, Name] = {}
-        self._tells = any(note.kind == "ipc" for note in recording.notes)
-        self._first: Name = FIRST
         notes = [note for note in recording.notes if note.kind == "ipc"]
-        if notes:
-            self._first = str(notes[0].value)
+        self._tells = bool(notes)
+        self._first: Name = str(notes[0].value) if notes else FIRST
         events: list[TracedCall | Note] = [*recording.calls, *notes]
         for event in sorted(events, key=_when):
             if isinstance(event, Note):
@@ -92,7 +90,7 @@ class IpcNamespaces:
         kinds = known_flags(call.arguments[1]) if len(call.arguments) > 1 else 0
         if path.startswith("ipc:["):
             self._changes[call.pid].append((call.end, path))
-        elif kinds & _NEW_IPC or (not kinds and not _OTHER.intersection((path.split(":")[0],))):
+        elif kinds & _NEW_IPC or (not kinds and path.split(":")[0] not in _OTHER):
             self._changes[call.pid].append((call.end, None))
 
 

@@ -16,11 +16,11 @@ from zaplock.model import flags as f
 from zaplock.programs.arguments import NotRecorded, numbers
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import number
+from zaplock.programs.text import CONSTANTS, number
 from zaplock.protocols import mprotect
 
 _MOST = 16
-_RIGHTS = 3
+_RIGHTS = CONSTANTS["PKEY_DISABLE_ACCESS"] | CONSTANTS["PKEY_DISABLE_WRITE"]
 _WORD = 0xFFFF_FFFF
 _ASKED = "a key was asked for"
 

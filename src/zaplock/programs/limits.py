@@ -14,12 +14,11 @@ from zaplock.model import flags as f
 from zaplock.programs.arguments import NotRecorded
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import CONSTANTS, field, number
+from zaplock.programs.text import CONSTANTS, LIMITS, field, number
 
-_RLIMITS = {2: "rlimit_data", 3: "rlimit_stack", 8: "rlimit_memlock", 9: "rlimit_as"}
-LIMITS = frozenset(_RLIMITS)
+_RLIMITS = {resource: f"rlimit_{name}" for resource, name in LIMITS.items()}
 MACHINES = ("mappings", "memory", "huge_pages", "lowest")
-_STACK = 3
+_STACK = CONSTANTS["RLIMIT_STACK"]
 
 
 def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> None:

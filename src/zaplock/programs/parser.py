@@ -7,13 +7,13 @@ a recorder's (`zaplock oracle --trace` writes them, see `notes`):
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
     # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
-    # limit: NAME BYTES        as, data, memlock, stack (AS_hard); mappings, memory, huge_pages,
+    # limit: NAME BYTES        as, data, memlock, stack (NAME_hard); mappings, memory, huge_pages,
                                lowest, keys
     # capable: NAME yes|no     ipc_lock, sys_rawio, sys_resource; read_implies_exec, bottom_up
     # file: DESCRIPTOR ...     how what is about to be mapped was opened, its inode, seals, pages
     # length: ADDRESS BYTES    the length of the file that is mapped there ("unknown", too)
-    # copied: START-END yes|no  whether a fork has copied a driver's mapping
-    # ipc: NUMBER            its IPC namespace, from here on
+    # copied: START-END yes|no whether a fork has copied a driver's mapping
+    # ipc: NUMBER              its IPC namespace, from here on
     # segment: ID BYTES PAGE   how long a segment of shared memory is, and its huge pages (0: none)
     # untold: WHY              what the process does from here on is not in the recording
     # widths: 32 64            it has the calls of 32-bit programs, too
