@@ -110,8 +110,8 @@ def area_of_pages(
     aligns: str,
 ) -> int:
     """Return where a mapping of small pages goes, at the hint or in a gap."""
-    limits = space.limits
-    if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns, limits.is_narrow):
+    is_narrow = space.limits.is_narrow
+    if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns, is_narrow):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
             return address

@@ -237,10 +237,10 @@ def fault_range(
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`; and whether all was there before.
-    `splits_zero`: the huge zero page is
-    mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
-    which all is mapped. `page_first`: of huge pages, see `own_huge_page`. `pinned_from`: the
-    address from which on the call pins pages, or NOT_PINNED; then `keeps_large`: see `Pinning`.
+    `splits_zero`: the huge zero page is mapped by small entries first. `copies`: see
+    `large_to_copy`. `alone`: the one page, around which all is mapped. `page_first`: of huge pages,
+    see `own_huge_page`. `pinned_from`: the address from which on the call pins pages, or
+    NOT_PINNED; then `keeps_large`: see `Pinning`.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
@@ -257,11 +257,8 @@ def fault_range(
             if not (error or knows or soil_huge_entry(m, m.mm(vma.mm), vpn)):
                 mark_dirty(m, vma, vpn)
             if error or tells:
-                return (
-                    error,
-                    vpn << PAGE_SHIFT,
-                    False,
-                )  # who tells looks once more, and touches it then
+                # Who tells looks once more, and touches it then.
+                return error, vpn << PAGE_SHIFT, False
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high, was_there
     private = not vma.flags & VM_SHARED and not vma.anon_vma

@@ -128,7 +128,7 @@ UFFDIO_DONTWAKE, UFFDIO_WP = 1, 2
 
 
 async def uffdio_copy_page(cx: Cx, start: int, tag: int, mode: int) -> int:
-    """UFFDIO_COPY of a page that holds `tag`, as of 6.9; 0 or an errno."""
+    """UFFDIO_COPY of a page that holds `tag`; 0 or an errno."""
     return await _fill_range(cx, start, PAGE_SIZE, mode, UFFDIO_WP, Fill("copy", tag))
 
 

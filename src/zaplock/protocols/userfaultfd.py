@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING, Any
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_UFFD_FLAGS,
-    VM_UFFD_MISSING,
     VM_UFFD_WP,
 )
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.vma import (
     change,
-    lookup,
     overlapping,
     vma_of,
 )
-from zaplock.protocols.uffd_fill import Fill, fill_page, uffdio_copy_page
+from zaplock.protocols.uffd_fill import uffdio_copy_page
 from zaplock.protocols.uffd_range import is_range, uffd_wp_range
 
 if TYPE_CHECKING:
@@ -146,38 +144,12 @@ async def monitor(cx: Cx, context: int, tag: int, nr_events: int) -> int:
     for _ in range(nr_events):
         event = await next_event(context)
         if event[0] == "fault":
-            await answer(cx, event[1], tag)
+            await uffdio_copy_page(cx, event[1], tag, 0)
             await wake_fault(context, event[1], event[2])
         elif event[0] == "unmap":
             unmaps += 1
     await close_monitor(context)
     return unmaps
-
-
-async def answer(cx: Cx, address: int, tag: int) -> int:
-    """Put a page that holds `tag` at an address (UFFDIO_COPY): 0 or a negative errno.
-
-    Before 6.9 this is one hold of the mmap_lock for read, and what is watched has an anon_vma.
-    """
-    if cx.design.uffd_prepares_first:
-        return await uffdio_copy_page(cx, address, tag, 0)
-    await down_read(cx.mmap_lock)
-    result = await mcopy_atomic(cx.mm, address, tag)
-    await up_read(cx.mmap_lock)
-    return result
-
-
-@step
-def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
-    """Find the registered VMA and map a filled page: 0, -ENOENT or -EEXIST."""
-    space = m.mm(mm)
-    handle = lookup(m, space, address)
-    if not handle:
-        return -ENOENT
-    vma = vma_of(m, task, handle)
-    if vma.start > address or not vma.flags & VM_UFFD_MISSING:
-        return -ENOENT
-    return fill_page(m, task, vma, address >> PAGE_SHIFT, Fill("copy", tag))
 
 
 UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE = 1, 2
