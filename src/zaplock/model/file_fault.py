@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.anonymous_fault import map_new
 from zaplock.model.dirty import soil_file
-from zaplock.model.fault_results import ALONE, MAJOR, ask_monitor
+from zaplock.model.fault_results import ALONE, MAJOR, PUNCHED, ask_monitor
+from zaplock.model.file_changes import joins_waiters
 from zaplock.model.files import fill_cache
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -42,11 +43,16 @@ _PAGE_BY_PAGE = VM_HUGETLB | VM_PFNMAP | VM_UFFD_MISSING | VM_UFFD_MINOR | VM_UF
 
 
 def map_file_page(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
-    """Map a page of a VMA's file, and all of its folio if it can: 0, a signal, USERFAULT, MAJOR."""
+    """Map a page of a VMA's file, and all of its folio if it can.
+
+    Returns 0, a signal, USERFAULT, MAJOR or PUNCHED.
+    """
     pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
     file = m.files[vma.file]
     if file.kind == "device":
         return -SIGBUS
+    if file.kind == "shmem" and joins_waiters(m, task, vma.file, pgoff):
+        return PUNCHED
     shared = bool(vma.flags & VM_SHARED)
     if pgoff << PAGE_SHIFT >= file.size:
         return -SIGBUS
@@ -178,7 +184,7 @@ def populate_file_run(m: Machine, task: Task, vma: Vma, first: int, last: int, w
     last = min(last, -(-file.size >> PAGE_SHIFT) - shift)
     near, far = max(0, first + shift - FAULT_AROUND_PAGES), last + shift + FAULT_AROUND_PAGES
     comes_at_once = file.kind in ("shmem", "disk") and not (file.read_ns or file.served)
-    comes_at_once = comes_at_once and not makes_folios(m, vma.file)
+    comes_at_once = comes_at_once and not (makes_folios(m, vma.file) or vma.file in m.file_changes)
     is_new = not m.page_cache(vma.file).any_in(near, far) and not space.ptes.any_in(first, last)
     if last - first < 2 or not comes_at_once or not is_new:
         return first

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
+from zaplock.model.file_changes import FileChange
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
 from zaplock.model.huge_pool import Subpool
@@ -123,6 +124,7 @@ class Machine:
         # it was answered; and who waits for which page.
         self.reads: Cells[tuple[int, int], tuple[int, bool]] = Cells(self.store, "reads")
         self.waits_for_io: Cells[int, tuple[int, int]] = Cells(self.store, "waits_for_io")
+        self.file_changes: Cells[int, FileChange] = Cells(self.store, "file_changes")  # by file
         # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
         self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 

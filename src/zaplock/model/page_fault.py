@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 def fault_page(
     m: Machine, task: Task, vma: Vma, address: int, write: bool, alone: bool = False
 ) -> int | PageCopy:
-    """Make `address` accessible; 0, a signal, USERFAULT, MAJOR, ALONE or what to copy first.
+    """Make `address` accessible; 0, a signal, another result of faults, or what to copy first.
 
     alone: go on after ALONE.
     """

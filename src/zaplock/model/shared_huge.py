@@ -173,7 +173,10 @@ def unmap_pages(m: Machine, task: Task, file: int, first: int, last: int) -> Non
 
 
 def mappings(m: Machine, task: Task, file: int, first: int, last: int) -> list[tuple[Mm, int, int]]:
-    """List where VMAs have pages [first, last) of a file: address space and virtual pages."""
+    """List where VMAs have pages [first, last) of a file: address space and virtual pages.
+
+    Where a VMA's page tables were cut out is somebody else by now (protocols.cut_munmap).
+    """
     from zaplock.model.vma import vma_of
 
     found = []
@@ -182,7 +185,7 @@ def mappings(m: Machine, task: Task, file: int, first: int, last: int) -> list[t
         shift = (vma.start >> PAGE_SHIFT) - vma.pgoff
         low = max(first + shift, vma.start >> PAGE_SHIFT)
         high = min(last + shift, vma.end >> PAGE_SHIFT)
-        if low < high:
+        if low < high and not vma.cut:
             found.append((m.mm(vma.mm), low, high))
     return found
 

@@ -6,13 +6,10 @@ of them, and a read passes over them as over a hole. They are dirty at once. A s
 fills them. Beyond the end of the file, where FALLOC_FL_KEEP_SIZE leaves that, they stay there also
 when folios are cut.
 
-A hole unmaps the pages that lie in it whole; one that ends in the file's first page unmaps all
-behind that, too (the end of what is to be unmapped is below zero then).
-
 Sources (6.18): fs/open.c vfs_fallocate; mm/shmem.c (shmem_fallocate, shmem_get_folio_gfp); of huge
-pages see protocols.huge_files. Not covered: RLIMIT_FSIZE; a signal in the middle, which ends it;
-memory that is short, where what was made is taken back; FALLOC_FL_WRITE_ZEROES of a file that is
-open for reading only (6.17); files on a disk.
+pages see protocols.huge_files, of holes protocols.punch. Not covered: RLIMIT_FSIZE; a signal in the
+middle, which ends it; memory that is short, where what was made is taken back;
+FALLOC_FL_WRITE_ZEROES of a file that is open for reading only (6.17); files on a disk.
 """
 
 from __future__ import annotations
@@ -20,14 +17,14 @@ from __future__ import annotations
 from errno import EBADF, EFBIG, EINVAL, ENODEV, ENOSPC, EOPNOTSUPP, EPERM
 from typing import TYPE_CHECKING
 
+from zaplock.model.file_changes import once_unlocked
 from zaplock.model.files import END_OF_FILES, SEAL_GROW
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.shared_folios import fill_range
 from zaplock.model.step import Task, step
 from zaplock.model.vma import change
-from zaplock.protocols.huge_files import fill_huge, huge_size_of_file, punch_huge_hole
-from zaplock.protocols.rmap import punch_hole
-from zaplock.protocols.seals import sealed_against
+from zaplock.protocols.huge_files import fill_huge
+from zaplock.protocols.punch import punch_hole
 from zaplock.system_calls import as_int
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> i
         return -EINVAL
     if error := refused_mode(mode, EINVAL if cx.design.fallocate_mixes == "EINVAL" else EOPNOTSUPP):
         return error
-    kind, writable = await kind_of(file)
+    kind, writable, huge_size = await kind_of(file)
     if not writable:
         return -EBADF
     if kind == "zero":
@@ -59,14 +56,9 @@ async def fallocate(cx: Cx, file: int, mode: int, offset: int, length: int) -> i
         return -EOPNOTSUPP
     if not mode & PUNCH_HOLE:
         fill = fill_huge if kind == "hugetlb" else fill_memory
-        return await fill(file, offset, end, bool(mode & KEEP_SIZE))
-    if await sealed_against(file, 0):
-        return -EPERM
-    if kind == "hugetlb":
-        await punch_huge_hole(cx, file, await huge_size_of_file(file), offset, end)
-    else:
-        await punch_hole(cx, file, offset, end)
-    return 0
+        filled = once_unlocked(fill, file, offset, end, bool(mode & KEEP_SIZE))
+        return await filled
+    return await punch_hole(cx, file, offset, end, huge_size)
 
 
 def refused_mode(mode: int, mixed: int) -> int:
@@ -84,10 +76,10 @@ def refused_mode(mode: int, mixed: int) -> int:
 
 
 @step
-def kind_of(m: Machine, _task: Task, file: int) -> tuple[str, bool]:
-    """Return what kind of file one is, and whether it was opened for writing."""
+def kind_of(m: Machine, _task: Task, file: int) -> tuple[str, bool, int]:
+    """Return a file's kind, whether it is open for writing, and how large its huge pages are."""
     backing = m.files[file]
-    return backing.kind, backing.writable
+    return backing.kind, backing.writable, backing.huge_size if backing.kind == "hugetlb" else 0
 
 
 @step

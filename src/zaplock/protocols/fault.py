@@ -5,6 +5,9 @@ locked where that suffices (`page_fault_vma_lock`), and the mmap_lock is the way
 VMA found or a writer has it, a stack that has to grow. A first fault that needs an anon_vma tries
 to get the mmap_lock for read beside the VMA's.
 
+Who has to wait for a file, for a page of it or for a hole that is punched, lets go of its lock and
+takes the fault again under the mmap_lock; if it has to wait then once more, it does so in the hold.
+
 Sources: arch/x86/mm/fault.c do_user_addr_fault, mm/memory.c handle_mm_fault; per-VMA locks
 0bff0aaea03e (6.4); growth under write 8d7071af8907 (6.5, and 6.1.37 by backport).
 """
@@ -16,7 +19,8 @@ from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
 from zaplock.model.anonymous_fault import huge_range
-from zaplock.model.fault_results import ALONE, MAJOR, USERFAULT
+from zaplock.model.fault_results import ALONE, FILE_WAITS, MAJOR, PUNCHED, USERFAULT
+from zaplock.model.file_changes import punch_is_over
 from zaplock.model.file_fault import map_around, maps_around
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -41,6 +45,7 @@ from zaplock.model.rwsem import (
     down_read_killable,
     down_read_trylock,
     down_write_killable,
+    up_read,
 )
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
@@ -82,8 +87,11 @@ RETRY = 2
 """Result of a fault that has to be taken again from the access on."""
 
 
-async def page_fault_mmap_lock(cx: Cx, address: int, write: bool) -> int:
-    """Handle a fault under the mmap_lock; 0, -SIGSEGV, -SIGBUS or RETRY."""
+async def page_fault_mmap_lock(cx: Cx, address: int, write: bool, tried: bool = False) -> int:
+    """Handle a fault under the mmap_lock; 0, -SIGSEGV, -SIGBUS or RETRY.
+
+    tried: it has let go of the mmap_lock before, to wait for its file (FAULT_FLAG_TRIED).
+    """
     waits = down_read_killable if cx.design.fault_killable else down_read
     if await waits(cx.mmap_lock):
         return -SIGSEGV  # killed: the signal that is pending counts, not this one
@@ -92,34 +100,58 @@ async def page_fault_mmap_lock(cx: Cx, address: int, write: bool) -> int:
     if vma is not None and address < vma.start:
         if vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "write":
             await mmap_read_unlock(cx)
-            return await fault_growing_stack(cx, address, write)
+            return await fault_growing_stack(cx, address, write, tried)
         if not vma.flags & VM_GROWSDOWN or await grow_stack(cx, handle, address):
             vma = None
-    return await fault_in(cx, handle, vma, address, write)
+    return await fault_in(cx, handle, vma, address, write, tried)
 
 
-async def fault_in(cx: Cx, handle: int, vma: Vma | None, address: int, write: bool) -> int:
+async def fault_in(
+    cx: Cx, handle: int, vma: Vma | None, address: int, write: bool, tried: bool
+) -> int:
     """Check the access and make the page accessible; ends the shared hold."""
     if vma is None or access_error(vma, write):
         await mmap_read_unlock(cx)
         return -SIGSEGV
-    result = await handle_mm_fault(cx, handle, vma, address, write)
+    fault = fault_in_hold if tried else handle_mm_fault
+    result = await fault(cx, handle, vma, address, write)
     await mmap_read_unlock(cx)
-    if await answered(cx, vma, address, result) == MAJOR:
-        return await page_fault_mmap_lock(cx, address, write)
+    if await answered(cx, vma, address, result) in FILE_WAITS:
+        return await page_fault_mmap_lock(cx, address, write, True)
     return RETRY if result == USERFAULT else result
 
 
+async def fault_in_hold(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> int:
+    """Handle a fault that waits for its file in the hold that its caller has, if it has to.
+
+    After a hole was punched it is over (VM_FAULT_NOPAGE), and the access comes again.
+    """
+    while (result := await handle_mm_fault(cx, handle, vma, address, write)) == MAJOR:
+        await wait_for_page(vma, address)
+    if result != PUNCHED:
+        return result
+    await punch_is_over(vma.file)
+    return 0
+
+
 async def answered(cx: Cx, vma: Vma, address: int, result: int) -> int:
-    """Wait, under no lock, for a monitor or a disk if a fault's result asks for that; return it."""
+    """Wait, under no lock, for a monitor or the file if a fault's result says so; return it."""
     if result == USERFAULT:
         await handle_userfault(cx, vma.uffd, address)
-    elif result == MAJOR:
-        await wait_for_page(vma, address)
+    elif result in FILE_WAITS:
+        await wait_for_file(vma, address, result)
     return result
 
 
-async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
+async def wait_for_file(vma: Vma, address: int, result: int) -> None:
+    """Wait for what a fault's result says that it has to have: MAJOR or PUNCHED."""
+    if result == PUNCHED:
+        await punch_is_over(vma.file)
+    else:
+        await wait_for_page(vma, address)
+
+
+async def fault_growing_stack(cx: Cx, address: int, write: bool, tried: bool = False) -> int:
     """Grow a stack under write, then go on under read (6.5 on: lock_mm_and_find_vma)."""
     if await down_write_killable(cx.mmap_lock):
         return -SIGSEGV
@@ -138,7 +170,7 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
             await mmap_write_unlock(cx)
             return -SIGSEGV
     await mmap_write_downgrade(cx)
-    return await fault_in(cx, handle, vma, address, write)
+    return await fault_in(cx, handle, vma, address, write, tried)
 
 
 async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
@@ -172,9 +204,9 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await wait_for_page(vma, address)
         result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
-    again_under_vma_lock = cx.design.major_fault == "vma"
-    if await answered(cx, vma, address, result) == MAJOR and not again_under_vma_lock:
-        return await page_fault_mmap_lock(cx, address, write)
+    await answered(cx, vma, address, result)
+    if result == PUNCHED or (result == MAJOR and cx.design.major_fault != "vma"):
+        return await page_fault_mmap_lock(cx, address, write, result == MAJOR)
     return RETRY if result in (USERFAULT, MAJOR) else result
 
 
@@ -209,7 +241,7 @@ def access_error(vma: Vma, write: bool) -> bool:
 async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> int:
     """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry.
 
-    Returns 0, a signal or -ENOMEM, negative, or USERFAULT.
+    Returns 0, a signal or -ENOMEM, negative, or USERFAULT, MAJOR or PUNCHED.
     """
     if await no_memory(cx):
         return -ENOMEM
@@ -384,25 +416,34 @@ def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
     return not beyond_memory(m, grow)
 
 
-async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
+async def fixup_user_fault(
+    cx: Cx, mm: int, address: int, write: bool, lets_go: bool = False
+) -> int:
     """Make a page accessible for the kernel, under a shared hold that the caller has.
 
-    Returns 0, -EFAULT or -ENOMEM. Stacks grow here too, where that is allowed under read. A page
-    that has to be read is waited for under the hold.
+    Returns 0, -EFAULT or -ENOMEM. Stacks grow here too, where that is allowed under read. Who has
+    to wait for the file does so in the hold; with `lets_go` the first time without it, and what is
+    mapped is looked for again.
     """
-    handle = await find_vma(mm, address)
-    if not handle:
-        return -EFAULT
-    vma = await read_vma(handle)
-    if address < vma.start:
-        grows = vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "read"
-        if not grows or await grow_stack(cx, handle, address):
+    while True:
+        handle = await find_vma(mm, address)
+        if not handle:
             return -EFAULT
-    if not vma.flags & (VM_WRITE if write else VM_READ):
-        return -EFAULT
-    while (result := await handle_mm_fault(cx, handle, vma, address, write)) == MAJOR:
-        await wait_for_page(vma, address)
-    return result if result in (0, -ENOMEM) else -EFAULT
+        vma = await read_vma(handle)
+        if address < vma.start:
+            grows = vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "read"
+            if not grows or await grow_stack(cx, handle, address):
+                return -EFAULT
+        if not vma.flags & (VM_WRITE if write else VM_READ):
+            return -EFAULT
+        fault = handle_mm_fault if lets_go else fault_in_hold
+        result = await fault(cx, handle, vma, address, write)
+        if result not in FILE_WAITS:
+            return result if result in (0, -ENOMEM) else -EFAULT
+        lets_go = False
+        await up_read(("mmap_lock", mm))
+        await wait_for_file(vma, address, result)
+        await down_read(("mmap_lock", mm))
 
 
 @step

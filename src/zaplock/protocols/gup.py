@@ -57,7 +57,7 @@ async def pin_locked(cx: Cx, mm: int, address: int, write: bool) -> int:
     long as it goes (__get_user_pages, retry).
     """
     while not (frame := await follow_page_mask(cx, mm, address, write)):
-        error = await fixup_user_fault(cx, mm, address, write)
+        error = await fixup_user_fault(cx, mm, address, write, True)
         if error:
             return error
     return frame

@@ -1,6 +1,6 @@
 """Files of huge pages: what fallocate does to them, and what their mount has left.
 
-Sources (6.18): fs/hugetlbfs/inode.c (hugetlbfs_fallocate, hugetlbfs_punch_hole, hugetlbfs_statfs).
+Sources (6.18): fs/hugetlbfs/inode.c (hugetlbfs_fallocate, hugetlbfs_statfs).
 """
 
 from __future__ import annotations
@@ -8,22 +8,14 @@ from __future__ import annotations
 from errno import ENOSPC, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import SEAL_GROW, zero_part
+from zaplock.model.files import SEAL_GROW
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.huge_fault import add_to_file
 from zaplock.model.step import Task, step
 from zaplock.model.vma import change
-from zaplock.protocols.rmap import punch_hole
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.protocols.design import Cx
-
-
-@step
-def huge_size_of_file(m: Machine, _task: Task, file: int) -> int:
-    """Return how many bytes a page of a file has."""
-    return m.files[file].huge_size
 
 
 @step
@@ -42,32 +34,6 @@ def fill_huge(m: Machine, task: Task, file: int, offset: int, end: int, keeps_si
     if not keeps_size and end > backing.size:
         m.files.put(file, change(backing, size=end))
     return 0
-
-
-async def punch_huge_hole(cx: Cx, file: int, size: int, first: int, last: int) -> None:
-    """Take the huge pages of `size` bytes out of a file that lie in [first, last), zero the rest.
-
-    What private mappings have there goes, too.
-    """
-    await zero_parts(file, first, last)
-    first, last = (first + size - 1) & -size, last & -size
-    if first < last:
-        await punch_hole(cx, file, first, last)
-
-
-@step
-def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
-    """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
-    size = m.files[file].huge_size
-    whole, end = (first + size - 1) & -size, last & -size
-    parts = [(first, min(last, whole))] if first < whole else []
-    parts += [(end, last)] if last > end and last > whole else []
-    for low, high in parts:
-        for edge in (low >> PAGE_SHIFT, high - 1 >> PAGE_SHIFT):
-            zero_part(m, file, edge, low, high)
-        between = -(-low >> PAGE_SHIFT), high >> PAGE_SHIFT
-        for start, stop, delta in m.page_cache(file).overlapping(*between):
-            m.content.clear(start + delta, stop + delta)
 
 
 @step

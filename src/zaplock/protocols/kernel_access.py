@@ -24,6 +24,7 @@ from errno import EFAULT, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.dirty import soil_file
+from zaplock.model.file_changes import begin_change, end_change, once_unlocked
 from zaplock.model.files import END_OF_FILES, cached_frame, set_file_size
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from zaplock.model.frames import TAG_SIZE, ZERO_PFN, read_frame, write_frame
@@ -134,6 +135,14 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
     length = min(length, MAX_RW_COUNT)
     if await takes_all(file):
         return length
+    await once_unlocked(begin_change, file)
+    result = await write_pages(cx, file, address, length, offset)
+    await end_change(file)
+    return result
+
+
+async def write_pages(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
+    """Copy user memory to a file whose lock is held: bytes or an errno."""
     done, halved = 0, 0
     while done < length:
         left = await left_of_piece(file, offset + done, cx.design.write_piece, halved)

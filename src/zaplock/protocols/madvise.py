@@ -43,7 +43,6 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
 from zaplock.protocols.guards import BEGINS_ANEW, MOST_BEGINNINGS, begins_anew, guard
-from zaplock.protocols.huge_files import punch_huge_hole
 from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
@@ -53,9 +52,8 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
+from zaplock.protocols.punch import punch_hole
 from zaplock.protocols.reclaim_advice import deactivate, mark_free, page_out
-from zaplock.protocols.rmap import punch_hole
-from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.zap_range import zap_page_range_single
 
 if TYPE_CHECKING:
@@ -332,12 +330,9 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     last = first + high - low
     await up_read(cx.mmap_lock)
     error = -EINVAL if first > MAX_OFFSET else -EFBIG if last > MAX_OFFSET else 0
-    if not error and await sealed_against(vma.file, 0):
-        error = -EPERM
-    if not error and vma.flags & VM_HUGETLB:
-        await punch_huge_hole(cx, vma.file, vma.huge_size, first, last)
-    elif not error:
-        await punch_hole(cx, vma.file, first, last)
+    if not error:
+        huge_size = vma.huge_size if vma.flags & VM_HUGETLB else 0
+        error = await punch_hole(cx, vma.file, first, last, huge_size)
     await down_read(cx.mmap_lock)
     return error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.fault_results import MAJOR, USERFAULT
+from zaplock.model.fault_results import FILE_WAITS, USERFAULT
 from zaplock.model.vma import find_vma, read_vma
 from zaplock.protocols.fault import (
     RETRY,
@@ -55,4 +55,4 @@ async def page_fault_zircon(cx: Cx, address: int, write: bool) -> int:
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
     await answered(cx, vma, address, result)
-    return RETRY if result in (USERFAULT, MAJOR) else result
+    return RETRY if result in (USERFAULT, *FILE_WAITS) else result

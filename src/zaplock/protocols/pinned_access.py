@@ -167,10 +167,11 @@ async def pin_pages(cx: Cx, first: int, start: int, end: int, write: bool) -> li
     pinned_from = first if write or cx.design.pins_unshare else NOT_PINNED
     step_length = (cx.grain << PAGE_SHIFT) or end - start
     frames: list[int] = []
-    at = start
+    at, tried = start, -1
     while at < end:
         until = min(end, at + step_length)
-        walked = await populate_in_hold(cx, at, until, write, pinned_from, False)
+        again = at == tried
+        walked = await populate_in_hold(cx, at, until, write, pinned_from, False, again)
         if walked.error and cx.grain:
             break
         while at < walked.at and (frame := await follow_page(cx.mm, at, write)):
@@ -179,7 +180,8 @@ async def pin_pages(cx: Cx, first: int, start: int, end: int, write: bool) -> li
         if walked.error or (at < walked.at and not cx.grain):
             break
         if walked.let_go:
-            await let_go_for_once(cx)
+            await let_go_for_once(cx, walked.punched)
+            tried = at
     return frames
 
 

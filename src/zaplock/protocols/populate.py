@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zaplock.model.anonymous_fault import meets_huge_pages
 from zaplock.model.dirty import follows_dirty
-from zaplock.model.fault_results import ALONE
+from zaplock.model.fault_results import ALONE, PUNCHED
+from zaplock.model.file_changes import punch_is_over
 from zaplock.model.flags import (
     EHWPOISON,
     PAGE_SHIFT,
@@ -70,7 +71,11 @@ async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int
             break
         low, high = max(at, vma.start), min(end, vma.end)
         if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
-            result = await populate_vma_page_range(cx, handle, vma, low, high)
+            result, came_to = await populate_vma_page_range(cx, handle, vma, low, high)
+            if result == PUNCHED:
+                await let_go_for_once(cx, vma.file)
+                result, at = 0, came_to
+                continue
             if result and strict:
                 break
         at = high
@@ -78,21 +83,24 @@ async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int
     return result if strict else 0
 
 
-async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> int:
+async def populate_vma_page_range(
+    cx: Cx, handle: int, vma: Vma, low: int, high: int
+) -> tuple[int, int]:
     """Fault in a part of a VMA, for writing where that is private and writable.
 
-    Any access that a VMA allows will do (FOLL_FORCE): one that only writes is read here.
+    Any access that a VMA allows will do (FOLL_FORCE): one that only writes is read here. Returns
+    what `populate_pages` does.
     """
     write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     if vma.flags & VM_LOCKONFAULT:
-        return 0
+        return 0, high
     if not vma.flags & VM_ACCESS_FLAGS:
-        return -EFAULT
-    error, _ = await populate_pages(cx, handle, vma, low, high, write)
-    return -EFAULT if error == -EHWPOISON else error
+        return -EFAULT, low
+    error, came_to = await populate_pages(cx, handle, vma, low, high, write)
+    return -EFAULT if error == -EHWPOISON else error, came_to
 
 
-_ERRNO = {-SIGBUS: -EFAULT, -SIGSEGV: -EFAULT, -EHWPOISON: -EHWPOISON}
+_ERRNO = {-SIGBUS: -EFAULT, -SIGSEGV: -EFAULT, -EHWPOISON: -EHWPOISON, PUNCHED: PUNCHED}
 """What populating calls say of a fault's outcome; of others -ENOMEM."""
 
 
@@ -115,9 +123,9 @@ async def populate_pages(
 
     looks_again: the caller does not look itself for what has gone meanwhile.
 
-    Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
-    write has made dirty, after which the mmap_lock is to be let go, since balance_dirty_pages may
-    take long (`dirty_fault_lets_go`).
+    Returns 0, -EFAULT, -EHWPOISON, -ENOMEM or PUNCHED, and how far it came: to `high`, or to a page
+    that a write has made dirty, after which the mmap_lock is to be let go, since
+    balance_dirty_pages may take long (`dirty_fault_lets_go`). So it is after PUNCHED.
     """
     if vma.ops == "secret":
         return -EFAULT, low
@@ -200,9 +208,11 @@ def _reaches(m: Machine, vma: Vma, first: int, last: int, write: bool) -> int:
     return min(at, last)
 
 
-async def let_go_for_once(cx: Cx) -> None:
-    """Give the shared hold up and take it again."""
+async def let_go_for_once(cx: Cx, punched: int = 0) -> None:
+    """Give the shared hold up and take it again, when the file `punched` has its hole if not 0."""
     await up_read(cx.mmap_lock)
+    if punched:
+        await punch_is_over(punched)
     await down_read(cx.mmap_lock)
 
 
@@ -235,8 +245,9 @@ def fault_range(
 ) -> tuple[int, int, bool]:
     """Fault in every page of [low, high).
 
-    Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
-    page of a shared file that it made dirty, else to `high`; and whether all was there before.
+    Returns 0, PUNCHED, or the first fault's signal, negative; and how far it came: with `stops` to
+    the first page of a shared file that it made dirty, to one that is being punched out, else to
+    `high`; and whether all was there before.
     `splits_zero`: the huge zero page is mapped by small entries first. `copies`: see
     `large_to_copy`. `alone`: the one page, around which all is mapped. `page_first`: of huge pages,
     see `own_huge_page`. `pinned_from`: the address from which on the call pins pages, or
@@ -280,6 +291,8 @@ def fault_range(
     mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
         soil_touched(m, m.mm(vma.mm), first, last, before, bool(error))
+    if error == PUNCHED:
+        return error, _reaches(m, vma, first, last, write) << PAGE_SHIFT, False
     return error, high, was_there
 
 
@@ -288,13 +301,15 @@ class Walked(NamedTuple):
 
     `let_go`: `populate_in_hold` leaves that to its caller, `populate_up_to` has done it. `at`: the
     end of the range, or of the part of it that is in the VMA in which a fault failed, or where the
-    VMA begins that can't be had at all (`refused`).
+    VMA begins that can't be had at all (`refused`). `punched`: the file whose hole is waited for
+    meanwhile, or 0.
     """
 
     error: int
     at: int
     let_go: bool
     refused: bool
+    punched: int = 0
 
 
 async def populate_in_hold(
@@ -304,11 +319,13 @@ async def populate_in_hold(
     write: bool,
     pinned_from: int = NOT_PINNED,
     looks_again: bool = True,
+    tried: bool = False,
 ) -> Walked:
     """Fault in [start, end) up to the first error, or to where the hold is to be let go once.
 
     `pinned_from`: pages are pinned, from this address on in all. `looks_again`: see
-    `populate_pages`.
+    `populate_pages`. `tried`: the hold was let go for the first page before, and is not again
+    (FOLL_TRIED).
     """
     at = start
     while at < end:
@@ -320,6 +337,11 @@ async def populate_in_hold(
             return Walked(-EINVAL, at, False, True)
         high = min(end, vma.end)
         error, at = await populate_pages(cx, handle, vma, at, high, write, pinned_from, looks_again)
+        if error == PUNCHED:
+            if not (tried and at == start):
+                return Walked(0, at, True, False, vma.file)
+            await punch_is_over(vma.file)
+            continue
         if error or at < high:
             return Walked(error, at, not error, False)
     return Walked(0, at, False, False)
@@ -332,23 +354,24 @@ async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
     """
     walked = await populate_in_hold(cx, start, end, write)
     let_go = walked.let_go
+    tried = not cx.design.populates_over_holes
     while walked.let_go:
-        await let_go_for_once(cx)
-        walked = await populate_in_hold(cx, walked.at, end, write)
+        await let_go_for_once(cx, walked.punched)
+        walked = await populate_in_hold(cx, walked.at, end, write, tried=tried)
     return walked._replace(let_go=let_go)
 
 
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
     """Fault in [start, end) as `populate_up_to`; return 0 or the error.
 
-    If the hold was let go, it is once more at the end, to tell the caller of it. So it is before a
-    VMA that can't be had, too, if pages before it could: only what can't be had at first is an
-    error (madvise_populate goes on where __get_user_pages_locked has come to).
+    If the hold was let go, it is once more at the end, to tell the caller of it, from 6.8 on. So it
+    is before a VMA that can't be had, too, if pages before it could: only what can't be had at
+    first is an error (madvise_populate goes on where __get_user_pages_locked has come to).
     """
     at = start
     while True:
         walked = await populate_up_to(cx, at, end, write)
-        if walked.let_go:
+        if walked.let_go and not cx.design.populates_over_holes:
             await let_go_for_once(cx)
         if not (walked.let_go and walked.refused and walked.at > at):
             return walked.error

@@ -94,7 +94,7 @@ async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     if await waits(lock):
         return -EINTR
     tag = await remote_page(cx, mm, address)
-    if tag < 0 and not await fixup_user_fault(cx, mm, address, False):
+    while tag < 0 and not await fixup_user_fault(cx, mm, address, False):
         tag = await remote_page(cx, mm, address)
     await up_read(lock)
     return tag

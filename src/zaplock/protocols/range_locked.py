@@ -17,7 +17,7 @@ from errno import EFAULT, EINTR, EINVAL, ENOMEM, EPERM
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.fault_results import ALONE, MAJOR, USERFAULT
+from zaplock.model.fault_results import ALONE, FILE_WAITS, USERFAULT
 from zaplock.model.flags import (
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -49,8 +49,8 @@ from zaplock.protocols.fault import (
     alloc_fault_tables,
     fault_entry,
     fault_growing_stack,
+    wait_for_file,
 )
-from zaplock.protocols.major_fault import wait_for_page
 from zaplock.protocols.mmap import do_mmap, find_place
 from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity
 from zaplock.protocols.populate import mm_populate
@@ -185,8 +185,8 @@ async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
     if result == USERFAULT and vma is not None:
         await handle_userfault(cx, vma.uffd, address)
         return RETRY
-    if result == MAJOR and vma is not None:
-        await wait_for_page(vma, address)
+    if result in FILE_WAITS and vma is not None:
+        await wait_for_file(vma, address, result)
         return RETRY
     return result
 
@@ -275,8 +275,8 @@ async def proc_cmdline_ranged(cx: Cx, mm: int) -> int:
     tag = await remote_slot(mm, address)
     if tag == -EFAULT:
         result, vma = await fault_in_slot(cx, mm, address, False)
-        while result == MAJOR and vma is not None:
-            await wait_for_page(vma, address)
+        while result in FILE_WAITS and vma is not None:
+            await wait_for_file(vma, address, result)
             result, vma = await fault_in_slot(cx, mm, address, False)
         tag = await remote_slot(mm, address)
     await give(cx, mm, low, low + PAGE_SIZE, write=False)

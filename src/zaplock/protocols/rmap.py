@@ -11,15 +11,15 @@ from __future__ import annotations
 from errno import EPERM
 from typing import TYPE_CHECKING
 
+from zaplock.model.file_changes import begin_change, end_change, once_unlocked
 from zaplock.model.files import (
     END_OF_FILES,
-    drop_range,
-    forget_fallocated,
+    FileCut,
     i_mmap_lock,
     set_file_size,
     truncate_pagecache,
 )
-from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, VM_UFFD_WP, page_align
+from zaplock.model.flags import PAGE_SHIFT, VM_UFFD_WP, page_align
 from zaplock.model.pagetable import REARM
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
@@ -44,35 +44,29 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
 
     Returns 0, or -EPERM where it is sealed against that.
     """
-    if await sealed_size(file, size):
+    cut = await once_unlocked(begin_cut, file, size)
+    if cut is None:
         return -EPERM
-    cut = await set_file_size(file, size)
     if cut.unmaps:
         await unmap_mapping_range(cx, file, page_align(size), END_OF_FILES)
     if cut.drops:
         await truncate_pagecache(file, size)
     if cut.unmaps:
         await unmap_mapping_range(cx, file, page_align(size), END_OF_FILES)
+    if cut.unmaps or cut.drops:
+        await end_change(file)
     return 0
 
 
-async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
-    """Take bytes [first, last) out of a file in memory; private copies of them stay.
-
-    What is in it whole is unmapped; where that ends in the first page, all behind it (see
-    protocols.fallocate).
-    """
-    low, high = page_align(first), last & PAGE_MASK or END_OF_FILES
-    if low < high:
-        await unmap_mapping_range(cx, file, low, high, (*MARKERS, "poison", "anon", "thp", "swap"))
-    await drop_cached(file, first, last)
-
-
 @step
-def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> None:
-    """Drop bytes [first, last) of a file from its page cache."""
-    forget_fallocated(m, file, first, last)
-    drop_range(m, task, file, first, last)
+def begin_cut(m: Machine, task: Task, file: int, size: int) -> FileCut | None:
+    """Change the size of a file unless it is sealed against that, and lock it to cut what goes."""
+    if sealed_size.run(m, task, file, size):
+        return None
+    cut = set_file_size.run(m, task, file, size)
+    if cut.unmaps or cut.drops:
+        begin_change.run(m, task, file)
+    return cut
 
 
 MARKERS = ("guard",)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model.file_changes import once_unlocked
 from zaplock.model.files import (
     SEAL_EXEC,
     SEAL_FUTURE_WRITE,
@@ -56,7 +57,9 @@ async def add_seals(cx: Cx, file: int, seals: int) -> int:
         return -EBADF
     seals = as_int(seals) if cx.design.seals_are_ints else seals
     known = ALL_SEALS if cx.design.seals_code else ALL_SEALS & ~SEAL_EXEC
-    return await seal_file(file, seals, known, cx.design.seal_exec_asks_writers)
+    asks = cx.design.seal_exec_asks_writers
+    sealed = once_unlocked(seal_file, file, seals, known, asks)
+    return await sealed
 
 
 @step
