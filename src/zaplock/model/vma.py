@@ -507,6 +507,20 @@ def merge_around(
     return handle
 
 
+def merges_around(m: Machine, task: Task, handle: int, untouched: bool) -> bool:
+    """Return whether `merge_around` merges a VMA with any neighbour."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    left, right = previous(space, vma.start), following(space, vma.end)
+    before, behind = (vma_of(m, task, one) if one else None for one in (left, right))
+    fits_left = before is not None and can_merge(m, before, vma)
+    fits_right = behind is not None and can_merge(m, vma, behind)
+    return bool(
+        (before and fits_left and (untouched or accepts(vma, before)))
+        or (behind and fits_right and (untouched or accepts(vma, behind)))
+    )
+
+
 def keep_mark(m: Machine, task: Task, handle: int, of: Vma) -> None:
     """Mark what has merged as soft-dirty if, and only if, one of its parts was."""
     vma = vma_of(m, task, handle)

@@ -64,6 +64,9 @@ def moments(op: Op, page: int) -> Moments:
         return Moments((Op(FAULT, (op.args[0], int(op.name == "store"))),), ())
     if op.name in POPULATING:
         return Moments((), faults)
+    if op.name == "pread":
+        alone = _page_by_page(op)
+        return Moments((*faults, *alone), faults) if covers(op, page) else Moments(alone, ())
     if not covers(op, page):
         return Moments((), ())
     arguments = [value for value in op.args if isinstance(value, int)]
@@ -74,13 +77,21 @@ def moments(op: Op, page: int) -> Moments:
         return Moments((Op("uffd_writeprotect", (page, PAGE_SIZE, 0)),), ())
     if op.name in _FILLED:
         return Moments((Op(op.name, (page, PAGE_SIZE, *arguments[2:])),), ())
-    if op.name == "pread":
-        file, start, _, offset = arguments
-        alone = Op("pread", (file, page, PAGE_SIZE, offset + page - start))
-        return Moments((*faults, alone), faults)
     if op.name in ("process_vm_readv", "process_vm_writev"):
         return Moments((*faults, Op(op.name, (page, PAGE_SIZE))), ())
     return Moments((), ())
+
+
+def _page_by_page(pread: Op) -> tuple[Op, ...]:
+    """Return the reads of single pages that one of several is.
+
+    Each matters for every page: what is read may be where an earlier one has been written to.
+    """
+    file, start, length, offset = (value for value in pread.args if isinstance(value, int))
+    return tuple(
+        Op("pread", (file, start + at, min(PAGE_SIZE, length - at), offset + at))
+        for at in range(0, length, PAGE_SIZE)
+    )
 
 
 def _advised(name: str, given: int, page: int, faults: tuple[Op, ...]) -> tuple[Op, ...]:

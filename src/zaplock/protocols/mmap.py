@@ -84,6 +84,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.placement import get_unmapped_area, huge_flags, huge_size_of
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.rmap_changes import RmapChange
 from zaplock.protocols.saved_vmas import close, save_vma
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
@@ -343,7 +344,7 @@ async def mmap_region(
             return error
     await start_write_merging(cx, handle, start, end)
     if cx.design.merges:
-        await finish_mmap(handle, cx.design.merges_anew or cx.design.tree == "rbtree")
+        await finish_file(file, handle, cx.design.merges_anew or cx.design.tree == "rbtree")
     else:
         await count_locked_mmap(handle)
     return start
@@ -508,6 +509,9 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     merged = handle if stacked else merge_around(m, task, handle, apart, new=True)
     become_mergeable(m, space, merged, vma.start, vma.end)
     return merged
+
+
+finish_file = RmapChange(finish_mmap)
 
 
 @step

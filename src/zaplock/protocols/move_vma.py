@@ -45,6 +45,7 @@ from zaplock.protocols.locking import start_write_merging, vma_start_write
 from zaplock.protocols.move_tables import move_back, move_page_tables, told_as_moved
 from zaplock.protocols.mremap_request import MremapResult, Request, populate_range
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area, huge_flags
+from zaplock.protocols.rmap_changes import RmapChange
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.split import cut_at
 from zaplock.protocols.teardown import read_counter, write_counter
@@ -136,7 +137,7 @@ async def move(
     counts = cx.design.counts_anonymous_apart
     mark: MergedMark = "any" if cx.design.merges_keep_mark else "neighbour"
     rules = parts, untouched, counts, mark, *(() if cx.design.counted_grow else (False,))
-    new = await copy_vma(handle, r.address, target, r.new_length, *rules)
+    new = await copy_of_file(vma.file, handle, r.address, target, r.new_length, *rules)
     length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
     told = length
     if huge and (length >= 1 << 31 or vma.huge_size == PUD_SIZE):
@@ -229,6 +230,9 @@ def copy_vma(
         copy = merge_around(m, task, copy, apart, untouched, mark=mark, unopened=counted_grow)
     forget_monitor(m, task, copy)
     return copy
+
+
+copy_of_file = RmapChange(copy_vma)
 
 
 def forget_monitor(m: Machine, task: Task, handle: int) -> None:

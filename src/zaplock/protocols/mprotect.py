@@ -60,6 +60,7 @@ from zaplock.model.vma import (
     keep_mark,
     lookup,
     merge_around,
+    merges_around,
     previous,
     read_vma,
     split,
@@ -77,6 +78,7 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.populate import populate_vma_page_range
+from zaplock.protocols.rmap_changes import RmapChange
 from zaplock.protocols.seals import seal_in_range
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.split import cut_at, cut_at_edges
@@ -297,7 +299,8 @@ async def modify_vma(
         mark = "own" if sets_all else "neighbour"
     rules = Joining(cx.design.merges_untouched, cx.design.counted_grow, knows_offset, mark)
     if cx.design.merges:
-        merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, rules)
+        part = (low, high, flags, uffd, anon_name, rules)
+        merged = await join_neighbour(vma.file, handle, *part)
         if merged:
             return merged
     if low > vma.start:
@@ -312,7 +315,7 @@ async def modify_vma(
     if not cx.design.merges or (low > vma.start and not knows_offset):
         return handle
     await start_write_merging(cx, handle, max(low, vma.start), min(high, vma.end))
-    return await merge(handle, rules.untouched, mark)
+    return await join_neighbours(vma.file, handle, rules.untouched, mark)
 
 
 class Joining(NamedTuple):
@@ -326,6 +329,43 @@ class Joining(NamedTuple):
     counted_grow: bool
     knows_offset: bool
     mark: MergedMark
+
+
+def neighbour_to_join(
+    m: Machine,
+    task: Task,
+    handle: int,
+    low: int,
+    high: int,
+    flags: int,
+    uffd: int,
+    anon_name: str,
+    rules: Joining,
+) -> tuple[int, Vma] | None:
+    """Return the neighbour that a changed part of a VMA goes over to, and the part; or None."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    if (low > vma.start) == (high < vma.end):
+        return None
+    pgoff = vma.pgoff_of(low) if rules.knows_offset else vma.pgoff
+    part = change(
+        vma, start=low, end=high, pgoff=pgoff, flags=flags, uffd=uffd, anon_name=anon_name
+    )
+    neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
+    if not neighbour:
+        return None
+    other = vma_of(m, task, neighbour)
+    pair = (other, part) if low == vma.start else (part, other)
+    if not (can_merge(m, *pair) or (rules.counted_grow and can_shift(m, *pair))):
+        return None
+    if not (rules.untouched or accepts(part, other)):
+        return None
+    return neighbour, part
+
+
+def goes_over(m: Machine, task: Task, handle: int, *part: Any) -> bool:
+    """Return whether `merge_with_neighbour` moves a border."""
+    return neighbour_to_join(m, task, handle, *part) is not None
 
 
 @step
@@ -344,23 +384,12 @@ def merge_with_neighbour(
 
     Only a part at one end of the VMA can go over; a whole VMA merges after its flags are set.
     """
-    vma = vma_of(m, task, handle)
+    found = neighbour_to_join(m, task, handle, low, high, flags, uffd, anon_name, rules)
+    if found is None:
+        return 0
+    neighbour, part = found
+    vma, other = vma_of(m, task, handle), vma_of(m, task, neighbour)
     space = m.mm(vma.mm)
-    if (low > vma.start) == (high < vma.end):
-        return 0
-    pgoff = vma.pgoff_of(low) if rules.knows_offset else vma.pgoff
-    part = change(
-        vma, start=low, end=high, pgoff=pgoff, flags=flags, uffd=uffd, anon_name=anon_name
-    )
-    neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
-    if not neighbour:
-        return 0
-    other = vma_of(m, task, neighbour)
-    pair = (other, part) if low == vma.start else (part, other)
-    if not (can_merge(m, *pair) or (rules.counted_grow and can_shift(m, *pair))):
-        return 0
-    if not (rules.untouched or accepts(part, other)):
-        return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part
     links = {
@@ -379,6 +408,9 @@ def merge_with_neighbour(
     return neighbour
 
 
+join_neighbour = RmapChange(merge_with_neighbour, goes_over)
+
+
 @step
 def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int, anon_name: str) -> None:
     """Set the flags, the userfaultfd context and the name of a VMA in the tree."""
@@ -392,6 +424,11 @@ def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int, anon_n
 def merge(m: Machine, task: Task, handle: int, untouched: bool, mark: MergedMark) -> int:
     """Merge a VMA with its neighbours where it can be; return what it is now."""
     return merge_around(m, task, handle, 0, untouched, mark=mark)
+
+
+join_neighbours = RmapChange(
+    merge, lambda m, task, handle, untouched, _mark: merges_around(m, task, handle, untouched)
+)
 
 
 @step

@@ -72,6 +72,7 @@ from zaplock.protocols.mremap_request import (
     populate_range,
 )
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.rmap_changes import RmapChange
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
@@ -285,7 +286,8 @@ async def expand_vma(
         return MremapResult(-ENOMEM)
     untouched = cx.design.merges_untouched
     keeps_mark = cx.design.merges_keep_mark
-    grown = await expand(handle, r.address, r.old_length, r.new_length, untouched, keeps_mark)
+    room = (r.address, r.old_length, r.new_length, untouched, keeps_mark)
+    grown = await expand_file(vma.file, handle, *room)
     if grown < 0:
         return MremapResult(grown)
     if grown:
@@ -307,13 +309,10 @@ def expand(
     keeps_mark: bool,
 ) -> int:
     """Move the end of a VMA on: 1, 0 where there is no room, -ENOMEM where it can't be charged."""
+    if not has_room(m, task, handle, address, old_length, new_length):
+        return 0
     vma = vma_of(m, task, handle)
-    space = m.mm(vma.mm)
-    new_end = address + new_length
-    if address + old_length != vma.end or new_end > space.limits.task_size:
-        return 0
-    if overlapping(m, space, vma.end, new_end) or tombstones_over(space, vma.end, new_end):
-        return 0
+    space, new_end = m.mm(vma.mm), address + new_length
     pages = new_end - vma.end >> PAGE_SHIFT
     if vma.flags & VM_ACCOUNT and commit(m, pages):
         return -ENOMEM
@@ -323,6 +322,27 @@ def expand(
     write_vma(m, handle, change(vma, end=new_end))
     merge_with_next(m, task, handle, untouched, keeps_mark)
     return 1
+
+
+def has_room(
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    old_length: int,
+    new_length: int,
+    *_rules: bool,
+) -> bool:
+    """Return whether there is room behind a VMA for its end to move on."""
+    vma = vma_of(m, task, handle)
+    space, new_end = m.mm(vma.mm), address + new_length
+    if address + old_length != vma.end or new_end > space.limits.task_size:
+        return False
+    taken = overlapping(m, space, vma.end, new_end) or tombstones_over(space, vma.end, new_end)
+    return not taken
+
+
+expand_file = RmapChange(expand, has_room)
 
 
 def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool, keeps_mark: bool) -> None:

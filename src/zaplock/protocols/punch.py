@@ -1,9 +1,10 @@
 """Holes in files: MADV_REMOVE and fallocate take pages out of a file in memory or of huge pages.
 
 Under the file's lock what lies in the hole whole is unmapped; private copies of it stay, as far as
-they are of small pages. Then its pages are dropped one after another. Faults that have to have one
-of them wait meanwhile (model.file_changes), but what is still in the page cache may be mapped
-around another fault's page, and is unmapped once more when it goes (truncate_cleanup_folio).
+they are of small pages. Then its pages are dropped one after another, twice: whoever fills pages
+for a userfaultfd may have put others there meanwhile. Faults that have to have one of them wait
+(model.file_changes), but what is still in the page cache may be mapped around another fault's page,
+and is unmapped once more when it goes (truncate_cleanup_folio).
 
 A hole that ends in the file's first page unmaps all behind that, too (the end of what is to be
 unmapped is below zero then).
@@ -48,8 +49,11 @@ async def punch_hole(cx: Cx, file: int, first: int, last: int, huge_size: int = 
         last = high = last & -huge_size
     if low < high:
         await unmap_mapping_range(cx, file, low, high, _STAY)
-    while first < last:
-        first = await drop_next(file, first, last, cx.grain == 1 and not huge_size)
+    page_by_page = cx.grain == 1 and not huge_size
+    for _ in range(2 if page_by_page else 1):
+        at = first
+        while at < last:
+            at = await drop_next(file, at, last, page_by_page)
     await end_change(file)
     return 0
 

@@ -34,7 +34,6 @@ from zaplock.model.vma import (
     change,
     find_vma,
     find_vmas,
-    lookup,
     merge_around,
     read_vma,
     vma_of,
@@ -49,6 +48,7 @@ from zaplock.protocols.mempolicy import EVERY_POLICY
 from zaplock.protocols.mmap import do_mmap
 from zaplock.protocols.placement import huge_flags
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.rmap_changes import RmapChange
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -80,7 +80,8 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
             cx, start, size, prot_of(vma), flags_of(vma, flags), vma.file, pgoff, events
         )
         if placed >= 0 and vma.ops:
-            await join_opened(cx.mm, placed, vma.ops, cx.design.counted_grow)
+            opened = await find_vma(cx.mm, placed)
+            await join_as_opened(vma.file, opened, vma.ops, cx.design.counted_grow)
     await mmap_write_unlock(cx)
     if held:
         await release_file(held)
@@ -90,13 +91,13 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
 
 
 @step
-def join_opened(
-    m: Machine, task: Task, mm: int, address: int, ops: str, counted_grow: bool
-) -> None:
+def join_opened(m: Machine, task: Task, handle: int, ops: str, counted_grow: bool) -> int:
     """Let what was mapped be what it was opened as before, and join its neighbours so."""
-    handle = lookup(m, m.mm(mm), address)
     m.vmas.put(handle, change(vma_of(m, task, handle), ops=ops))
-    merge_around(m, task, handle, unopened=counted_grow)
+    return merge_around(m, task, handle, unopened=counted_grow)
+
+
+join_as_opened = RmapChange(join_opened)
 
 
 @step
