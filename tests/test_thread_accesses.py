@@ -139,6 +139,19 @@ def test_a_child_looks_some_time_after_the_fork(environment: Environment) -> Non
 
 
 @needs_kernel
+def test_a_read_of_pages_may_read_what_it_has_written_itself(environment: Environment) -> None:
+    """Page by page: what is stored over the first copy is copied on, to the third page, too."""
+    setup = (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x11, 1, PAGE)),)
+    copied = Op("pread", (1, WINDOW, 3 * PAGE, 0))
+    model = model_of(
+        environment, (STORED, Op("load", (WINDOW + 2 * PAGE,))), (copied,), setup=setup
+    )
+    loaded = {outcome.results[0][1] for outcome in model.explored()}
+    assert tag(0, 0) in loaded
+    assert not model.violations
+
+
+@needs_kernel
 def test_a_page_that_goes_before_its_mapping_is_still_told_of(environment: Environment) -> None:
     design = design_of(platform.release()).design
     mutant = mutate(design, mutations_of(design)["zap-before-detach"])
