@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import struct
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -11,16 +10,15 @@ import pytest
 from test_oracle import needs_kernel
 
 from zaplock import AddressSpace
-from zaplock.advice import MADV_POPULATE_WRITE, MADV_REMOVE
+from zaplock.advice import MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_REMOVE
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import run
 from zaplock.model.file_changes import begin_change, end_change
 from zaplock.model.flags import MAP_SHARED, PAGE_SIZE
 from zaplock.model.step import Step, WaitStep
 from zaplock.oracle.interleavings import Interleavings
-from zaplock.oracle.observe import Snapshot
+from zaplock.oracle.locked_pages import lock_pages, present_pages
 from zaplock.oracle.ops import Op, store_tag
-from zaplock.oracle.ring import PRESENT
 from zaplock.oracle.thread_campaign import ThreadBench
 from zaplock.oracle.thread_programs import PAGE, WINDOW
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -173,16 +171,6 @@ def explored(bench: ThreadBench, setup: tuple[Op, ...], *threads: Op) -> set[Thr
     return reached
 
 
-def present(after: Snapshot) -> set[int]:
-    """Return the addresses of the pages that are mapped."""
-    return {
-        at
-        for start, stop, categories in struct.iter_unpack("<3Q", after.regions)
-        if categories & PRESENT
-        for at in range(start, stop, PAGE)
-    }
-
-
 @needs_kernel
 def test_a_page_that_is_mapped_around_a_fault_goes_with_its_hole(bench: ThreadBench) -> None:
     """A fault may map it while it is in the page cache still: it is taken out again."""
@@ -191,7 +179,7 @@ def test_a_page_that_is_mapped_around_a_fault_goes_with_its_hole(bench: ThreadBe
     old = {outcome for outcome in reached if outcome.results[1] == (store_tag(1),)}
     assert old
     assert reached - old
-    assert not any(present(outcome.after) for outcome in old)
+    assert not any(present_pages(outcome.after) for outcome in old)
 
 
 @needs_kernel
@@ -200,7 +188,7 @@ def test_a_page_that_is_filled_where_one_was_dropped_goes_too(bench: ThreadBench
     setup = (Op("mmap", (WINDOW, PAGE, 3, 0x8011, 1, 0)), Op("uffd_register", (WINDOW, PAGE, 1)))
     reached = explored(bench, setup, PUNCHED, Op("uffd_copy", (WINDOW, 0)))
     copied = {outcome for outcome in reached if outcome.results[1] == (0,)}
-    assert {bool(present(outcome.after)) for outcome in copied} == {True, False}
+    assert {bool(present_pages(outcome.after)) for outcome in copied} == {True, False}
 
 
 @needs_kernel
@@ -250,4 +238,37 @@ def test_the_kernel_waits_for_a_hole_as_the_model_does(bench: ThreadBench) -> No
         bench.real.run_threads(program, [[1, 1], [turns, 1], [1]], bench.cpus)
         for turns in range(0, 8000, 40)
     }
+    assert {model.judge(outcome) for outcome in seen} <= {"in order", "interleaved"}
+
+
+# Pages that somebody has locked
+
+
+def test_a_fault_maps_around_its_page_what_nobody_has_locked() -> None:
+    space, at, file = shared_memory("6.18", 3)
+    for page in range(3):
+        space.write(at + page * PAGE_SIZE, 7)
+    space.madvise(at, 3 * PAGE_SIZE, MADV_DONTNEED)
+    do(space, lock_pages(((file, 1),), True))
+    assert space.read(at) == 7
+    assert space.counters()["rss_shmem"] == 2
+    do(space, lock_pages(((file, 1),), False))
+    assert space.read(at + PAGE_SIZE) == 7
+    assert space.counters()["rss_shmem"] == 3
+    space.check()
+
+
+@needs_kernel
+def test_a_page_may_be_left_out_where_another_thread_has_it_locked(bench: ThreadBench) -> None:
+    """Found by threads: a store through another mapping has it locked while it faults."""
+    setup = (
+        Op("mmap", (0x101FC000, 0x4000, 1, 0x12, 1, 0x1000)),
+        Op("mmap", (0x10201000, 0x4000, 3, 0x11, 1, 0x2000)),
+    )
+    stored, loaded = Op("store", (0x10202000,)), Op("load", (0x101FD000,))
+    program = ThreadedProgram(setup, ((stored,), (loaded,)))
+    model = Interleavings(bench.real.environment, bench.design, program)
+    all_mapped = {0x101FC000, 0x101FD000, 0x101FE000, 0x10202000}
+    assert any(present_pages(one.after) >= all_mapped for one in model.explored())
+    seen = {bench.real.run_threads(program, [[turns], [90]], bench.cpus) for turns in range(1, 180)}
     assert {model.judge(outcome) for outcome in seen} <= {"in order", "interleaved"}

@@ -136,12 +136,12 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
         if cached and cached[0][0] == end_of_file - 1:
             return  # the last page alone does not bring its page table (filemap_map_pages)
     alone = m.globals.get("one_by_one", 0)
-    there = _first_in_memory(m, cache.overlapping(table + low - shift, last))
+    there = _first_ready(m, vma.file, cache.overlapping(table + low - shift, last))
     if there and map_huge(m, task, vma, vpn, there, _read_around(m, vma, kind, 0)):
         return
     for start, end, delta in cache.overlapping(table + low - shift, last):
         for pgoff in range(start, end):
-            if not _is_ready(m, pgoff + delta):
+            if not _is_ready(m, vma.file, pgoff, delta):
                 continue
             mapped = _read_around(m, vma, kind, delta - shift)
             near = (pgoff + shift, pgoff + shift + 1)
@@ -153,18 +153,19 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
                     install(m, task, space, at, at + 1, mapped)
 
 
-def _first_in_memory(m: Machine, cached: list[tuple[int, int, int]]) -> int:
+def _first_ready(m: Machine, file: int, cached: list[tuple[int, int, int]]) -> int:
     """Return the frame of the first page that a fault may map around it, 0 if there is none."""
     for start, end, delta in cached:
         for pgoff in range(start, end):
-            if _is_ready(m, pgoff + delta):
+            if _is_ready(m, file, pgoff, delta):
                 return pgoff + delta
     return 0
 
 
-def _is_ready(m: Machine, pfn: int) -> bool:
-    """Return whether a page of a file is neither in swap nor still to be filled with zeroes."""
-    return not (is_swapped(m, pfn) or is_fallocated(m, pfn))
+def _is_ready(m: Machine, file: int, pgoff: int, delta: int) -> bool:
+    """Return whether a page of a file is not in swap, nor to be filled with zeroes, nor locked."""
+    pfn = pgoff + delta
+    return not (is_swapped(m, pfn) or is_fallocated(m, pfn) or (file, pgoff) in m.locked_pages)
 
 
 def _read_around(m: Machine, vma: Vma, kind: str, delta: int) -> Pte:

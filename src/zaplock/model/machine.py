@@ -125,6 +125,8 @@ class Machine:
         self.reads: Cells[tuple[int, int], tuple[int, bool]] = Cells(self.store, "reads")
         self.waits_for_io: Cells[int, tuple[int, int]] = Cells(self.store, "waits_for_io")
         self.file_changes: Cells[int, FileChange] = Cells(self.store, "file_changes")  # by file
+        # Pages of files, by (file, page), that faults do not map around others.
+        self.locked_pages: Cells[tuple[int, int], bool] = Cells(self.store, "locked_pages")
         # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
         self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 

@@ -6,14 +6,21 @@ What no order explains is looked for among all interleavings of the operations' 
 (`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page, and locks granted
 to any waiter; and what these don't have, among those in which CPUs have also looked up ahead of
 time what their thread's loads and stores will need, as they may whenever they like (the set-up
-leaves such translations, and CPUs run ahead). A search that comes to a limit says so: its outcomes
-are some of the allowed ones, and nothing follows from one that is not among them. What it has found
-must keep a rule of its own (`thread_accesses`).
+leaves such translations, and CPUs run ahead).
+
+A fault maps around its page what nobody has locked, and who has a page of a file locked at which
+moment (a fault of it, a read, another mapping around) is not in the model. So an outcome that lacks
+such pages is looked for among the interleavings where somebody has locked these pages for a while,
+if other threads have something to do by which they may be locked (`locked_pages`).
+
+A search that comes to a limit says so: its outcomes are some of the allowed ones, and nothing
+follows from one that is not among them. What it has found must keep a rule of its own
+(`thread_accesses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +34,14 @@ from zaplock.model.pagetable import translate
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.oracle.compare import result_text
+from zaplock.oracle.locked_pages import (
+    MOST_LOCKED,
+    FilePage,
+    file_pages,
+    lock_pages,
+    locks_pages,
+    present_pages,
+)
 from zaplock.oracle.ops import Environment
 from zaplock.oracle.thread_accesses import accesses_of, strange
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
@@ -71,6 +86,8 @@ class Interleavings:
         self.violations: tuple[Violation, ...] = ()
         self._reached: set[ThreadedOutcome] | None = None
         self._ahead: set[ThreadedOutcome] | None = None
+        self._mapped: dict[ThreadedOutcome, dict[int, FilePage]] = {}
+        self._locking: dict[frozenset[FilePage], set[ThreadedOutcome]] = {}
         self._complete = False
 
     @property
@@ -84,38 +101,74 @@ class Interleavings:
             return "in order"
         if outcome in self.explored() or (self._complete and outcome in self._explored_ahead()):
             return "interleaved"
+        if self._complete and outcome in self._explored_locking(self._left_out(outcome)):
+            return "interleaved"
         return "not allowed" if self._complete else "not known"
 
     def explored(self) -> set[ThreadedOutcome]:
         """Return every outcome of every interleaving; sets `violations` where rules were broken."""
         if self._reached is None:
-            search, broken = self._search(ahead=False)
-            self._reached = search.reached
-            self.violations = (*broken, *self._strange_accesses(search.reached))
+            search, broken = self._search()
+            self._reached = set(search.reached)
+            self._mapped = search.reached
+            self.violations = (*broken, *self._strange_accesses(self._reached))
         return self._reached
 
     def _explored_ahead(self) -> set[ThreadedOutcome]:
         """Return the outcomes where CPUs look up ahead of time what they will access, too."""
         if self._ahead is None:
-            search, broken = self._search(ahead=True)
-            self._ahead = search.reached
+            search, broken = self._search(self._looking_up())
+            self._ahead = set(search.reached)
             self.violations += broken
         return self._ahead
 
+    def _explored_locking(self, pages: frozenset[FilePage]) -> set[ThreadedOutcome]:
+        """Return the outcomes where somebody has these pages locked for a while, each by itself.
+
+        More than `MOST_LOCKED` are locked together.
+        """
+        if not pages:
+            return set()
+        if pages not in self._locking:
+            parts: list[tuple[FilePage, ...]] = [(page,) for page in sorted(pages)]
+            if len(parts) > MOST_LOCKED:
+                parts = [tuple(sorted(pages))]
+            search, broken = self._search(
+                TaskProgram(Task(40 + number, MM, "page lock"), partial(self._lock, part))
+                for number, part in enumerate(parts)
+            )
+            self._locking[pages] = set(search.reached)
+            self.violations += broken
+        return self._locking[pages]
+
+    def _left_out(self, outcome: ThreadedOutcome) -> frozenset[FilePage]:
+        """Return the pages of files that an outcome lacks, and the nearest that was reached has.
+
+        None where only one thread does anything by which pages of files are locked.
+        """
+        if sum(any(map(locks_pages, thread)) for thread in self.threaded.threads) < 2:
+            return frozenset()
+        present = present_pages(outcome.after)
+        lacks = (
+            frozenset(pages[at] for at in pages.keys() - present)
+            for other, pages in self._mapped.items()
+            if other.results == outcome.results
+        )
+        nearest = sorted(filter(None, lacks), key=lambda pages: (len(pages), sorted(pages)))
+        return nearest[0] if nearest else frozenset()
+
     # Every step
 
-    def _search(self, *, ahead: bool) -> tuple[_Endings, tuple[Violation, ...]]:
-        """Search all interleavings; return what was reached, and which rules were broken."""
+    def _search(self, others: Iterable[TaskProgram] = ()) -> tuple[_Endings, tuple[Violation, ...]]:
+        """Search all interleavings; return what was reached, and which rules were broken.
+
+        others: what goes on beside the program's threads.
+        """
         programs = [
             TaskProgram(self._cx(thread).task, partial(self._body, thread))
             for thread in range(len(self.threaded.threads))
         ]
-        if ahead:
-            programs += [
-                TaskProgram(Task(20 + thread, MM, "CPU", programs[thread].task.cpu), looks_up)
-                for thread, looks_up in self._looking_up()
-            ]
-        configuration = Configuration(self._machine, tuple(programs), Rules())
+        configuration = Configuration(self._machine, (*programs, *others), Rules())
         with no_forgotten_await():
             table = TransitionTable(configuration)
             try:
@@ -126,16 +179,22 @@ class Interleavings:
         self._complete = not verdict.limit
         return search, verdict.violations
 
-    def _looking_up(self) -> Iterator[tuple[int, Callable[[], Any]]]:
+    def _looking_up(self) -> Iterator[TaskProgram]:
         """Give each thread's CPU what looks up the pages that it will load from and store to."""
         for thread, operations in enumerate(self.threaded.threads):
             accesses = (op for op in operations if op.name in ("load", "store"))
             if pages := sorted({numbers_of(op)[0] for op in accesses}):
-                yield thread, partial(self._look_up, pages)
+                task = Task(20 + thread, MM, "CPU", self._cx(thread).task.cpu)
+                yield TaskProgram(task, partial(self._look_up, pages))
 
     async def _look_up(self, pages: Sequence[int]) -> int:
         for address in pages:
             await looked_up(MM, address)
+        return 0
+
+    async def _lock(self, pages: Sequence[FilePage]) -> int:
+        await lock_pages(pages, True)
+        await lock_pages(pages, False)
         return 0
 
     def _strange_accesses(self, reached: set[ThreadedOutcome]) -> Iterator[Violation]:
@@ -173,7 +232,10 @@ class Interleavings:
 
 
 class _Endings(Search):
-    """A search that keeps what is to be seen where all tasks have ended."""
+    """A search that keeps what is to be seen where all tasks have ended.
+
+    And which pages of files are mapped then, by their addresses.
+    """
 
     def __init__(
         self,
@@ -183,11 +245,13 @@ class _Endings(Search):
     ) -> None:
         super().__init__(table, limits, True, None)
         self.outcome = outcome
-        self.reached: set[ThreadedOutcome] = set()
+        self.reached: dict[ThreadedOutcome, dict[int, FilePage]] = {}
 
     def nobody_can_go_on(self, state: int) -> None:
         super().nobody_can_go_on(state)
         results = self.table.results(state)
         if results is not None:
             self.table.packed.go_to(state)
-            self.reached.add(self.outcome(self.table.machine, results))
+            outcome = self.outcome(self.table.machine, results)
+            if outcome not in self.reached:
+                self.reached[outcome] = file_pages(self.table.machine, self.table.tasks[0])
