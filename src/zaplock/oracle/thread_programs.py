@@ -9,7 +9,8 @@ looks at meanwhile. Some mappings grow down: a store below them makes them longe
 A part of the programs has a kind: what is drawn more often in it (`_KINDS`). In "heap" brk is
 called and the window is the heap's beginning; in "stack" there is a mapping that grows down, and
 they meet below it; in "forks" threads fork children that look; in "watched" a userfaultfd watches a
-range; in "kernel" the kernel itself uses the memory. And a third of all are duels: one thread
+range; in "kernel" the kernel itself uses the memory; in "files" most mappings are of files, which
+are cut and punched. And a third of all are duels: one thread
 accesses a page that the call of another one covers, and hardly more, so that a search is short.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from zaplock.advice import MADV_DONTNEED, MADV_GUARD_INSTALL
+from zaplock.advice import MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_REMOVE
 from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Op
 from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram
@@ -46,6 +47,7 @@ _KINDS: dict[str, dict[str, int]] = {
         "uffd_poison": 6, "uffd_unregister": 8, "uffd_register": 8,
     },
     "kernel": {"process_vm_readv": 20, "process_vm_writev": 20, "pread": 15},
+    "files": {"madvise": 14, "ftruncate": 6, "load": 6, "pread": 3},
 }  # fmt: skip
 """By kind of program: what is drawn beside _MIX, how often."""
 _ONE_OF_A_KIND, _ONE_DUEL = 2, 3  # in so many programs
@@ -144,14 +146,15 @@ class ThreadedGenerator:
 
     def _mapping(self) -> Op:
         start, length = self._page(), PAGE * self.random.randint(1, PAGES)
-        flags = self.random.choice((0x2, 0x2, 0x2, 0x1))
+        of_files = self.kind == "files"
+        flags = self.random.choice((0x2, 0x1, 0x1) if of_files else (0x2, 0x2, 0x2, 0x1))
         flags |= _FIXED_NOREPLACE if self._one_in(10) else _FIXED
         flags |= 0x8000 if self._one_in(6) else 0
         flags |= 0x2000 if self._one_in(12) else 0
         if self._one_in(8):
             start, flags = 0, flags & ~(_FIXED | _FIXED_NOREPLACE)
         slot = ops.NO_FILE
-        if self._one_in(4):
+        if self._one_in(4) != of_files:
             slot = self.random.choice(_FILES)
         else:
             flags |= 0x20
@@ -178,6 +181,8 @@ def _advice(g: ThreadedGenerator) -> int:
     (docs/findings/guard-of-protected-pages.md)
     """
     given = g.random.choice(_ADVICE)
+    if g.kind == "files" and g._one_in(2):
+        given = MADV_REMOVE
     return MADV_DONTNEED if g.kind == "watched" and given == MADV_GUARD_INSTALL else given
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.fault_results import PUNCHED
+from zaplock.model.file_changes import punch_is_over
 from zaplock.model.files import i_mmap_lock
 from zaplock.model.flags import PAGE_SHIFT, VM_SHARED
 from zaplock.model.frames import write_frame
@@ -53,7 +55,9 @@ async def in_each_mapping(cx: Cx, file: int, offset: int, opcode: int) -> int:
     written = 0
     for mm, address in places:
         await down_write(("mmap_lock", mm))
-        written += await write_opcode(mm, file, address, opcode)
+        while (result := await write_opcode(mm, file, address, opcode)) == PUNCHED:
+            await punch_is_over(file)
+        written += result
         await up_write(("mmap_lock", mm))
     return written
 
@@ -72,7 +76,10 @@ def build_map_info(m: Machine, task: Task, file: int, offset: int) -> tuple[tupl
 
 @step
 def write_opcode(m: Machine, task: Task, mm: int, file: int, address: int, opcode: int) -> int:
-    """Look the VMA up again and write to a private copy of its page: 1, or 0 if it is gone."""
+    """Look the VMA up again and write to a private copy of its page: 1, or 0 if it is gone.
+
+    PUNCHED where there is a hole to be waited for first.
+    """
     space = m.mm(mm)
     handle = lookup(m, space, address)
     if not handle:
@@ -83,8 +90,8 @@ def write_opcode(m: Machine, task: Task, mm: int, file: int, address: int, opcod
     anon_vma_prepare.run(m, task, handle)
     vpn = address >> PAGE_SHIFT
     alloc_tables(m, task, space, vpn, vpn + 1)
-    if fault_at_once(m, task, vma_of(m, task, handle), address, True):
-        return 0
+    if result := fault_at_once(m, task, vma_of(m, task, handle), address, True):
+        return PUNCHED if result == PUNCHED else 0
     pte = space.ptes.at(vpn)
     assert pte is not None
     m.spend("uprobe")
