@@ -863,6 +863,12 @@ CHANGES: tuple[Change, ...] = (
         {"mmap_forgets_charge": True},
     ),
     Change(
+        "6.16", "43c4cfde7e37", "mm/madvise: batch tlb flushes for MADV_DONTNEED[_LOCKED]",
+        "MADV_DONTNEED flushes once, behind all VMAs; from 6.17 on, of a single one, when it holds "
+        "that no longer",
+        {"dontneed_flushes_once": True},
+    ),
+    Change(
         "6.17", "cac1db8c3aad", "mm: optimize mprotect() by PTE batching",
         "mprotect changes the small entries of a huge page together: where one was used, or "
         "written through, all those that were alike count as that",

@@ -7,7 +7,8 @@ some order of *moments*. A call is done as a whole at one moment, but for what `
 and from then until it returns a CPU may still know what the call has taken away: a translation of
 the page that was found before and is not flushed yet. Who reads by that gets the old content, who
 writes by it changes the old page, and both are done. Only who asks for the mmap_lock for write
-waits until a call that excludes it has returned.
+waits until a call that excludes it has returned; MADV_DONTNEED excludes nobody from 6.17 on, as it
+flushes when it has let go of the VMA.
 
 Each access is looked at alone, and with it one page, so that what else happens is left open: what
 other operations return does not matter. Orders of the same state are one. A search of more than
@@ -47,6 +48,7 @@ from zaplock.oracle.whole_operations import (
 )
 from zaplock.protocols import user_access
 from zaplock.protocols.design import Cx
+from zaplock.protocols.madvise import DONTNEEDS
 
 Access = tuple[int, int]
 """A load or store: its thread, and which of the thread's operations it is."""
@@ -122,6 +124,8 @@ class _Orders:
         self.moments: list[list[Moments]] = [
             [moments(op, self.page) for op in operations] for operations in self.threads
         ]
+        design = whole.design
+        self._flushes_late = design.dontneed_flushes_once and design.dontneed_lock == "vma"
         self.world = whole.world()
         self.store = self.world.machine.store
         self.found: set[int] = set()
@@ -284,6 +288,8 @@ class _Orders:
         holder = self.threads[other][index]
         if holder.name == "ftruncate" or advice.MADV_REMOVE in holder.args[2:3]:
             return False  # they look for who maps a file, and hold none of its locks
+        if self._flushes_late and set(DONTNEEDS) & {*holder.args[2:3]}:
+            return False  # they have given the VMA's lock back by then
         return holder.name in EXCLUSIVE or op.name in OF_ALL or covers(op, self.page)
 
     # What a page's entry says

@@ -108,6 +108,7 @@ class Design:
     vma_locks: bool = False
     stack_growth: Literal["read", "write"] = "read"
     dontneed_lock: Literal["mmap", "vma"] = "mmap"
+    dontneed_flushes_once: bool = False
     maps_lock: Literal["mmap", "vma"] = "mmap"
     cmdline_killable: bool = False
     fault_killable: bool = False

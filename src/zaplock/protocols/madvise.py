@@ -54,7 +54,8 @@ from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
 from zaplock.protocols.punch import punch_hole
 from zaplock.protocols.reclaim_advice import deactivate, mark_free, page_out
-from zaplock.protocols.zap_range import zap_page_range_single
+from zaplock.protocols.teardown import tlb_finish_mmu
+from zaplock.protocols.zap_range import gather_zap, zap_page_range_single
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -80,7 +81,8 @@ FLAG_ADVICE: dict[int, tuple[int, int]] = {
 MAX_OFFSET = (1 << 63) - 1
 """The last place in the largest file."""
 
-ZAPS = (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_FREE)
+DONTNEEDS = (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED)
+ZAPS = (*DONTNEEDS, f.MADV_FREE)
 POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
 GUARDS = (f.MADV_GUARD_INSTALL, f.MADV_GUARD_REMOVE)
 LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
@@ -235,27 +237,39 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
 
 
 async def advise_pages_once(cx: Cx, start: int, end: int, advice: int, is_last: bool) -> int:
-    """Zap, guard or look at pages: under the VMA's lock alone where the design has that."""
+    """Zap, guard or look at pages, of all VMAs flushed at once where the design does that.
+
+    That is done under the mmap_lock; where the VMA's lock is enough, when it is let go already.
+    """
     zaps_by_vma = cx.design.dontneed_lock == "vma" and advice in ZAPS
     guards_by_vma = cx.design.guard_lock == "vma" and advice in GUARDS
+    flushes_once = cx.design.dontneed_flushes_once and advice in DONTNEEDS
+    batch = 0
     if zaps_by_vma or guards_by_vma:
+        batch = await gather_zap(cx.mm, start, end) if flushes_once else 0
         handle = await lock_vma_under_rcu(cx.mm, start)
         if handle:
             vma = await read_vma(handle)
             if end <= vma.end and not vma.flags & VM_UFFD_FLAGS and not lacks_anon_vma(vma, advice):
-                result = await advise_vma(cx, handle, vma, start, end, advice, is_last)
+                result = await advise_vma(cx, handle, vma, start, end, advice, is_last, batch)
                 await vma_end_read(handle)
+                if batch:
+                    await tlb_finish_mmu(cx, batch)
                 return result
             await vma_end_read(handle)
     await down_read(cx.mmap_lock)
     if await refused_beforehand(cx, start, end, advice):
         await up_read(cx.mmap_lock)
         return -EPERM
+    if flushes_once and not batch:
+        batch = await gather_zap(cx.mm, start, end)
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        return await advise_vma(cx, handle, vma, low, high, advice, is_last)
+        return await advise_vma(cx, handle, vma, low, high, advice, is_last, batch)
 
     error, holes = await apply_to_range(cx, start, end, visit)
+    if batch:
+        await tlb_finish_mmu(cx, batch)
     await up_read(cx.mmap_lock)
     return error or (-ENOMEM if holes else 0)
 
@@ -267,9 +281,12 @@ def lacks_anon_vma(vma: Vma, advice: int) -> bool:
 
 
 async def advise_vma(
-    cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int, is_last: bool
+    cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int, is_last: bool, batch: int
 ) -> int:
-    """Do what an advice asks of the pages of one VMA; `is_last`: see `guard`."""
+    """Do what an advice asks of the pages of one VMA.
+
+    is_last: see `guard`. batch: see `zap_page_range_single`.
+    """
     refused = refused_by_seal(cx, vma, advice)
     if refused:
         return refused
@@ -281,7 +298,7 @@ async def advise_vma(
         await split_anonymous(cx.mm, low, high, d.finds_zeros, shared, True)
         await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE), shared)
         return 0
-    if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
+    if advice in DONTNEEDS:
         forbidden = VM_PFNMAP
         if advice == f.MADV_DONTNEED:
             forbidden |= VM_LOCKED
@@ -293,7 +310,7 @@ async def advise_vma(
             high -= high % vma.huge_size
             if low >= high:
                 return 0
-        await zap_page_range_single(cx, handle, vma, low, high)
+        await zap_page_range_single(cx, handle, vma, low, high, batch)
         return 0
     if advice == f.MADV_REMOVE:
         return await remove_pages(cx, vma, low, high)

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> None:
-    """Zap a part of a VMA that stays in the tree, flush, and return the pages."""
-    gather = await gather_zap(cx.mm, low, high)
+async def zap_page_range_single(
+    cx: Cx, handle: int, vma: Vma, low: int, high: int, batch: int = 0
+) -> None:
+    """Zap a part of a VMA that stays in the tree.
+
+    batch: the gather that its caller finishes; 0, and of huge pages in any case: one of its own.
+    """
+    own = not batch or vma.flags & VM_HUGETLB
+    gather = await gather_zap(cx.mm, low, high) if own else batch
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, True)
     else:
@@ -29,7 +35,8 @@ async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: i
         await unmap_page_range(cx, gather, low, high, None, spares)
         if cx.design.reclaims_tables:
             await reclaim_tables(cx.mm, gather, low, high)
-    await tlb_finish_mmu(cx, gather)
+    if own:
+        await tlb_finish_mmu(cx, gather)
 
 
 @step
