@@ -36,7 +36,7 @@ from zaplock.recorder.scheduling import going_first
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.spool import EntryKind, SpoolWriter
 from zaplock.recorder.spooled import Begun, Ended, NotedGap, noticed_wait, packed, this_boot
-from zaplock.recorder.stream import Stream
+from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.tracefs import start_time
 from zaplock.recorder.watch import (
     MEMORY_NS,
@@ -140,15 +140,15 @@ class Watching:
             columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
             if (columns["kind"] == EventKind.LOST).any():
                 self._look_round()  # the end of a wait may be among them
-            by_lock, late = of_locks(columns, self._mms), []
+            by_lock, known_ns, late = of_locks(columns, self._mms), now_ns - MARGIN_NS, []
             for mm, queue in self._queues.items():
-                if fired := queue.late(by_lock.get(mm, nothing()), now_ns, limit_ns, mm):
+                if fired := queue.late(by_lock.get(mm, nothing()), known_ns, limit_ns, mm):
                     late.append(fired)
                 self._count(mm, queue.ended)
             self._look_after(now_ns)
             if late:
                 return max(late, key=lambda fired: fired.lasted_ns)
-            due_ns = min(queue.due_ns(limit_ns) for queue in self._queues.values())
+            due_ns = min(queue.due_ns(limit_ns) for queue in self._queues.values()) + MARGIN_NS
             rest(self._capture.buffers, due_ns, limit_ns, _IDLE_MS)
         return None
 

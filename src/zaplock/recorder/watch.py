@@ -38,7 +38,7 @@ from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.initial_rows import rows
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
-from zaplock.recorder.stream import Stream
+from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.trace.events import (
     EVENT,
     HOLD_UNSEEN,
@@ -131,10 +131,14 @@ class WatchedQueue:
                 ended.append(Lasted(time_ns - one.since_ns, one, int(columns["result"][row]) == 0))
         return ended
 
-    def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
-        """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
+    def late(self, columns: Columns, known_ns: int, limit_ns: int, mm: int) -> Fired | None:
+        """Take events; return the wait that lasted `limit_ns` by then, the longest, or None.
+
+        known_ns: up to where the events are complete. A wait whose end is not among them lasts
+        until then at least; it may be over since.
+        """
         self.ended = self.take(columns) if len(columns["time_ns"]) else []
-        lasting = [Lasted(now_ns - one.since_ns, one, False) for one in self._inside.values()]
+        lasting = [Lasted(known_ns - one.since_ns, one, False) for one in self._inside.values()]
         late = [
             one
             for one in (*self.ended, *lasting)
@@ -207,14 +211,15 @@ def watch(
     queue.begin_with(first_look(capture).found(nothing()))
     while not ended():
         now_ns = time.monotonic_ns()
-        fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
+        columns = stream.feed(capture.buffers.drain(), now_ns)
+        fired = queue.late(columns, now_ns - MARGIN_NS, limit_ns, mm)
         if now_ns - tidied_ns > MEMORY_NS:
             tidied_ns = now_ns
             names.forget(now_ns - MEMORY_NS)
             names.forget_others(capture.pids, queue.waiting)
         if fired and queue.confirms(fired, _seen(capture) if fired.tid in queue.found else ()):
             return noticed(capture, stream, {mm: queue}, fired, operations)
-        rest(capture.buffers, queue.due_ns(limit_ns), limit_ns, _IDLE_MS)
+        rest(capture.buffers, queue.due_ns(limit_ns) + MARGIN_NS, limit_ns, _IDLE_MS)
     return None
 
 
