@@ -14,7 +14,7 @@ from zaplock.advice import MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_REMOVE
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import run
 from zaplock.model.file_changes import begin_change, end_change
-from zaplock.model.flags import MAP_SHARED, PAGE_SIZE
+from zaplock.model.flags import MAP_PRIVATE, MAP_SHARED, PAGE_SIZE
 from zaplock.model.step import Step, WaitStep
 from zaplock.oracle.interleavings import Interleavings
 from zaplock.oracle.locked_pages import lock_pages, present_pages
@@ -25,6 +25,7 @@ from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock
 from zaplock.protocols.rmap import truncate
+from zaplock.protocols.uprobes import BREAKPOINT, uprobe_register
 
 PUNCHED = Op("madvise", (WINDOW, PAGE, MADV_REMOVE))
 
@@ -138,6 +139,20 @@ def test_what_populates_waits_under_no_lock_and_goes_on_from_there(
     assert call.result == 0
     assert space.counters()["rss_shmem"] == 3
     space.check()
+
+
+def test_a_uprobe_waits_until_the_hole_is_punched() -> None:
+    space = AddressSpace(design_of("6.18").design)
+    file = space.file(PAGE_SIZE)
+    at = space.mmap(PAGE_SIZE, file=file, flags=MAP_PRIVATE)
+    do(space, begin_change(file, 0, 1))
+    call = Waiting(space, uprobe_register(space.cx, file, 0))
+    assert call.result is None
+    assert call.holds == {"mmap_lock"}
+    do(space, end_change(file))
+    call.go_on()
+    assert call.result == 1
+    assert space.read(at) == BREAKPOINT
 
 
 def test_who_cuts_a_file_waits_until_its_hole_is_punched() -> None:

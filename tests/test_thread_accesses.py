@@ -152,6 +152,23 @@ def test_a_read_of_pages_may_read_what_it_has_written_itself(environment: Enviro
 
 
 @needs_kernel
+@pytest.mark.parametrize(("release", "late"), [("6.15", False), ("6.16", False), ("6.17", True)])
+def test_a_locked_page_may_still_be_the_old_one_where_the_flush_comes_after_the_vmas_lock(
+    environment: Environment, release: str, late: bool
+) -> None:
+    """Found by threads: MADV_DONTNEED has let go of the VMA when it flushes (6.17)."""
+    zapped, locked = Op("madvise", (WINDOW, PAGE, DONTNEED)), Op("mlock2", (WINDOW, PAGE, 1))
+    program = ThreadedProgram((MAPPED, STORED), ((zapped,), (LOADED, locked, LOADED)))
+    model = Interleavings(environment, design_of(release).design, program)
+    results = {outcome.results for outcome in model.explored()}
+    assert not model.violations
+    # Where it is locked first, MADV_DONTNEED gives -EINVAL.
+    zapped_first = {thread for first, thread in results if first == (0,)}
+    assert (BEFORE, 0, 0) in zapped_first
+    assert ((BEFORE, 0, BEFORE) in zapped_first) == late
+
+
+@needs_kernel
 def test_a_page_that_goes_before_its_mapping_is_still_told_of(environment: Environment) -> None:
     design = design_of(platform.release()).design
     mutant = mutate(design, mutations_of(design)["zap-before-detach"])

@@ -512,12 +512,14 @@ def merges_around(m: Machine, task: Task, handle: int, untouched: bool) -> bool:
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     left, right = previous(space, vma.start), following(space, vma.end)
-    before, behind = (vma_of(m, task, one) if one else None for one in (left, right))
-    fits_left = before is not None and can_merge(m, before, vma)
-    fits_right = behind is not None and can_merge(m, vma, behind)
-    return bool(
-        (before and fits_left and (untouched or accepts(vma, before)))
-        or (behind and fits_right and (untouched or accepts(vma, behind)))
+    pairs = []
+    if left:
+        pairs.append((before := vma_of(m, task, left), vma, before))
+    if right:
+        pairs.append((vma, behind := vma_of(m, task, right), behind))
+    return any(
+        can_merge(m, first, second) and (untouched or accepts(vma, other))
+        for first, second, other in pairs
     )
 
 
