@@ -88,8 +88,13 @@ def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> 
     assert bool((recording.events["op"][begun] == munmap).any())
     longest = int(np.argmax(waits["wait_ns"]))
     assert waits["wait_ns"][longest] >= 20 * MS
-    # Who made it wait is known where the stall was not over before the lock events came on.
-    if int(waits["start_ns"][longest] + waits["wait_ns"][longest]) > manifest.started_ns + MS:
+    # Who made it wait is known where the lock was given back when the lock events had come on: who
+    # got it may be told of that some ms later, on a busy machine.
+    events = recording.events
+    others = (events["kind"] == EventKind.RELEASED) & (events["tid"] != waits["tid"][longest])
+    given_back = events["time_ns"][others]
+    ended_ns = int(waits["start_ns"][longest] + waits["wait_ns"][longest])
+    if bool(((given_back > manifest.started_ns) & (given_back <= ended_ns)).any()):
         assert analysis.explain(longest).culprit is not None
     # What was before the other events came on is nobody's, unless who had it was found by a look.
     had = {task.tid for task in recording.events.found if task.does == "holds"}
