@@ -14,14 +14,14 @@ from zaplock.designs.linux import design_of
 from zaplock.model.violations import Invariant
 from zaplock.oracle import ops, thread_accesses
 from zaplock.oracle.interleavings import Interleavings
-from zaplock.oracle.ops import Environment, Op
+from zaplock.oracle.ops import COUNTERS, FIGURES, Environment, Op
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.thread_accesses import given, strange
 from zaplock.oracle.thread_programs import PAGE, WINDOW
 from zaplock.oracle.threaded import FORK_LOAD, ThreadedProgram, number_of
 
 SIGSEGV, SIGBUS = -(11 << 16), -(7 << 16)
-DONTNEED, POPULATE_WRITE, GUARD_INSTALL = 4, 22, 102
+DONTNEED, FREE, DONTDUMP, GUARD_INSTALL = 4, 8, 16, 102
 MAPPED = Op("mmap", (WINDOW, 4 * PAGE, 3, 0x32, -1, 0))
 GUARDED = Op("madvise", (WINDOW, PAGE, GUARD_INSTALL))
 LOADED, STORED = Op("load", (WINDOW,)), Op("store", (WINDOW,))
@@ -65,6 +65,14 @@ def test_who_has_seen_that_a_mapping_is_gone_may_still_read_it(environment: Envi
     model = model_of(environment, (UNMAPPED,), (GUARDED, LOADED), (STORED,))
     assert given(model.whole, (1, 1)) == {BEFORE, tag(2, 0), 0, SIGSEGV}
     assert given(model.whole, (2, 0)) == {0, SIGSEGV}
+    assert not model.violations
+
+
+@needs_kernel
+def test_who_has_read_what_is_unmapped_may_read_it_again(environment: Environment) -> None:
+    """Found by threads: the advice says already that nothing is mapped, and the page is there."""
+    model = model_of(environment, (UNMAPPED,), (GUARDED, LOADED, LOADED))
+    assert given(model.whole, (1, 2)) == {BEFORE, SIGSEGV}
     assert not model.violations
 
 
@@ -166,6 +174,44 @@ def test_a_locked_page_may_still_be_the_old_one_where_the_flush_comes_after_the_
     zapped_first = {thread for first, thread in results if first == (0,)}
     assert (BEFORE, 0, 0) in zapped_first
     assert ((BEFORE, 0, BEFORE) in zapped_first) == late
+
+
+@needs_kernel
+@pytest.mark.parametrize(("release", "late"), [("6.15", False), ("6.16", True), ("6.17", True)])
+def test_who_has_written_to_a_page_marks_it_again_only_behind_the_flush(
+    environment: Environment, release: str, late: bool
+) -> None:
+    """Found by threads: MADV_FREE flushes behind all VMAs (6.16), so a write is not noticed."""
+    apart = Op("madvise", (WINDOW + PAGE, PAGE, DONTDUMP))
+    freed, stored = Op("madvise", (WINDOW, 2 * PAGE, FREE)), Op("store", (WINDOW + PAGE,))
+    setup = (Op("mmap", (WINDOW, 2 * PAGE, 3, 0x32, -1, 0)), apart)
+    program = ThreadedProgram(setup, ((freed,), (STORED, stored, STORED)))
+    model = Interleavings(environment, design_of(release).design, program)
+    dirty = FIGURES.index("Private_Dirty")
+    left = {tuple(vma.figures[dirty] for vma in one.after.vmas) for one in model.explored()}
+    assert not model.violations
+    assert {(4, 4), (4, 0), (0, 0)} <= left
+    assert ((0, 4) in left) == late
+
+
+@needs_kernel
+def test_a_store_that_finds_another_page_than_it_has_seen_begins_anew(
+    environment: Environment,
+) -> None:
+    """Found by threads: the mapping has its anon_vma by then, and may be read-only when it is back.
+
+    So it stays accounted for (VM_ACCOUNT), though nobody has written to it, or the page is there.
+    """
+    setup = (Op("mmap", (WINDOW, PAGE, 0, 0x32, -1, 0)), Op("mprotect", (WINDOW, PAGE, 3)))
+    closed = Op("mprotect", (WINDOW, PAGE, 1))
+    model = model_of(environment, (STORED,), (LOADED, closed), setup=setup)
+    left = {
+        ("ac" in one.after.vmas[0].flags, one.after.counters[COUNTERS.index("RssAnon")])
+        for one in model.explored()
+        if one.results == ((SIGSEGV,), (0, 0))
+    }
+    assert left == {(False, 0), (True, 0), (True, 4)}
+    assert not model.violations
 
 
 @needs_kernel

@@ -869,6 +869,11 @@ CHANGES: tuple[Change, ...] = (
         {"dontneed_flushes_once": True},
     ),
     Change(
+        "6.16", "01bef02bf930", "mm/madvise: batch tlb flushes for MADV_FREE",
+        "... and so does MADV_FREE",
+        {"free_flushes_once": True},
+    ),
+    Change(
         "6.17", "cac1db8c3aad", "mm: optimize mprotect() by PTE batching",
         "mprotect changes the small entries of a huge page together: where one was used, or "
         "written through, all those that were alike count as that",

@@ -43,8 +43,8 @@ def split_anonymous(
     finds_zeros: bool,
     shared: SharedFolios,
     frees: bool,
-) -> None:
-    """Split the huge pages of anonymous memory in [low, high) that an advice splits.
+) -> bool:
+    """Split the huge pages of anonymous memory in [low, high) that an advice splits; are some left?
 
     They are split in the order of their addresses: that decides which peak the later ones find.
 
@@ -60,6 +60,11 @@ def split_anonymous(
                 split_folio(m, task, space, head, finds_zeros)
             elif shared.splits_whole:
                 break
+    return any(
+        frame.kind == "thp"
+        for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        for _, _, frame in m.frames.overlapping(start + pte.delta, end + pte.delta)
+    )
 
 
 def by_page_table(first: int, last: int) -> Iterator[tuple[int, int]]:

@@ -67,13 +67,17 @@ def note_peak(m: Machine, space: Mm) -> None:
 
 
 @step
-def tlb_gather_mmu(m: Machine, task: Task, mm: int, first: int, last: int) -> int:
+def tlb_gather_mmu(
+    m: Machine, task: Task, mm: int, first: int, last: int, notes_peak: bool = True
+) -> int:
     """Begin to gather what is unmapped of virtual pages [first, last); returns the gather.
 
-    The peak of resident memory is noted before, where that is followed.
+    The peak of resident memory is noted before, where that is followed; one gather for several
+    VMAs lets each do that.
     """
     space = m.mm(mm)
-    note_peak(m, space)
+    if notes_peak:
+        note_peak(m, space)
     space.add("tlb_flush_pending", 1)
     gather = m.new_handle(task, "gather")
     m.gathers.put(gather, Gather(mm, first, last))

@@ -53,8 +53,9 @@ from zaplock.protocols.madvise import DONTNEEDS
 Access = tuple[int, int]
 """A load or store: its thread, and which of the thread's operations it is."""
 MOST_MOVES = 20_000
-_LOSES = ("store", "pread", "process_vm_writev")
-"""What writes to a page that may be gone by then."""
+_WRITES = ("store", "pread", "process_vm_writev")
+_USES_A_PAGE = ("load", *_WRITES)
+"""What may access a page that is gone by then; _WRITES are those that write to it."""
 
 
 def accesses_of(whole: WholeOperations) -> list[Access]:
@@ -178,8 +179,8 @@ class _Orders:
         known = self._known(places, thread)
         if judged:
             self.found.update(_by_translation(op, known))
-        elif known and op.name in _LOSES and covers(op, self.page):
-            self._lost(places, thread, op)
+        elif known and op.name in _USES_A_PAGE and covers(op, self.page):
+            self._at_a_page_gone(places, thread, op)
         mark, seen = self.store.mark(), self._seen()
         result = self._do(thread, place.at, op)
         if judged and (op.name != FORK_LOAD or result < 0):
@@ -208,12 +209,14 @@ class _Orders:
             self._go_on((*places[:thread], place, *places[thread + 1 :]), frozenset())
         self.store.undo(mark)
 
-    def _lost(self, places: _Places, thread: int, op: Op) -> None:
-        """Let a write go to a page that is taken away, and be done with that."""
+    def _at_a_page_gone(self, places: _Places, thread: int, op: Op) -> None:
+        """Let an access go to a page that is taken away, and be done with that."""
         tag = ops.store_tag(number_of(thread, places[thread].at))
         for other, place in enumerate(places):
             for known in place.known if other != thread else ():
-                if not known.writable or known.frame in places[thread].past:
+                if known.frame in places[thread].past:
+                    continue
+                if op.name in _WRITES and not known.writable:
                     continue
                 if not self._may_move():
                     return

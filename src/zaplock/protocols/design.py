@@ -109,6 +109,7 @@ class Design:
     stack_growth: Literal["read", "write"] = "read"
     dontneed_lock: Literal["mmap", "vma"] = "mmap"
     dontneed_flushes_once: bool = False
+    free_flushes_once: bool = False
     maps_lock: Literal["mmap", "vma"] = "mmap"
     cmdline_killable: bool = False
     fault_killable: bool = False

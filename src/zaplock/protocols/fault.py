@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from errno import EFAULT, ENOMEM
 from signal import SIGSEGV
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.anonymous_fault import huge_range
 from zaplock.model.fault_results import ALONE, FILE_WAITS, MAJOR, PUNCHED, USERFAULT
@@ -81,10 +81,25 @@ from zaplock.protocols.userfaultfd import handle_userfault
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import Mm, Pte
     from zaplock.protocols.design import Cx
 
 RETRY = 2
 """Result of a fault that has to be taken again from the access on."""
+
+
+class EntrySeen(NamedTuple):
+    """What a fault has seen of an entry without its lock (vmf->orig_pte, vmf_orig_pmd).
+
+    huge: a huge page fits in its place. around: what is cached around it is to be mapped.
+    """
+
+    pte: Pte | None
+    huge: bool
+    around: bool
+
+    def __str__(self) -> str:
+        return self.pte.kind if self.pte else "huge" if self.huge else "nothing"
 
 
 async def page_fault_mmap_lock(cx: Cx, address: int, write: bool, tried: bool = False) -> int:
@@ -185,10 +200,11 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
+    seen = None
     if await needs_anon_vma(cx, handle, vma, address, write):
         if cx.design.vma_lock_faults == "all" and not vma.flags & VM_HUGETLB:
-            # they stay where the fault has to give way
-            await alloc_fault_tables(handle, address, write)
+            # the tables stay where the fault has to give way
+            seen = await alloc_fault_tables(handle, address, write)
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
@@ -199,7 +215,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await anon_vma_prepare(handle)
         await mmap_read_unlock(cx)
         vma = await read_vma(handle)
-    result = await handle_mm_fault(cx, handle, vma, address, write)
+    result = await handle_mm_fault(cx, handle, vma, address, write, seen)
     while result == MAJOR and cx.design.major_fault == "hold":
         await wait_for_page(vma, address)
         result = await handle_mm_fault(cx, handle, vma, address, write)
@@ -238,25 +254,27 @@ def access_error(vma: Vma, write: bool) -> bool:
     return not vma.flags & (VM_WRITE if write else VM_ACCESS_FLAGS)
 
 
-async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> int:
+async def handle_mm_fault(
+    cx: Cx, handle: int, vma: Vma, address: int, write: bool, seen: EntrySeen | None = None
+) -> int:
     """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry.
 
-    Returns 0, a signal or -ENOMEM, negative, or USERFAULT, MAJOR or PUNCHED.
+    Returns 0, a signal or -ENOMEM, negative, or USERFAULT, MAJOR or PUNCHED. seen: what has been
+    seen of the entry, if the tables are allocated already.
     """
     if await no_memory(cx):
         return -ENOMEM
-    sees_nothing = False
-    if not vma.flags & VM_HUGETLB:
-        sees_nothing = await alloc_fault_tables(handle, address, write)
+    if seen is None and not vma.flags & VM_HUGETLB:
+        seen = await alloc_fault_tables(handle, address, write)
     if await needs_anon_vma(cx, handle, vma, address, write):
         if await no_memory(cx):
             return -ENOMEM
         await anon_vma_prepare(handle)
     design = cx.design
     rules = (design.replaces_huge_zero, design.reuses_large, design.reclaims_tables)
-    result = await fault_entry(handle, address, write, *rules, False, sees_nothing)
+    result = await fault_entry(handle, address, write, *rules, False, seen)
     if result == ALONE:
-        result = await fault_entry(handle, address, write, *rules, True, False)
+        result = await fault_entry(handle, address, write, *rules, True, seen)
     if isinstance(result, int):
         return result
     if await no_memory(cx):
@@ -268,8 +286,8 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
 
 
 @step
-def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write: bool) -> bool:
-    """Let the page tables over a faulting address exist; is nothing there, and around to be mapped?
+def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write: bool) -> EntrySeen:
+    """Let the page tables over a faulting address exist, and look at its entry.
 
     For a file the last table comes only with a page to put into it (finish_fault), for what may
     become a huge page none at all. The entry is looked at without its lock (handle_pte_fault).
@@ -277,10 +295,16 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write:
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
     space = m.mm(vma.mm)
-    no_last = vma.file or huge_range(m, vma, space, vpn) is not None
-    alloc_tables(m, task, space, vpn, vpn + 1, 2 if no_last else 1)
-    around = bool(vma.file) and not write and maps_around(m, vma)
-    return around and space.ptes.at(vpn) is None
+    huge = fits_huge(m, vma, space, vpn)
+    alloc_tables(m, task, space, vpn, vpn + 1, 2 if vma.file or huge else 1)
+    pte = space.ptes.at(vpn)
+    around = pte is None and bool(vma.file) and not write and maps_around(m, vma)
+    return EntrySeen(pte, huge, around)
+
+
+def fits_huge(m: Machine, vma: Vma, space: Mm, vpn: int) -> bool:
+    """Return whether a huge page fits where an anonymous page faults, and no small one is."""
+    return not vma.file and huge_range(m, vma, space, vpn) is not None
 
 
 @step
@@ -309,27 +333,29 @@ def fault_entry(
     reuses_large: bool,
     tables_go: bool,
     alone: bool,
-    saw_nothing: bool,
+    seen: EntrySeen | None,
 ) -> int | PageCopy:
     """Set the entry of a faulting address under the page-table lock, or say what to copy first.
 
-    alone: the pages around it were mapped under an earlier hold of that lock. saw_nothing: what
-    is around it is mapped in any case, whatever is in its place by now.
-    Where a page table may have gone since it was allocated (`tables_go`: MADV_DONTNEED frees it),
-    nothing is done, and the access will fault again (pte_offset_map_lock has found none).
+    alone: the pages around it were mapped under an earlier hold of that lock.
+    Where the entry is another one than was seen (vmf_pte_changed, pmd_none), or where a page table
+    may have gone since it was allocated (`tables_go`: MADV_DONTNEED frees it, and
+    pte_offset_map_lock finds none), nothing is done, and the access will fault again. But what is
+    around the page is mapped in any case.
     """
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
+    space = m.mm(vma.mm)
     if vma.flags & VM_HUGETLB:
-        alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, vma.huge_level)
+        alloc_tables(m, task, space, vpn, vpn + 1, vma.huge_level)
+    elif seen and (space.ptes.at(vpn), fits_huge(m, vma, space, vpn)) != (seen.pte, seen.huge):
+        return map_around(m, task, vma, space, vpn) if seen.around and not alone else 0
     elif tables_go and not vma.file and lacks_table(m, vma, vpn):
         return 0
     if write and not replaces_huge_zero:
-        split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
+        split_huge_zero(m, task, space, vpn)
     if write and not reuses_large and (found := large_to_copy(m, vma, vpn, vpn + 1)):
         return begin_copy(m, task, *found[0])
-    if saw_nothing and m.mm(vma.mm).ptes.at(vpn) is not None:
-        return map_around(m, task, vma, m.mm(vma.mm), vpn)
     return fault_page(m, task, vma, address, write, alone)
 
 

@@ -24,7 +24,6 @@ from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     VM_DONTCOPY,
-    VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_LOCKED,
@@ -53,7 +52,7 @@ from zaplock.protocols.locking import (
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
 from zaplock.protocols.punch import punch_hole
-from zaplock.protocols.reclaim_advice import deactivate, mark_free, page_out
+from zaplock.protocols.reclaim_advice import deactivate, free_lazily, page_out
 from zaplock.protocols.teardown import tlb_finish_mmu
 from zaplock.protocols.zap_range import gather_zap, zap_page_range_single
 
@@ -243,10 +242,12 @@ async def advise_pages_once(cx: Cx, start: int, end: int, advice: int, is_last: 
     """
     zaps_by_vma = cx.design.dontneed_lock == "vma" and advice in ZAPS
     guards_by_vma = cx.design.guard_lock == "vma" and advice in GUARDS
-    flushes_once = cx.design.dontneed_flushes_once and advice in DONTNEEDS
+    flushes_once = (cx.design.dontneed_flushes_once and advice in DONTNEEDS) or (
+        cx.design.free_flushes_once and advice == f.MADV_FREE
+    )
     batch = 0
     if zaps_by_vma or guards_by_vma:
-        batch = await gather_zap(cx.mm, start, end) if flushes_once else 0
+        batch = await gather_zap(cx.mm, start, end, False) if flushes_once else 0
         handle = await lock_vma_under_rcu(cx.mm, start)
         if handle:
             vma = await read_vma(handle)
@@ -262,7 +263,7 @@ async def advise_pages_once(cx: Cx, start: int, end: int, advice: int, is_last: 
         await up_read(cx.mmap_lock)
         return -EPERM
     if flushes_once and not batch:
-        batch = await gather_zap(cx.mm, start, end)
+        batch = await gather_zap(cx.mm, start, end, False)
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
         return await advise_vma(cx, handle, vma, low, high, advice, is_last, batch)
@@ -293,10 +294,7 @@ async def advise_vma(
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
-        d = cx.design
-        shared = SharedFolios(d.free_sharing, d.free_huge_sharing, d.advice_splits_whole)
-        await split_anonymous(cx.mm, low, high, d.finds_zeros, shared, True)
-        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE), shared)
+        await free_lazily(cx, vma, low, high, batch)
         return 0
     if advice in DONTNEEDS:
         forbidden = VM_PFNMAP

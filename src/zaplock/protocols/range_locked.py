@@ -212,14 +212,15 @@ def fault_slot(
         return (GROWS if vma.flags & VM_GROWSDOWN else -SIGSEGV), None
     if access_error(vma, write):
         return -SIGSEGV, None
+    seen = None
     if not vma.flags & VM_HUGETLB:
-        alloc_fault_tables.run(m, task, handle, address, write)
+        seen = alloc_fault_tables.run(m, task, handle, address, write)
     if not vma.flags & VM_SHARED and (write or not vma.file):
         anon_vma_prepare.run(m, task, handle)
     rules = (replaces_huge_zero, True, False)
-    result = fault_entry.run(m, task, handle, address, write, *rules, False, False)
+    result = fault_entry.run(m, task, handle, address, write, *rules, False, seen)
     if result == ALONE:
-        result = fault_entry.run(m, task, handle, address, write, *rules, True, False)
+        result = fault_entry.run(m, task, handle, address, write, *rules, True, seen)
     if isinstance(result, PageCopy):
         found = vma_of(m, task, handle)
         finish_copy(m, task, found, address, result, m.content.at(result.frame) or 0)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_DROPPABLE, VM_LOCKED
 from zaplock.model.folio_sharing import SharedFolios, is_shared, maps_of_folio
-from zaplock.model.folios import by_page_table, to_split
+from zaplock.model.folios import by_page_table, split_anonymous, to_split
 from zaplock.model.frames import Frame, clean, unback
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.references import age_entries, deactivate_pages, follows
 from zaplock.model.shared_huge import IN_MEMORY
 from zaplock.model.step import Task, step
 from zaplock.model.swap import drop_swapped, kept_slot, swap_out
-from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.tlb import gather_pages
 from zaplock.model.vma import Vma, change
 from zaplock.protocols.rmap import watched_kinds
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
@@ -113,11 +113,30 @@ def drop_poison(space: Mm, first: int, last: int) -> None:
             space.ptes.clear(low, high)
 
 
+async def free_lazily(cx: Cx, vma: Vma, low: int, high: int, batch: int) -> None:
+    """MADV_FREE of a part of a VMA: the CPUs are told behind all of it that the pages are clean.
+
+    Until then one that has written to a page writes on and marks nothing: what it writes may be
+    dropped with the page. batch: the gather that the caller finishes; 0: one of its own.
+    """
+    d = cx.design
+    shared = SharedFolios(d.free_sharing, d.free_huge_sharing, d.advice_splits_whole)
+    gather = batch or await gather_zap(cx.mm, low, high)
+    has_huge = await split_anonymous(cx.mm, low, high, d.finds_zeros, shared, True)
+    grain = (cx.grain << PAGE_SHIFT if not has_huge else 0) or high - low
+    for at in range(low, high, grain):
+        until, droppable = min(at + grain, high), bool(vma.flags & VM_DROPPABLE)
+        await mark_free(cx.mm, gather, at, until, droppable, shared)
+    if not batch:
+        await tlb_finish_mmu(cx, gather)
+
+
 @step
 def mark_free(
     m: Machine,
     task: Task,
     mm: int,
+    gather: int,
     low: int,
     high: int,
     droppable: bool,
@@ -142,7 +161,7 @@ def mark_free(
         if (frame.dirty and frame.maps > 1) or kept_slot(m, frame):
             continue  # others find it in swap, too (folio_free_swap)
         clean(m, start, end)
-        clean_entries(m, m.mm(mm), start - delta, end - delta)
+        clean_entries(m, m.mm(mm), gather, start - delta, end - delta)
         if frame.stays_locked and not frame.unbacked:
             continue  # clean, but on no list of what may be dropped (folio_mark_lazyfree)
         if not (frame.unbacked or droppable):
@@ -191,12 +210,14 @@ def _lets_be(m: Machine, space: Mm, head: int, pte: Pte, shared: SharedFolios) -
     return dirty and maps_of_folio(m, head, PAGES_PER_PMD) != PAGES_PER_PMD
 
 
-def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:
-    """Make the entries of virtual pages [first, last) old and clean."""
-    age_entries(m, space, first, last)
+def clean_entries(m: Machine, space: Mm, gather: int, first: int, last: int) -> None:
+    """Make the entries of virtual pages [first, last) old and clean, and remember what was not."""
     for low, high, pte in space.ptes.overlapping(first, last):
-        space.ptes.set(low, high, change(pte, clean=True))
-    flush_tlb_range(m, space.mm, first, last, False)
+        if not pte.clean:
+            space.ptes.set(low, high, change(pte, clean=True))
+        if not (pte.clean and pte.old):
+            gather_pages(m, gather, low, high, False, pte.delta)
+    age_entries(m, space, first, last)
 
 
 def locked_by_others(m: Machine, mm: int, first: int, last: int) -> list[tuple[int, int]]:

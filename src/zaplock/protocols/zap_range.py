@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, VM_HUGETLB
 from zaplock.model.step import Step, Task, step
-from zaplock.model.tlb import gather_tables, tlb_gather_mmu
+from zaplock.model.tlb import gather_tables, note_peak, tlb_gather_mmu
 from zaplock.model.vma import Vma
 from zaplock.protocols.rmap import MARKERS, watched_kinds
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
@@ -28,6 +28,8 @@ async def zap_page_range_single(
     """
     own = not batch or vma.flags & VM_HUGETLB
     gather = await gather_zap(cx.mm, low, high) if own else batch
+    if not own:
+        await update_hiwater_rss(cx.mm)
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, True)
     else:
@@ -37,6 +39,12 @@ async def zap_page_range_single(
             await reclaim_tables(cx.mm, gather, low, high)
     if own:
         await tlb_finish_mmu(cx, gather)
+
+
+@step
+def update_hiwater_rss(m: Machine, _task: Task, mm: int) -> None:
+    """Note the peak of resident memory before some of it goes."""
+    note_peak(m, m.mm(mm))
 
 
 @step
@@ -53,6 +61,7 @@ def reclaim_tables(m: Machine, task: Task, mm: int, gather: int, low: int, high:
                 tables.clear(index, index + 1)
 
 
-def gather_zap(mm: int, low: int, high: int) -> Step[int]:
+def gather_zap(mm: int, low: int, high: int, notes_peak: bool = True) -> Step[int]:
     """Begin a gather over a range of addresses."""
-    return tlb_gather_mmu(mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    said = () if notes_peak else (False,)
+    return tlb_gather_mmu(mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT, *said)
