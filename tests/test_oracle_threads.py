@@ -44,7 +44,7 @@ ADVICES = ("madvise", "process_madvise")
 LOAD = Op("load", (WINDOW,))
 SIGSEGV = shown(LOAD, -(11 << 16))
 SIGBUS = shown(LOAD, -(7 << 16))
-DONTNEED, POPULATE_READ, POPULATE_WRITE, GUARD_INSTALL = 4, 22, 23, 102
+DONTNEED, FREE, POPULATE_READ, POPULATE_WRITE, GUARD_INSTALL = 4, 8, 22, 23, 102
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,46 @@ def test_a_cpu_may_know_already_where_a_store_goes(bench: ThreadBench) -> None:
         for turns in range(0, 4000, 50)
     }
     assert {model.judge(outcome) for outcome in seen} <= {"in order", "interleaved"}
+
+
+@needs_kernel
+def test_a_cpu_may_mark_a_page_that_its_store_finds_no_more(bench: ThreadBench) -> None:
+    """Found by threads: it sets the dirty bit, looks the page up again, and mremap has moved it."""
+    program = ThreadedProgram(
+        (mapping(), Op("store", (WINDOW,)), Op("madvise", (WINDOW, PAGE, FREE))),
+        (
+            (Op("store", (WINDOW,)),),
+            (Op("mremap", (WINDOW, PAGE, PAGE, 3, ELSEWHERE)),),
+        ),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    dirty = ops.FIGURES.index("Private_Dirty")
+
+    def moved(outcomes: set[ThreadedOutcome]) -> set[int]:
+        """What is dirty of the page at its new place, where the store has missed it."""
+        missed = {one.after for one in outcomes if one.results == ((SIGSEGV,), (ELSEWHERE,))}
+        return {after.vmas[-1].figures[dirty] for after in missed}
+
+    assert moved(model.explored()) == {0}
+    assert moved(model._explored_ahead()) == {0, 4}
+    seen = {
+        bench.real.run_threads(program, [[turns], [turns]], bench.cpus)
+        for turns in range(0, 4000, 20)
+    }
+    assert {model.judge(outcome) for outcome in seen} <= {"in order", "interleaved"}
+
+
+@needs_kernel
+def test_a_move_may_find_the_upper_page_tables_of_a_fault_alone(bench: ThreadBench) -> None:
+    """Found by threads: it lets as many exist at the new place."""
+    far = 0x2000_0000_0000
+    program = ThreadedProgram(
+        (Op("mmap", (far, PAGE, 3, 0x32, -1, 0)), Op("mmap", (far + PAGE, PAGE, 3, 0x31, -1, 0))),
+        ((Op("load", (far,)),), (Op("mremap", (far + PAGE, PAGE, PAGE, 3, WINDOW)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    tables = {one.after.counters[ops.COUNTERS.index("VmPTE")] for one in model.explored()}
+    assert tables == {12, 16, 24}  # of the load; and one of the new place, or all
 
 
 @needs_kernel

@@ -389,6 +389,19 @@ def translate(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     return _walk(m, task, space, vpn, write)
 
 
+def mark_ahead(m: Machine, task: Task, space: Mm, vpn: int) -> None:
+    """Let a CPU set the dirty bit of an entry for a write that has yet to look the page up again.
+
+    A CPU that finds the bit clear sets it and begins the write anew; by then the page may have
+    moved, or be read-only (of that Intel's manual tells, volume 3, "Accessed and Dirty Flags").
+    """
+    pte = space.ptes.at(vpn)
+    known = m.tlb(task.cpu).at(vpn)
+    knows = known is not None and known.mm == space.mm and known.writable
+    if pte is not None and pte.clean and not knows and _frame(pte, vpn, True):
+        write_entry(space, vpn)
+
+
 def _set_bits(space: Mm, vpn: int, pte: Pte, write: bool) -> None:
     """Set the accessed and the dirty bit of an entry, as a CPU does that uses it."""
     if pte.old:

@@ -6,7 +6,7 @@ What no order explains is looked for among all interleavings of the operations' 
 (`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page, and locks granted
 to any waiter; and what these don't have, among those in which CPUs have also looked up ahead of
 time what their thread's loads and stores will need, as they may whenever they like (the set-up
-leaves such translations, and CPUs run ahead).
+leaves such translations, and CPUs run ahead), and mark an entry before they look it up to write.
 
 A fault maps around its page what nobody has locked, and who has a page of a file locked at which
 moment (a fault of it, a read, another mapping around) is not in the model. So an outcome that lacks
@@ -20,7 +20,8 @@ follows from one that is not among them. What it has found must keep a rule of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from zaplock.engines.checking.exhaustive import Search, SearchLimits
 from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.machine import Machine
-from zaplock.model.pagetable import translate
+from zaplock.model.pagetable import mark_ahead, translate
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.oracle.compare import result_text
@@ -53,6 +54,7 @@ from zaplock.oracle.whole_operations import (
     start,
 )
 from zaplock.oracle.world import MM
+from zaplock.protocols import user_access
 from zaplock.protocols.design import Cx, Design
 
 Answer = Literal["in order", "interleaved", "not allowed", "not known"]
@@ -64,6 +66,28 @@ SEARCH = SearchLimits(states=8_000_000, seconds=20.0, memory=2 << 30)
 def looked_up(m: Machine, task: Task, mm: int, address: int) -> None:
     """Let a CPU find what is mapped at an address, as it may at any time."""
     translate(m, task, m.mm(mm), address >> PAGE_SHIFT, False)
+
+
+@step
+def marked(m: Machine, task: Task, mm: int, address: int) -> None:
+    """Let a CPU mark an entry before it looks it up again to write."""
+    mark_ahead(m, task, m.mm(mm), address >> PAGE_SHIFT)
+
+
+@types.coroutine
+def marking(protocol: Any) -> Generator[Any, Any, Any]:
+    """Let the CPU mark the entry before each try of a protocol to store."""
+    result = None
+    try:
+        while True:
+            awaited = protocol.send(result)
+            if getattr(awaited, "run", None) is user_access.store.run:
+                yield from marked(*awaited.args[:2]).__await__()
+            result = yield awaited
+    except StopIteration as end:
+        return end.value
+    finally:
+        protocol.close()
 
 
 class Interleavings:
@@ -117,7 +141,7 @@ class Interleavings:
     def _explored_ahead(self) -> set[ThreadedOutcome]:
         """Return the outcomes where CPUs look up ahead of time what they will access, too."""
         if self._ahead is None:
-            search, broken = self._search(self._looking_up())
+            search, broken = self._search(self._looking_up(), marking)
             self._ahead = set(search.reached)
             self.violations += broken
         return self._ahead
@@ -159,13 +183,15 @@ class Interleavings:
 
     # Every step
 
-    def _search(self, others: Iterable[TaskProgram] = ()) -> tuple[_Endings, tuple[Violation, ...]]:
+    def _search(
+        self, others: Iterable[TaskProgram] = (), stores: Wrap = lambda protocol: protocol
+    ) -> tuple[_Endings, tuple[Violation, ...]]:
         """Search all interleavings; return what was reached, and which rules were broken.
 
-        others: what goes on beside the program's threads.
+        others: what goes on beside the program's threads. stores: wraps those of the threads.
         """
         programs = [
-            TaskProgram(self._cx(thread).task, partial(self._body, thread))
+            TaskProgram(self._cx(thread).task, partial(self._body, thread, stores))
             for thread in range(len(self.threaded.threads))
         ]
         configuration = Configuration(self._machine, (*programs, *others), Rules())
@@ -210,10 +236,12 @@ class Interleavings:
                     f"{result_text(one)}, in every order of what the others do {told}",
                 )
 
-    async def _body(self, thread: int) -> tuple[int, ...]:
+    async def _body(self, thread: int, stores: Wrap) -> tuple[int, ...]:
         results = []
         for index, op in enumerate(self.threaded.threads[thread]):
             protocol = self.wrap(start(self._cx(thread, 1), number_of(thread, index), op))
+            if op.name == "store":
+                protocol = stores(protocol)
             results.append(result_of(op, await protocol))
         return tuple(results)
 

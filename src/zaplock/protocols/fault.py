@@ -26,6 +26,7 @@ from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     PMD_SHIFT,
+    PUD_SHIFT,
     VM_ACCESS_FLAGS,
     VM_GROWSDOWN,
     VM_HUGETLB,
@@ -89,7 +90,7 @@ RETRY = 2
 
 
 class EntrySeen(NamedTuple):
-    """What a fault has seen of an entry without its lock (vmf->orig_pte, vmf_orig_pmd).
+    """What a fault has seen of an entry without its lock (orig_pte and orig_pmd of vmf).
 
     huge: a huge page fits in its place. around: what is cached around it is to be mapped.
     """
@@ -204,7 +205,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if await needs_anon_vma(cx, handle, vma, address, write):
         if cx.design.vma_lock_faults == "all" and not vma.flags & VM_HUGETLB:
             # the tables stay where the fault has to give way
-            seen = await alloc_fault_tables(handle, address, write)
+            seen = await tables_for_fault(handle, address, write)
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
@@ -265,7 +266,7 @@ async def handle_mm_fault(
     if await no_memory(cx):
         return -ENOMEM
     if seen is None and not vma.flags & VM_HUGETLB:
-        seen = await alloc_fault_tables(handle, address, write)
+        seen = await tables_for_fault(handle, address, write)
     if await needs_anon_vma(cx, handle, vma, address, write):
         if await no_memory(cx):
             return -ENOMEM
@@ -285,10 +286,20 @@ async def handle_mm_fault(
     return 0
 
 
+async def tables_for_fault(handle: int, address: int, write: bool) -> EntrySeen:
+    """Let the page tables over a faulting address exist, and look at its entry."""
+    while (seen := await alloc_fault_tables(handle, address, write)) is None:
+        pass
+    return seen
+
+
 @step
-def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write: bool) -> EntrySeen:
+def alloc_fault_tables(
+    m: Machine, task: Task, handle: int, address: int, write: bool
+) -> EntrySeen | None:
     """Let the page tables over a faulting address exist, and look at its entry.
 
+    None: the upper ones are new, and whoever looks finds no lower one under them yet.
     For a file the last table comes only with a page to put into it (finish_fault), for what may
     become a huge page none at all. The entry is looked at without its lock (handle_pte_fault).
     """
@@ -296,7 +307,12 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int, write:
     vpn = address >> PAGE_SHIFT
     space = m.mm(vma.mm)
     huge = fits_huge(m, vma, space, vpn)
-    alloc_tables(m, task, space, vpn, vpn + 1, 2 if vma.file or huge else 1)
+    had_upper = space.tables[2].at(address >> PUD_SHIFT) is not None
+    alloc_tables(m, task, space, vpn, vpn + 1, 2)
+    if not (vma.file or huge):
+        if not had_upper:
+            return None
+        alloc_tables(m, task, space, vpn, vpn + 1)
     pte = space.ptes.at(vpn)
     around = pte is None and bool(vma.file) and not write and maps_around(m, vma)
     return EntrySeen(pte, huge, around)

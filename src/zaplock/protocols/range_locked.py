@@ -214,7 +214,8 @@ def fault_slot(
         return -SIGSEGV, None
     seen = None
     if not vma.flags & VM_HUGETLB:
-        seen = alloc_fault_tables.run(m, task, handle, address, write)
+        while seen is None:
+            seen = alloc_fault_tables.run(m, task, handle, address, write)
     if not vma.flags & VM_SHARED and (write or not vma.file):
         anon_vma_prepare.run(m, task, handle)
     rules = (replaces_huge_zero, True, False)
