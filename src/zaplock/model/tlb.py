@@ -67,6 +67,12 @@ def note_peak(m: Machine, space: Mm) -> None:
 
 
 @step
+def update_hiwater_rss(m: Machine, _task: Task, mm: int) -> None:
+    """Note the peak of resident memory before some of it goes."""
+    note_peak(m, m.mm(mm))
+
+
+@step
 def tlb_gather_mmu(
     m: Machine, task: Task, mm: int, first: int, last: int, notes_peak: bool = True
 ) -> int:

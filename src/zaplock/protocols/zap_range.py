@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, VM_HUGETLB
 from zaplock.model.step import Step, Task, step
-from zaplock.model.tlb import gather_tables, note_peak, tlb_gather_mmu
+from zaplock.model.tlb import gather_tables, tlb_gather_mmu, update_hiwater_rss
 from zaplock.model.vma import Vma
 from zaplock.protocols.rmap import MARKERS, watched_kinds
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
@@ -39,12 +39,6 @@ async def zap_page_range_single(
             await reclaim_tables(cx.mm, gather, low, high)
     if own:
         await tlb_finish_mmu(cx, gather)
-
-
-@step
-def update_hiwater_rss(m: Machine, _task: Task, mm: int) -> None:
-    """Note the peak of resident memory before some of it goes."""
-    note_peak(m, m.mm(mm))
 
 
 @step
