@@ -393,8 +393,7 @@ def mark_ahead(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     """Let a CPU set the dirty bit of an entry for a write that has yet to look the page up again.
 
     A CPU that finds the bit clear sets it and begins the write anew; by then the page may have
-    moved (mremap has shown that), or be read-only (why Linux tells such dirty entries from those of
-    shadow stacks).
+    moved (mremap has shown that).
     """
     pte = space.ptes.at(vpn)
     known = m.tlb(task.cpu).at(vpn)

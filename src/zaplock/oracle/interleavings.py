@@ -184,14 +184,14 @@ class Interleavings:
     # Every step
 
     def _search(
-        self, others: Iterable[TaskProgram] = (), stores: Wrap = lambda protocol: protocol
+        self, others: Iterable[TaskProgram] = (), runs: Wrap = lambda protocol: protocol
     ) -> tuple[_Endings, tuple[Violation, ...]]:
         """Search all interleavings; return what was reached, and which rules were broken.
 
-        others: what goes on beside the program's threads. stores: wraps those of the threads.
+        others: what goes on beside the program's threads. runs: wraps what the threads run.
         """
         programs = [
-            TaskProgram(self._cx(thread).task, partial(self._body, thread, stores))
+            TaskProgram(self._cx(thread).task, partial(self._body, thread, runs))
             for thread in range(len(self.threaded.threads))
         ]
         configuration = Configuration(self._machine, (*programs, *others), Rules())
@@ -236,13 +236,11 @@ class Interleavings:
                     f"{result_text(one)}, in every order of what the others do {told}",
                 )
 
-    async def _body(self, thread: int, stores: Wrap) -> tuple[int, ...]:
+    async def _body(self, thread: int, runs: Wrap) -> tuple[int, ...]:
         results = []
         for index, op in enumerate(self.threaded.threads[thread]):
             protocol = self.wrap(start(self._cx(thread, 1), number_of(thread, index), op))
-            if op.name == "store":
-                protocol = stores(protocol)
-            results.append(result_of(op, await protocol))
+            results.append(result_of(op, await runs(protocol)))
         return tuple(results)
 
     def _outcome(self, machine: Machine, results: tuple[Any, ...]) -> ThreadedOutcome:
