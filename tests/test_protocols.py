@@ -9,6 +9,7 @@ import pytest
 
 from zaplock import AddressSpace
 from zaplock.designs import SHIPPED, Cx, load
+from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import LockCall, run
 from zaplock.errors import UserError
 from zaplock.model import flags as f
@@ -21,10 +22,13 @@ from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
 from zaplock.protocols.exit import exit_process, mark_oom_victim
 from zaplock.protocols.gup import copy_from_user
+from zaplock.protocols.madvise import madvise
+from zaplock.protocols.mlock import mlock
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.proc import proc_pid_maps, proc_pid_smaps
 from zaplock.protocols.rmap import truncate
 from zaplock.protocols.uprobes import BREAKPOINT, uprobe_register, uprobe_unregister
+from zaplock.protocols.user_access import write_memory
 from zaplock.protocols.userfaultfd import monitor, open_userfaultfd, set_uffd
 
 PAGE = f.PAGE_SIZE
@@ -150,6 +154,26 @@ async def hold_for_write(mm: int) -> None:
     from zaplock.model.rwsem import down_write
 
     await down_write(("mmap_lock", mm))
+
+
+@pytest.mark.parametrize("advice", [f.MADV_DONTNEED, f.MADV_FREE])
+@pytest.mark.parametrize("release", ["6.15", "6.16", "6.17"])
+def test_the_peak_is_noted_where_an_advice_comes_to_pages_and_not_where_it_is_refused(
+    release: str, advice: int
+) -> None:
+    """Whether one gather is for each VMA or for all (43c4cfde7e37, 01bef02bf930)."""
+    space = AddressSpace(design_of(release).design)
+    space.machine.globals.put("peaks", 1)
+    at = space.mmap(2 * PAGE)
+    for page in (at, at + PAGE):
+        run(space.machine, space.task, write_memory(space.cx, page, 7))
+    assert run(space.machine, space.task, mlock(space.cx, at, PAGE)) == 0
+    locked = madvise(space.cx, at, PAGE, advice)
+    assert run(space.machine, space.task, locked) == -EINVAL
+    assert space.counters().get("hiwater_rss", 0) == 0
+    given = madvise(space.cx, at + PAGE, PAGE, advice)
+    assert run(space.machine, space.task, given) == 0
+    assert space.counters()["hiwater_rss"] == 2
 
 
 @pytest.mark.parametrize("design", EVERY)
